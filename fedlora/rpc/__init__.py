@@ -1,0 +1,1 @@
+"""gRPC plumbing that both ends share: channels, limits, errors as statuses."""

@@ -1,0 +1,103 @@
+"""One table from reasons to gRPC status codes, used in both directions.
+
+The server turns a FedLoraError into a status with google.rpc.ErrorInfo (reason, domain,
+hint); the client turns that back into the same FedLoraError. What has no reason is our own
+mistake: INTERNAL, no detail for the peer, everything in the log.
+"""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["DOMAIN", "STATUS_OF_REASON", "from_rpc_error", "to_status"]
+
+DOMAIN = "fedlora"
+
+_C = grpc.StatusCode
+
+STATUS_OF_REASON: dict[Reason, grpc.StatusCode] = {
+    Reason.INVALID_ARGUMENT: _C.INVALID_ARGUMENT,
+    Reason.INVALID_CONFIG: _C.INVALID_ARGUMENT,
+    Reason.INVALID_PAYLOAD: _C.INVALID_ARGUMENT,
+    Reason.MANIFEST_MISMATCH: _C.INVALID_ARGUMENT,
+    Reason.NOT_FINITE: _C.INVALID_ARGUMENT,
+    Reason.OFFSET_MISMATCH: _C.INVALID_ARGUMENT,
+    Reason.DIGEST_MISMATCH: _C.DATA_LOSS,
+    Reason.UPLOAD_INCOMPLETE: _C.ABORTED,
+    Reason.UPLOAD_STALLED: _C.DEADLINE_EXCEEDED,
+    Reason.TOO_LARGE: _C.INVALID_ARGUMENT,
+    Reason.UNSUPPORTED_METHOD: _C.INVALID_ARGUMENT,
+    Reason.INVALID_DATA: _C.INVALID_ARGUMENT,
+    Reason.INVALID_MODEL: _C.INVALID_ARGUMENT,
+    Reason.NOT_FOUND: _C.NOT_FOUND,
+    Reason.ALREADY_EXISTS: _C.ALREADY_EXISTS,
+    Reason.WRONG_ROUND: _C.FAILED_PRECONDITION,
+    Reason.WRONG_TASK: _C.FAILED_PRECONDITION,
+    Reason.WRONG_PHASE: _C.FAILED_PRECONDITION,
+    Reason.BASE_MISMATCH: _C.FAILED_PRECONDITION,
+    Reason.LAYOUT_MISMATCH: _C.FAILED_PRECONDITION,
+    Reason.NO_OPEN_RUN: _C.FAILED_PRECONDITION,
+    Reason.NO_FREE_SLOT: _C.RESOURCE_EXHAUSTED,
+    Reason.STATE_LOCKED: _C.FAILED_PRECONDITION,
+    Reason.STATE_CORRUPT: _C.DATA_LOSS,
+    Reason.UNKNOWN_SESSION: _C.UNAUTHENTICATED,
+    Reason.SESSION_FENCED: _C.ABORTED,
+    Reason.UNAVAILABLE: _C.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: _C.DEADLINE_EXCEEDED,
+    Reason.OUT_OF_SPACE: _C.RESOURCE_EXHAUSTED,
+    Reason.DEVICE_UNAVAILABLE: _C.FAILED_PRECONDITION,
+    Reason.MISSING_EXTRA: _C.FAILED_PRECONDITION,
+    Reason.INTERNAL: _C.INTERNAL,
+}
+
+# Statuses that gRPC itself makes, without our details.
+_REASON_OF_BARE_STATUS = {
+    _C.UNAVAILABLE: Reason.UNAVAILABLE,
+    # A write on a stream whose peer is gone ends as INTERNAL as often as UNAVAILABLE (measured).
+    _C.INTERNAL: Reason.UNAVAILABLE,
+    _C.CANCELLED: Reason.UNAVAILABLE,
+    _C.UNKNOWN: Reason.INTERNAL,
+    _C.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
+    _C.RESOURCE_EXHAUSTED: Reason.UNAVAILABLE,
+    _C.UNIMPLEMENTED: Reason.INVALID_ARGUMENT,
+    _C.NOT_FOUND: Reason.NOT_FOUND,
+    _C.UNAUTHENTICATED: Reason.UNKNOWN_SESSION,
+    _C.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
+}
+
+
+def to_status(error: FedLoraError) -> grpc.Status:
+    """The status that tells a peer about `error`."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
+    info.metadata["message"] = error.message
+    if error.hint:
+        info.metadata["hint"] = error.hint
+    status = status_pb2.Status(code=STATUS_OF_REASON[error.reason].value[0], message=str(error))
+    status.details.add().Pack(info)
+    return rpc_status.to_status(status)
+
+
+def from_rpc_error(error: grpc.RpcError, *, peer: str) -> FedLoraError:
+    """The FedLoraError a peer raised, or the nearest to what went wrong on the way.
+
+    Args:
+        error: as raised by a stub, sync or asyncio.
+        peer: address called, for the text.
+    """
+    status = rpc_status.from_call(error)
+    if status is not None:
+        for detail in status.details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN and info.reason in set(Reason):
+                message = info.metadata.get("message", status.message)
+                return FedLoraError(
+                    Reason(info.reason), message, hint=info.metadata.get("hint", "")
+                )
+    code = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else _C.UNKNOWN
+    reason = _REASON_OF_BARE_STATUS.get(code, Reason.INTERNAL)
+    text = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
+    return FedLoraError(reason, f"{peer} answered {code.name}: {text or 'no detail'}")

@@ -1,0 +1,246 @@
+"""A run's specification: adapter, method, round rules, training, data split.
+
+Field docstrings are the reference: configuration files, flags and documentation are
+built from these dataclasses, so a default is written once, here.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedlora.adapters.spec import AdapterSpec
+from fedlora.errors import FedLoraError, Reason
+from fedlora.tensors.manifest import DataType
+
+__all__ = [
+    "BelowQuorum",
+    "LearningRateSchedule",
+    "MethodSpec",
+    "PartitionScheme",
+    "PartitionSpec",
+    "RoundRules",
+    "RunPhase",
+    "RunSpec",
+    "TrainingSpec",
+    "Weighting",
+]
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+OptionValue = float | int | bool | str
+
+
+def _invalid(message: str, hint: str = "") -> FedLoraError:
+    return FedLoraError(Reason.INVALID_ARGUMENT, message, hint=hint)
+
+
+class RunPhase(enum.StrEnum):
+    """Where a run stands."""
+
+    CREATED = "created"
+    WAITING = "waiting"
+    INITIALIZING = "initializing"
+    TRAINING = "training"
+    AGGREGATING = "aggregating"
+    EVALUATING = "evaluating"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing happens after this phase."""
+        return self in (RunPhase.COMPLETED, RunPhase.STOPPED, RunPhase.FAILED)
+
+
+class Weighting(enum.StrEnum):
+    """How updates are weighted in the mean."""
+
+    NUM_EXAMPLES = "num_examples"
+    UNIFORM = "uniform"
+
+
+class BelowQuorum(enum.StrEnum):
+    """What happens when a deadline passes below quorum."""
+
+    EXTEND = "extend"
+    FAIL = "fail"
+
+
+class PartitionScheme(enum.StrEnum):
+    """How an experiment splits one file over several workers."""
+
+    IID = "iid"
+    DIRICHLET = "dirichlet"
+    COLUMN = "column"
+
+
+class LearningRateSchedule(enum.StrEnum):
+    """Course of the learning rate over the rounds of a run."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSpec:
+    """The aggregation method and its options (docs/algorithms.md)."""
+
+    name: str = "flora_na"
+    """registry name"""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """the method's own options; defaults where left out"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRules:
+    """When rounds begin and end."""
+
+    num_rounds: int = 8
+    """rounds of the run"""
+    min_workers: int = 2
+    """ready workers needed before a round begins"""
+    cohort_size: int = 0
+    """workers sampled for a round; 0 takes all that are ready"""
+    quorum: int = 2
+    """updates with which a round may close once its deadline has passed"""
+    deadline_seconds: float = 600.0
+    """seconds a round may train; it closes earlier when all have reported"""
+    below_quorum: BelowQuorum = BelowQuorum.EXTEND
+    """at a deadline with too few updates: wait once more, or fail the run"""
+    weighting: Weighting = Weighting.NUM_EXAMPLES
+    """weights of the mean"""
+    evaluate: bool = True
+    """score each published adapter on the workers' held-out and shared test data"""
+
+    def __post_init__(self) -> None:
+        if self.num_rounds < 1:
+            raise _invalid(f"rounds.num_rounds must be at least 1, got {self.num_rounds}")
+        if self.min_workers < 1:
+            raise _invalid(f"rounds.min_workers must be at least 1, got {self.min_workers}")
+        if self.cohort_size < 0:
+            raise _invalid(f"rounds.cohort_size must not be negative, got {self.cohort_size}")
+        if self.quorum < 1:
+            raise _invalid(f"rounds.quorum must be at least 1, got {self.quorum}")
+        most = self.cohort_size or self.min_workers
+        if self.quorum > most:
+            raise _invalid(
+                f"rounds.quorum is {self.quorum}, but a round may have only {most} workers",
+                "Lower the quorum, or raise min_workers and cohort_size",
+            )
+        if self.cohort_size > 0 and self.min_workers < self.cohort_size:
+            raise _invalid(
+                f"rounds.min_workers is {self.min_workers}, below cohort_size {self.cohort_size}"
+            )
+        if not self.deadline_seconds > 0:
+            raise _invalid(f"rounds.deadline_seconds must be positive, got {self.deadline_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """Local training; equal for all workers of a run."""
+
+    learning_rate: float = 2e-4
+    """peak learning rate of AdamW on the LoRA factors"""
+    head_learning_rate: float = 0.0
+    """learning rate of modules_to_save; 0 takes learning_rate"""
+    schedule: LearningRateSchedule = LearningRateSchedule.LINEAR
+    """course of both rates over the rounds of the run"""
+    local_epochs: float = 1.0
+    """passes over the worker's data in one round; ignored where local_steps is set"""
+    local_steps: int = 0
+    """optimiser steps in one round; 0 takes local_epochs"""
+    batch_size: int = 16
+    """examples per optimiser step"""
+    micro_batch_size: int = 0
+    """examples per forward pass; 0 takes batch_size"""
+    max_sequence_tokens: int = 512
+    """longer texts are cut"""
+    weight_decay: float = 0.0
+    """AdamW's weight decay"""
+    warmup_fraction: float = 0.0
+    """share of a round's steps over which the rate rises from 0"""
+    max_gradient_norm: float = 1.0
+    """global norm at which gradients are clipped; 0 leaves them"""
+    gradient_checkpointing: bool = False
+    """trade time for memory"""
+    packing: bool = False
+    """pack several examples into one sequence (causal_lm)"""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise _invalid(f"training.learning_rate must be positive, got {self.learning_rate}")
+        if self.head_learning_rate < 0:
+            raise _invalid("training.head_learning_rate must not be negative")
+        if self.local_steps < 0 or (self.local_steps == 0 and not self.local_epochs > 0):
+            raise _invalid("set training.local_epochs above 0, or training.local_steps above 0")
+        if self.batch_size < 1:
+            raise _invalid(f"training.batch_size must be at least 1, got {self.batch_size}")
+        if self.micro_batch_size < 0 or self.micro_batch_size > self.batch_size:
+            raise _invalid(
+                f"training.micro_batch_size must lie between 0 and batch_size {self.batch_size}, "
+                f"got {self.micro_batch_size}"
+            )
+        if self.max_sequence_tokens < 2:
+            raise _invalid("training.max_sequence_tokens must be at least 2")
+        if not 0 <= self.warmup_fraction < 1:
+            raise _invalid("training.warmup_fraction must lie in [0, 1)")
+        if self.max_gradient_norm < 0 or self.weight_decay < 0:
+            raise _invalid(
+                "training.max_gradient_norm and training.weight_decay must not be negative"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionSpec:
+    """An experiment's split of one file over several workers."""
+
+    scheme: PartitionScheme = PartitionScheme.DIRICHLET
+    """iid, dirichlet (by label) or column"""
+    num_slots: int
+    """parts the file is split into; each worker leases one"""
+    dirichlet_alpha: float = 0.3
+    """concentration; small is very non-IID"""
+    column: str = ""
+    """for scheme "column": rows with one value of it stay together"""
+    seed: int = 0
+    """seed of the split"""
+
+    def __post_init__(self) -> None:
+        if self.num_slots < 1:
+            raise _invalid(f"partition.num_slots must be at least 1, got {self.num_slots}")
+        if self.scheme is PartitionScheme.DIRICHLET and not self.dirichlet_alpha > 0:
+            raise _invalid(f"partition.dirichlet_alpha must be positive, got {self.dirichlet_alpha}")
+        if self.scheme is PartitionScheme.COLUMN and not self.column:
+            raise _invalid('partition.column is empty with scheme "column"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Everything that defines a run."""
+
+    name: str
+    """letters, digits, "-", "_" and "."; unique on a server"""
+    adapter: AdapterSpec
+    method: MethodSpec = field(default_factory=MethodSpec)
+    rounds: RoundRules = field(default_factory=RoundRules)
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    partition: PartitionSpec | None = None
+    """absent where every worker brings its own data"""
+    seed: int = 0
+    """seed of everything random in the run"""
+    wire_dtype: DataType = DataType.F32
+    """element type of adapters and updates on the wire and on disk"""
+
+    def __post_init__(self) -> None:
+        if not _RUN_NAME.fullmatch(self.name):
+            raise _invalid(
+                f"run.name must be 1 to 64 letters, digits, '-', '_' or '.', beginning with a "
+                f"letter or digit, got {self.name[:80]!r}"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise _invalid(f"run.seed must lie in [0, 2^63), got {self.seed}")

@@ -1,0 +1,215 @@
+"""What a worker is given to do, and what it tells of itself."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import PartitionSpec, RunSpec
+from fedlora.tensors.manifest import DataType, TensorManifest
+
+__all__ = [
+    "Acknowledgement",
+    "AdapterHeader",
+    "Capabilities",
+    "DataSlot",
+    "Directive",
+    "Evaluation",
+    "EvaluationScope",
+    "EvaluationSplit",
+    "Limits",
+    "Progress",
+    "Registration",
+    "Task",
+    "TaskKind",
+    "UpdateHeader",
+    "UploadState",
+    "UploadStatus",
+    "check_worker_name",
+]
+
+_WORKER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:-]{0,127}")
+
+
+def check_worker_name(name: str) -> str:
+    """Returns a well-formed worker name, or raises INVALID_ARGUMENT."""
+    if not _WORKER_NAME.fullmatch(name):
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            "a worker name is 1 to 128 letters, digits, '-', '_', '.', '@' or ':', beginning with "
+            f"a letter or digit, got {name[:140]!r}",
+        )
+    return name
+
+
+class TaskKind(enum.StrEnum):
+    """What there is to do."""
+
+    INITIALIZE = "initialize"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    WAIT = "wait"
+    STOP = "stop"
+
+
+class EvaluationScope(enum.StrEnum):
+    """Whose scores: the worker's own adapter, or the published one."""
+
+    LOCAL = "local"
+    GLOBAL = "global"
+
+
+class EvaluationSplit(enum.StrEnum):
+    """Which examples: the worker's own held-out ones, or a shard of the shared test set."""
+
+    HELD_OUT = "held_out"
+    TEST = "test"
+
+
+class UploadState(enum.StrEnum):
+    """How much of an upload the server holds."""
+
+    UNKNOWN = "unknown"
+    PARTIAL = "partial"
+    COMMITTED = "committed"
+
+
+class Directive(enum.StrEnum):
+    """Whether the work in hand still counts."""
+
+    CONTINUE = "continue"
+    ABANDON_TASK = "abandon_task"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a worker runs on."""
+
+    device_type: str = "cpu"
+    device_name: str = ""
+    device_uuid: str = ""
+    device_memory_bytes: int = 0
+    max_rank: int = 0
+    """largest LoRA rank it can train; 0 for no limit"""
+    wire_dtypes: tuple[DataType, ...] = ()
+    """element types it can send and receive; empty for all"""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the server allows a worker."""
+
+    max_update_bytes: int = 8 * 1024**3
+    max_chunk_bytes: int = 1024**2
+    heartbeat_interval_seconds: float = 15.0
+    idle_timeout_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSlot:
+    """The part of an experiment's data that is one worker's."""
+
+    index: int
+    partition: PartitionSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """The server's answer to a worker that joins."""
+
+    session_token: str
+    run_id: str
+    run: RunSpec
+    rank: int
+    limits: Limits
+    data_slot: DataSlot | None = None
+    replaced_session: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One piece of work."""
+
+    task_id: str
+    kind: TaskKind
+    round: int = 0
+    adapter_version: int = 0
+    seed: int = 0
+    shard_index: int = 0
+    shard_count: int = 0
+    remaining_seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Scores on one set of examples; metrics are means over num_examples."""
+
+    scope: EvaluationScope
+    split: EvaluationSplit
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateHeader:
+    """First message of an upload."""
+
+    session_token: str
+    run_id: str
+    task_id: str
+    round: int
+    base_version: int
+    idempotency_key: str
+    total_bytes: int
+    start_offset: int = 0
+    manifest: TensorManifest
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterHeader:
+    """First message of a download."""
+
+    run_id: str
+    adapter_version: int
+    round: int
+    rank: int
+    total_bytes: int
+    sha256: bytes
+    manifest: TensorManifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acknowledgement:
+    """The server's word that an update counts."""
+
+    update_id: str
+    total_bytes: int
+    sha256: bytes
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadStatus:
+    """How much of an upload the server holds, and its acknowledgement if that is all."""
+
+    state: UploadState
+    durable_bytes: int = 0
+    acknowledgement: Acknowledgement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far the work in hand has got."""
+
+    task_id: str
+    completed_steps: int
+    total_steps: int
+    metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Where messages and domain types meet, and how payloads are framed."""

@@ -1,0 +1,166 @@
+"""Domain dataclass <-> protobuf message, by field name.
+
+Every domain type that crosses the wire is a frozen dataclass whose fields carry the
+names of its message; so one pair of functions serves all of them, and a test
+(`tests/contract/test_wire_roundtrip.py`) fails for a field that exists on one side only.
+
+Rules, from the dataclass's annotation:
+
+    int, float, bool, str, bytes   as they are
+    StrEnum                        ENUM_TYPE_NAME_<VALUE IN CAPITALS>; an unset or unknown enum
+                                   value is refused, never read as a default
+    tuple[X, ...]                  repeated
+    Mapping[str, X]                map, or google.protobuf.Struct
+    X | None                       message presence
+    float on a Timestamp           seconds since the epoch
+    dataclass                      message
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from google.protobuf import struct_pb2, timestamp_pb2
+from google.protobuf.descriptor import EnumDescriptor
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["from_message", "to_message"]
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+def to_message(value: object, message_type: type[M]) -> M:
+    """The message that says what the dataclass `value` says."""
+    message = message_type()
+    _fill(value, message)
+    return message
+
+
+def from_message(message: Message, domain_type: type[T]) -> T:
+    """The dataclass that says what `message` says.
+
+    Raises:
+        FedLoraError: INVALID_ARGUMENT for an enum that is unset or unknown, a required message
+            that is absent, or a value the dataclass itself refuses.
+    """
+    kwargs: dict[str, Any] = {}
+    for name, annotation in _annotations(domain_type).items():
+        kwargs[name] = _read(message, name, annotation, domain_type)
+    return domain_type(**kwargs)
+
+
+# --- domain -> message -------------------------------------------------------------------
+
+
+def _fill(value: object, message: Message) -> None:
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"expected a dataclass, got {type(value).__name__}")
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if item is None:
+            continue
+        target = getattr(message, field.name)
+        if isinstance(target, struct_pb2.Struct):
+            target.SetInParent()
+            target.update(dict(item))
+        elif isinstance(target, timestamp_pb2.Timestamp):
+            target.FromNanoseconds(round(item * 1e9))
+        elif isinstance(item, Mapping):
+            target.update(item)
+        elif isinstance(item, tuple):
+            _extend(item, target, message, field.name)
+        elif dataclasses.is_dataclass(item):
+            target.SetInParent()
+            _fill(item, target)
+        else:
+            setattr(message, field.name, _scalar(item, message, field.name))
+
+
+def _extend(items: tuple[Any, ...], target: Any, message: Message, name: str) -> None:
+    for item in items:
+        if dataclasses.is_dataclass(item):
+            _fill(item, target.add())
+        else:
+            target.append(_scalar(item, message, name))
+
+
+def _scalar(item: Any, message: Message, name: str) -> Any:
+    if isinstance(item, enum.Enum):
+        descriptor = message.DESCRIPTOR.fields_by_name[name].enum_type
+        return descriptor.values_by_name[_prefix(descriptor) + str(item.value).upper()].number
+    return item
+
+
+# --- message -> domain -------------------------------------------------------------------
+
+
+def _read(message: Message, name: str, annotation: Any, owner: type) -> Any:
+    optional, annotation = _strip_optional(annotation)
+    if optional and not message.HasField(name):
+        return None
+    item = getattr(message, name)
+    if isinstance(item, struct_pb2.Struct):
+        return MessageToDict(item)
+    if isinstance(item, timestamp_pb2.Timestamp):
+        return item.ToNanoseconds() / 1e9
+    origin = typing.get_origin(annotation)
+    if origin is tuple:
+        element = typing.get_args(annotation)[0]
+        return tuple(_value(x, element, message, name) for x in item)
+    if origin is not None and issubclass(origin, Mapping):
+        return dict(item)
+    if dataclasses.is_dataclass(annotation) and not optional and not message.HasField(name):
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"{owner.__name__}: expected field {name!r}, got none"
+        )
+    return _value(item, annotation, message, name)
+
+
+def _value(item: Any, annotation: Any, message: Message, name: str) -> Any:
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return from_message(item, annotation)
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        descriptor = message.DESCRIPTOR.fields_by_name[name].enum_type
+        value = descriptor.values_by_number.get(item)
+        if value is None or value.number == 0:
+            known = ", ".join(v.name for v in descriptor.values if v.number)
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"{message.DESCRIPTOR.name}.{name}: expected one of {known}, got {item}",
+            )
+        return annotation(value.name.removeprefix(_prefix(descriptor)).lower())
+    return item
+
+
+# --- names and annotations ---------------------------------------------------------------
+
+
+@functools.cache
+def _annotations(domain_type: type) -> Mapping[str, Any]:
+    hints = typing.get_type_hints(domain_type)
+    return {f.name: hints[f.name] for f in dataclasses.fields(domain_type)}
+
+
+def _strip_optional(annotation: Any) -> tuple[bool, Any]:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        rest = [a for a in typing.get_args(annotation) if a is not types.NoneType]
+        if len(rest) == 1 and len(typing.get_args(annotation)) == 2:
+            return True, rest[0]
+    return False, annotation
+
+
+def _prefix(descriptor: EnumDescriptor) -> str:
+    # The acronym first, so that CausalLM would be CAUSAL_LM and DataType DATA_TYPE.
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", descriptor.name)
+    return words.upper() + "_"
