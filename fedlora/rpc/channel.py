@@ -19,8 +19,6 @@ MAX_CHUNK_BYTES = 1024**2
 MAX_MESSAGE_BYTES = 2 * 1024**2
 """a whole message: a chunk and room for its envelope; enforced after decompression"""
 
-type Option = tuple[str, int | str]
-
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -41,7 +39,9 @@ _IDEMPOTENT_METHODS = (
 )
 
 
-def client_options(service: str = "fedlora.proto.v1.FederationService") -> list[tuple[str, int | str]]:
+def client_options(
+    service: str = "fedlora.proto.v1.FederationService",
+) -> list[tuple[str, int | str]]:
     """Options of a worker's channel."""
     config = {
         "methodConfig": [

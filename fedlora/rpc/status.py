@@ -78,7 +78,8 @@ def to_status(error: FedLoraError) -> grpc.Status:
         info.metadata["hint"] = error.hint
     status = status_pb2.Status(code=STATUS_OF_REASON[error.reason].value[0], message=str(error))
     status.details.add().Pack(info)
-    return rpc_status.to_status(status)
+    converted: grpc.Status = rpc_status.to_status(status)
+    return converted
 
 
 def from_rpc_error(error: grpc.RpcError, *, peer: str) -> FedLoraError:

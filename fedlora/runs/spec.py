@@ -214,7 +214,9 @@ class PartitionSpec:
         if self.num_slots < 1:
             raise _invalid(f"partition.num_slots must be at least 1, got {self.num_slots}")
         if self.scheme is PartitionScheme.DIRICHLET and not self.dirichlet_alpha > 0:
-            raise _invalid(f"partition.dirichlet_alpha must be positive, got {self.dirichlet_alpha}")
+            raise _invalid(
+                f"partition.dirichlet_alpha must be positive, got {self.dirichlet_alpha}"
+            )
         if self.scheme is PartitionScheme.COLUMN and not self.column:
             raise _invalid('partition.column is empty with scheme "column"')
 

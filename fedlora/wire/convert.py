@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import math
 import re
 import types
 import typing
@@ -55,7 +56,7 @@ def from_message(message: Message, domain_type: type[T]) -> T:
             that is absent, or a value the dataclass itself refuses.
     """
     kwargs: dict[str, Any] = {}
-    for name, annotation in _annotations(domain_type).items():
+    for name, annotation in _annotations(typing.cast("Any", domain_type)).items():
         kwargs[name] = _read(message, name, annotation, domain_type)
     return domain_type(**kwargs)
 
@@ -73,7 +74,7 @@ def _fill(value: object, message: Message) -> None:
         target = getattr(message, field.name)
         if isinstance(target, struct_pb2.Struct):
             target.SetInParent()
-            target.update(dict(item))
+            target.update(_plain(item))
         elif isinstance(target, timestamp_pb2.Timestamp):
             target.FromNanoseconds(round(item * 1e9))
         elif isinstance(item, Mapping):
@@ -87,6 +88,15 @@ def _fill(value: object, message: Message) -> None:
             setattr(message, field.name, _scalar(item, message, field.name))
 
 
+def _plain(item: Any) -> Any:
+    # A Struct has no integers, no tuples, and no NaN that JSON could show.
+    if isinstance(item, Mapping):
+        return {str(k): _plain(v) for k, v in item.items()}
+    if isinstance(item, list | tuple):
+        return [_plain(v) for v in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
+
+
 def _extend(items: tuple[Any, ...], target: Any, message: Message, name: str) -> None:
     for item in items:
         if dataclasses.is_dataclass(item):
@@ -97,7 +107,7 @@ def _extend(items: tuple[Any, ...], target: Any, message: Message, name: str) ->
 
 def _scalar(item: Any, message: Message, name: str) -> Any:
     if isinstance(item, enum.Enum):
-        descriptor = message.DESCRIPTOR.fields_by_name[name].enum_type
+        descriptor = _enum_descriptor(message, name)
         return descriptor.values_by_name[_prefix(descriptor) + str(item.value).upper()].number
     return item
 
@@ -131,7 +141,7 @@ def _value(item: Any, annotation: Any, message: Message, name: str) -> Any:
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return from_message(item, annotation)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        descriptor = message.DESCRIPTOR.fields_by_name[name].enum_type
+        descriptor = _enum_descriptor(message, name)
         value = descriptor.values_by_number.get(item)
         if value is None or value.number == 0:
             known = ", ".join(v.name for v in descriptor.values if v.number)
@@ -147,7 +157,7 @@ def _value(item: Any, annotation: Any, message: Message, name: str) -> Any:
 
 
 @functools.cache
-def _annotations(domain_type: type) -> Mapping[str, Any]:
+def _annotations(domain_type: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(domain_type)
     return {f.name: hints[f.name] for f in dataclasses.fields(domain_type)}
 
@@ -158,6 +168,13 @@ def _strip_optional(annotation: Any) -> tuple[bool, Any]:
         if len(rest) == 1 and len(typing.get_args(annotation)) == 2:
             return True, rest[0]
     return False, annotation
+
+
+def _enum_descriptor(message: Message, name: str) -> EnumDescriptor:
+    descriptor: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
+    if descriptor is None:
+        raise TypeError(f"{message.DESCRIPTOR.name}.{name} is no enum")
+    return typing.cast("EnumDescriptor", descriptor)
 
 
 def _prefix(descriptor: EnumDescriptor) -> str:

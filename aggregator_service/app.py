@@ -1,0 +1,151 @@
+"""Composition root of the aggregator: the only place that knows the concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from aggregator_service.config import AggregatorConfig
+from aggregator_service.coordinator import Coordinator
+from aggregator_service.engine import AggregationEngine
+from aggregator_service.exporter import RunExporter
+from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.lock import StateLock
+from aggregator_service.store.sqlite import SqliteStateStore
+from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.transport.server import GrpcServer
+from fedlora.rpc.channel import MAX_CHUNK_BYTES
+from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.tasks import Limits
+
+__all__ = ["Aggregator", "serve"]
+
+log = structlog.get_logger(__name__)
+
+
+class Aggregator:
+    """One aggregator in this process: `async with Aggregator(config) as aggregator`.
+
+    On entry it owns its state directory and serves; on exit it drains and lets go.
+
+    Args:
+        config: its settings.
+        run: run to create and start if it is not there; None serves what is stored.
+    """
+
+    def __init__(self, config: AggregatorConfig, run: RunSpec | None = None) -> None:
+        self._config = config
+        self._run = run
+        self.address = ""
+        """host:port it serves on, once entered"""
+
+    async def __aenter__(self) -> Aggregator:
+        """Opens the state, serves, and starts the run given."""
+        config = self._config
+        config.state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = StateLock(config.state_dir)
+        try:
+            self._blobs = BlobStore(config.state_dir)
+            self._store = ThreadedStore(
+                lambda: SqliteStateStore(config.state_dir / "fedlora.sqlite")
+            )
+            self._exporter = RunExporter(config.export_dir, self._blobs)
+            self.coordinator = Coordinator(
+                store=self._store,
+                blobs=self._blobs,
+                engine=AggregationEngine(self._blobs, device=config.device, threads=config.threads),
+                observer=self._exporter,
+                limits=Limits(
+                    max_update_bytes=config.max_update_bytes,
+                    max_chunk_bytes=MAX_CHUNK_BYTES,
+                    heartbeat_interval_seconds=config.heartbeat_interval_seconds,
+                    idle_timeout_seconds=config.idle_timeout_seconds,
+                ),
+                worker_timeout_seconds=config.worker_timeout_seconds,
+            )
+            await self.coordinator.open()
+            for actor in self.coordinator.runs():
+                await self._exporter.restore(actor.state, self._store)
+            if self._run is not None:
+                await self.coordinator.create_run(self._run, start=True)
+            self._server = GrpcServer(self.coordinator, config)
+            self.address = await self._server.start()
+        except BaseException:
+            self._lock.release()
+            raise
+        if config.port_file is not None:
+            _write_atomically(config.port_file, self.address)
+        log.info("serving", address=self.address, state_dir=str(config.state_dir))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Drains, then releases everything in the order of dependence."""
+        await self._server.stop()
+        await self.coordinator.close()
+        await self._exporter.close()
+        await asyncio.to_thread(self._store.close)
+        if self._config.port_file is not None:
+            self._config.port_file.unlink(missing_ok=True)
+        self._lock.release()
+        log.info("stopped")
+
+    async def wait_until_settled(self) -> RunPhase:
+        """Returns once the run given has ended and is certified."""
+        if self._run is None:
+            raise AssertionError("there is no run to wait for")
+        actor = self.coordinator.run(self._run.name)
+        while not actor.is_settled:
+            await actor.wait_for_change(None)
+        return actor.state.phase
+
+
+async def serve(
+    config: AggregatorConfig,
+    run: RunSpec | None = None,
+    *,
+    ready: Callable[[str], None] | None = None,
+) -> int:
+    """Serves until SIGTERM or SIGINT, or until the run has ended if the config says so.
+
+    Args:
+        config: settings of the process.
+        run: run to create and start if it is not there.
+        ready: called with the address once calls are accepted.
+
+    Returns:
+        0, or 7 if `exit_when_done` is set and the run has failed.
+    """
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopping.set)
+    async with Aggregator(config, run) as aggregator:
+        if ready is not None:
+            ready(aggregator.address)
+        waits = [asyncio.ensure_future(stopping.wait())]
+        if run is not None and config.exit_when_done:
+            waits.append(asyncio.ensure_future(_settled_and_told(aggregator)))
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        failed = run is not None and (
+            aggregator.coordinator.run(run.name).state.phase is RunPhase.FAILED
+        )
+    return 7 if failed and config.exit_when_done else 0
+
+
+async def _settled_and_told(aggregator: Aggregator) -> None:
+    """Waits for the end of the run, then until its workers have heard of it."""
+    await aggregator.wait_until_settled()
+    await aggregator.coordinator.wait_until_workers_left(timeout_seconds=15.0)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

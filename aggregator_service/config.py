@@ -1,0 +1,69 @@
+"""How the aggregator runs on its machine; `fedlora.config` fills it from file, environment, flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["AggregatorConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatorConfig:
+    """Settings of one aggregator process."""
+
+    address: str = "127.0.0.1:8400"
+    """host:port to serve on, 0 for any free port; the default is reachable from this machine only"""
+    state_dir: Path = Path("fedlora-state")
+    """database and adapters; one process owns it"""
+    export_dir: Path | None = None
+    """where run directories for people are written, one per run; none if unset"""
+    device: str = "auto"
+    """auto, cpu or cuda:N: where adapters are combined"""
+    threads: int = 0
+    """threads of the aggregation on a CPU; 0 leaves torch's default"""
+    reflection: bool = False
+    """serve gRPC reflection, for tools such as grpcurl"""
+    max_update_bytes: int = 8 * 1024**3
+    """larger updates are refused before their first byte"""
+    max_concurrent_rpcs: int = 2048
+    """more calls at once are refused with RESOURCE_EXHAUSTED; long polls count"""
+    heartbeat_interval_seconds: float = 15.0
+    """what workers are told"""
+    worker_timeout_seconds: float = 60.0
+    """silence after which a worker counts as lost"""
+    idle_timeout_seconds: float = 30.0
+    """silence within an upload after which it is given up, to be resumed"""
+    shutdown_grace_seconds: float = 10.0
+    """time that calls in flight get at SIGTERM"""
+    exit_when_done: bool = False
+    """leave once the run of the configuration has ended"""
+    port_file: Path | None = None
+    """the address served is written here once calls are accepted"""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "heartbeat_interval_seconds",
+            "worker_timeout_seconds",
+            "idle_timeout_seconds",
+            "max_update_bytes",
+            "max_concurrent_rpcs",
+        ):
+            if not getattr(self, name) > 0:
+                raise FedLoraError(
+                    Reason.INVALID_CONFIG,
+                    f"server.{name} must be positive, got {getattr(self, name)}",
+                )
+        if self.shutdown_grace_seconds < 0 or self.threads < 0:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "server.shutdown_grace_seconds and server.threads must not be negative",
+            )
+        if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"server.worker_timeout_seconds ({self.worker_timeout_seconds:g}) must exceed "
+                f"heartbeat_interval_seconds ({self.heartbeat_interval_seconds:g})",
+            )

@@ -1,0 +1,406 @@
+"""What the server can do, in domain words: sessions, tasks, adapters, runs.
+
+The servicers in `transport` decode a request, call one method here, and encode what it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from aggregator_service.aggregation import registry
+from aggregator_service.engine import AggregationEngine
+from aggregator_service.rounds.assignment import (
+    check_evaluation,
+    directive_for,
+    expected_manifest,
+    task_for,
+)
+from aggregator_service.rounds.events import (
+    AdapterConfirmed,
+    EvaluationReported,
+    RunStarted,
+    RunStopped,
+    WorkerLeft,
+    WorkerRegistered,
+)
+from aggregator_service.rounds.state import AdapterRecord, RunState
+from aggregator_service.rounds.summary import describe
+from aggregator_service.run_actor import Observer, RunActor
+from aggregator_service.sessions import check_session, issue, parse, unknown_session
+from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.threaded import ThreadedStore
+from fedlora.adapters.spec import AdapterKind, AdapterLayout
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import RoundReport, Run, RunEvent
+from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.tasks import (
+    AdapterHeader,
+    Capabilities,
+    DataSlot,
+    Directive,
+    Evaluation,
+    Limits,
+    Progress,
+    Registration,
+    Task,
+    TaskKind,
+    check_worker_name,
+)
+
+__all__ = [
+    "MAX_TASK_WAIT_SECONDS",
+    "Coordinator",
+    "check_metrics",
+    "check_scores",
+    "upload_key",
+]
+
+MAX_TASK_WAIT_SECONDS = 60.0
+"""longest poll for a task; proxies drop calls that are silent for longer"""
+
+
+class Coordinator:
+    """All runs of one server.
+
+    Args:
+        store: durable state.
+        blobs: updates and adapters.
+        engine: aggregation.
+        observer: told of every commit.
+        limits: what workers are allowed.
+        worker_timeout_seconds: silence after which a worker counts as lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ThreadedStore,
+        blobs: BlobStore,
+        engine: AggregationEngine,
+        observer: Observer,
+        limits: Limits,
+        worker_timeout_seconds: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self.blobs = blobs
+        self.limits = limits
+        self._engine = engine
+        self._observer = observer
+        self._worker_timeout = worker_timeout_seconds
+        self._wall = wall
+        self._runs: dict[str, RunActor] = {}
+
+    # --- life ----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Loads the stored runs and goes on with those that have not ended."""
+        for state, clock in await self.store.call(lambda s: s.load_runs()):
+            actor = self._actor(state, clock)
+            await actor.resume()
+            actor.start()
+
+    async def wait_until_workers_left(self, *, timeout_seconds: float) -> None:
+        """Returns once no worker of an ended run is still there, or after the time given."""
+        until = time.monotonic() + timeout_seconds
+        for actor in self._runs.values():
+            while actor.has_live_workers and (left := until - time.monotonic()) > 0:
+                await actor.wait_for_change(left)
+
+    async def close(self) -> None:
+        """Stops driving all runs."""
+        for actor in self._runs.values():
+            await actor.close()
+        self._engine.close()
+
+    def _actor(self, state: RunState, clock: float) -> RunActor:
+        actor = RunActor(
+            state,
+            clock_base=clock,
+            store=self.store,
+            engine=self._engine,
+            observer=self._observer,
+            worker_timeout_seconds=self._worker_timeout,
+            wall=self._wall,
+        )
+        self._runs[state.run_id] = actor
+        return actor
+
+    # --- operators -----------------------------------------------------------------------
+
+    async def create_run(self, spec: RunSpec, *, start: bool) -> Run:
+        """Creates a run, or returns the one of that name if its spec is the same.
+
+        Raises:
+            FedLoraError: ALREADY_EXISTS for another spec under the name; UNSUPPORTED_METHOD or
+                INVALID_ARGUMENT for a method, option or adapter kind the server cannot run.
+        """
+        existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
+        if existing is None:
+            registry.create(spec.method.name, spec.method.options)
+            if spec.adapter.kind is not AdapterKind.LORA:
+                raise FedLoraError(
+                    Reason.UNSUPPORTED_METHOD,
+                    f"{spec.method.name} combines adapters of kind lora, got "
+                    f"{spec.adapter.kind.value}",
+                )
+            run_id = f"{spec.name}-{secrets.token_hex(4)}"
+            state = RunState(run_id=run_id, spec=spec, created_at=self._wall())
+            existing = self._actor(state, 0.0)
+            try:
+                await existing.create()
+            except BaseException:
+                del self._runs[run_id]
+                raise
+            existing.start()
+        elif existing.state.spec != spec:
+            raise FedLoraError(
+                Reason.ALREADY_EXISTS,
+                f"run {spec.name!r} exists with another configuration: "
+                f"{_spec_difference(existing.state.spec, spec)}",
+                hint="Choose another run.name, or go on with the old configuration",
+            )
+        if start and existing.state.phase is RunPhase.CREATED:
+            await existing.apply(RunStarted())
+        return describe(existing.state)
+
+    async def start_run(self, run: str) -> Run:
+        """Lets a created run begin; one that has begun stays as it is."""
+        actor = self.run(run)
+        if actor.state.phase is RunPhase.CREATED:
+            await actor.apply(RunStarted())
+        return describe(actor.state)
+
+    async def stop_run(self, run: str, reason: str) -> Run:
+        """Ends a run; one that has ended stays as it is."""
+        actor = self.run(run)
+        if not actor.state.phase.is_final:
+            await actor.apply(RunStopped(reason or "stopped by an operator"))
+        return describe(actor.state)
+
+    def runs(self) -> tuple[RunActor, ...]:
+        """All runs, oldest first."""
+        return tuple(sorted(self._runs.values(), key=lambda a: a.state.created_at))
+
+    def run(self, run: str) -> RunActor:
+        """The run with an id or name; NOT_FOUND names those there are."""
+        for actor in self._runs.values():
+            if run in (actor.state.run_id, actor.state.spec.name):
+                return actor
+        known = ", ".join(a.state.spec.name for a in self.runs()) or "none"
+        raise FedLoraError(
+            Reason.NOT_FOUND, f"no run {run[:100]!r} on this server; there are: {known}"
+        )
+
+    async def reports(self, actor: RunActor) -> tuple[RoundReport, ...]:
+        """The run's completed rounds."""
+        return await self.store.call(lambda s: s.reports(actor.state.run_id))
+
+    async def events(self, actor: RunActor, first_sequence: int) -> tuple[RunEvent, ...]:
+        """Up to a thousand stored events from a sequence number on."""
+        run_id = actor.state.run_id
+        return await self.store.call(lambda s: s.events(run_id, first_sequence=first_sequence))
+
+    async def adapter(self, actor: RunActor, version: int | None) -> AdapterRecord:
+        """A published version, or the newest; NOT_FOUND if it is not there."""
+        newest = actor.state.version
+        wanted = newest if version is None else version
+        if wanted is not None:
+            run_id = actor.state.run_id
+            record = await self.store.call(lambda s: s.adapter(run_id, wanted))
+            if record is not None:
+                return record
+        raise FedLoraError(
+            Reason.NOT_FOUND,
+            f"run {actor.state.spec.name!r} has no adapter version "
+            f"{'yet' if wanted is None else wanted}"
+            + ("" if newest is None else f"; the newest is {newest}"),
+        )
+
+    # --- workers -------------------------------------------------------------------------
+
+    async def register(
+        self, *, name: str, run_name: str, instance_id: str, capabilities: Capabilities
+    ) -> Registration:
+        """Opens a session; NO_OPEN_RUN if there is nothing to join."""
+        check_worker_name(name)
+        if not 1 <= len(instance_id) <= 128:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"instance_id must have 1 to 128 characters, got {len(instance_id)}",
+            )
+        actor = self._run_to_join(run_name)
+        before = actor.state.workers.get(name)
+        token, digest = issue(actor.state.run_id, name, before.epoch + 1 if before else 1)
+        mixed = registry.METHODS[actor.state.spec.method.name].mixed_ranks
+        transition = await actor.apply(
+            WorkerRegistered(
+                name=name,
+                instance_id=instance_id,
+                session_hash=digest,
+                capabilities=capabilities,
+                takes_mixed_ranks=mixed,
+            )
+        )
+        actor.touch(name)
+        worker, spec = transition.state.workers[name], actor.state.spec
+        slot = None
+        if worker.slot is not None and spec.partition is not None:
+            slot = DataSlot(index=worker.slot, partition=spec.partition)
+        return Registration(
+            session_token=token,
+            run_id=actor.state.run_id,
+            run=spec,
+            rank=worker.rank,
+            limits=self.limits,
+            data_slot=slot,
+            replaced_session=before is not None and before.instance_id != instance_id,
+        )
+
+    def session(self, token: str) -> tuple[RunActor, str]:
+        """The run and worker of a session, which thereby proves that it lives."""
+        parsed = parse(token)
+        actor = self._runs.get(parsed.run_id)
+        if actor is None:
+            raise unknown_session()
+        check_session(parsed, actor.state.workers.get(parsed.worker))
+        actor.touch(parsed.worker)
+        return actor, parsed.worker
+
+    async def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
+        """Makes a worker ready; returns the fingerprint the run is on."""
+        actor, worker = self.session(token)
+        transition = await actor.apply(AdapterConfirmed(worker, layout))
+        fixed = transition.state.layout
+        return fixed.base_fingerprint if fixed else ""
+
+    async def await_task(self, token: str, max_wait_seconds: float) -> Task:
+        """The worker's next task, as soon as there is one."""
+        budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
+        until = time.monotonic() + budget
+        while True:
+            actor, worker = self.session(token)
+            task = task_for(actor.state, worker, actor.now())
+            left = until - time.monotonic()
+            if task.kind is not TaskKind.WAIT or left <= 0:
+                return task
+            await actor.wait_for_change(left)
+
+    async def open_adapter(self, token: str, version: int) -> tuple[AdapterHeader, Path]:
+        """The file of a published version at the worker's rank, and the header that goes before."""
+        actor, worker = self.session(token)
+        record = await self.adapter(actor, version)
+        rank = actor.state.workers[worker].rank
+        record = await self._engine.at_rank(actor.state.spec, record, rank)
+        header = AdapterHeader(
+            run_id=actor.state.run_id,
+            adapter_version=record.version,
+            round=record.round,
+            rank=record.rank,
+            total_bytes=record.total_bytes,
+            sha256=bytes.fromhex(record.sha256),
+            manifest=expected_manifest(actor.state, record.rank),
+        )
+        actor.count_download(record.total_bytes)
+        return header, self.blobs.path(record.sha256)
+
+    async def report_evaluation(
+        self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]
+    ) -> None:
+        """Counts a worker's scores of the published adapter, once."""
+        actor, worker = self.session(token)
+        check_scores(evaluations)
+        if check_evaluation(actor.state, worker, task_id, actor.now()):
+            await actor.apply(EvaluationReported(worker, evaluations))
+
+    def report_progress(self, token: str, progress: Progress) -> None:
+        """Tells watchers how far a worker has got."""
+        actor, worker = self.session(token)
+        actor.publish_progress(
+            worker,
+            {
+                "task_id": progress.task_id,
+                "completed_steps": progress.completed_steps,
+                "total_steps": progress.total_steps,
+                **{k: v for k, v in progress.metrics.items() if math.isfinite(v)},
+            },
+        )
+
+    def heartbeat(self, token: str, task_id: str) -> Directive:
+        """Whether the task in hand still counts."""
+        actor, worker = self.session(token)
+        return directive_for(actor.state, worker, task_id, actor.now())
+
+    async def leave(self, token: str, reason: str) -> None:
+        """Ends a session in good order."""
+        actor, worker = self.session(token)
+        await actor.apply(WorkerLeft(worker, reason[:500]))
+
+    def _run_to_join(self, run_name: str) -> RunActor:
+        if run_name:
+            return self.run(run_name)
+        open_runs = [a for a in self.runs() if not a.state.phase.is_final]
+        if len(open_runs) > 1:
+            names = ", ".join(a.state.spec.name for a in open_runs)
+            raise FedLoraError(
+                Reason.NO_OPEN_RUN,
+                f"this server has {len(open_runs)} open runs: {names}",
+                hint="Name the run to join: worker.run_name",
+            )
+        # A worker that comes late to the only run is told that it is over.
+        candidates = open_runs or list(self.runs())[-1:]
+        if not candidates:
+            raise FedLoraError(
+                Reason.NO_OPEN_RUN,
+                "this server has no run to join",
+                hint="Create one: fedlora serve --config FILE with a [run] section",
+            )
+        return candidates[0]
+
+
+def check_scores(evaluations: tuple[Evaluation, ...]) -> None:
+    """Refuses scores that are no numbers or too many."""
+    if len(evaluations) > 16 or any(len(e.metrics) > 64 for e in evaluations):
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, "expected at most 16 evaluations of at most 64 metrics"
+        )
+    for evaluation in evaluations:
+        check_metrics(evaluation.metrics)
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Refuses metrics that are not finite or whose names could not be shown."""
+    if len(metrics) > 64:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"expected at most 64 metrics, got {len(metrics)}"
+        )
+    for name, value in metrics.items():
+        if not (name.isidentifier() and len(name) <= 64):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"a metric's name is an identifier of at most 64 characters, got {name[:80]!r}",
+            )
+        if not math.isfinite(value):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT, f"metric {name!r} must be finite, got {value}"
+            )
+
+
+def _spec_difference(old: RunSpec, new: RunSpec) -> str:
+    parts = [
+        f"{name} was {getattr(old, name)!r}, is {getattr(new, name)!r}"
+        for name in RunSpec.__dataclass_fields__
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return "; ".join(parts)[:1000]
+
+
+def upload_key(run_id: str, worker: str, idempotency_key: str) -> str:
+    """The name under which an upload's bytes are kept; free of anything a worker wrote."""
+    text = f"{run_id}\x1f{worker}\x1f{idempotency_key}"
+    return hashlib.sha256(text.encode()).hexdigest()

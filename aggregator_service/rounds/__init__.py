@@ -1,0 +1,1 @@
+"""Decisions of a run, without input or output: (state, event, now) -> (state, effects)."""

@@ -1,0 +1,142 @@
+"""What a worker has to do now, and whether what it brings is what was asked for."""
+
+from __future__ import annotations
+
+from aggregator_service.rounds.state import RunState
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import WorkerState
+from fedlora.runs.seeds import derive_seed
+from fedlora.runs.spec import RunPhase
+from fedlora.runs.tasks import Directive, Task, TaskKind, UpdateHeader
+from fedlora.tensors.manifest import TensorManifest
+
+__all__ = ["check_evaluation", "check_update", "directive_for", "expected_manifest", "task_for"]
+
+
+def task_for(state: RunState, worker: str, now: float) -> Task:
+    """The worker's task at this moment; the same one again until it is done."""
+    phase, record = state.phase, state.workers[worker]
+    if phase.is_final:
+        reason = state.reason or f"run {state.spec.name!r} is {phase.value}"
+        return Task(task_id="", kind=TaskKind.STOP, round=state.round, reason=reason)
+    if record.state is not WorkerState.READY:
+        return _wait("confirm the adapter first")
+    if worker in state.cohort and worker not in state.updates:
+        if phase is RunPhase.INITIALIZING:
+            return _task(state, worker, TaskKind.INITIALIZE, now)
+        if phase is RunPhase.TRAINING:
+            return _task(state, worker, TaskKind.TRAIN, now)
+    if (
+        phase is RunPhase.EVALUATING
+        and worker in state.evaluators
+        and worker not in state.evaluations
+    ):
+        return _task(state, worker, TaskKind.EVALUATE, now)
+    return _wait(_waiting_for(state))
+
+
+def directive_for(state: RunState, worker: str, task_id: str, now: float) -> Directive:
+    """Whether the task a worker has in hand is still its task."""
+    if not task_id or task_for(state, worker, now).task_id == task_id:
+        return Directive.CONTINUE
+    return Directive.ABANDON_TASK
+
+
+def expected_manifest(state: RunState, rank: int) -> TensorManifest:
+    """The tensors of an update or adapter of this run at a rank."""
+    if state.layout is None:
+        raise AssertionError("a task is given only after a worker has confirmed the adapter")
+    return state.layout.manifest(rank, state.spec.wire_dtype)
+
+
+def check_update(state: RunState, worker: str, header: UpdateHeader, now: float) -> None:
+    """Refuses an update that is not the one this worker was asked for.
+
+    Raises:
+        FedLoraError: WRONG_ROUND, WRONG_TASK, MANIFEST_MISMATCH or INVALID_ARGUMENT.
+    """
+    if header.run_id != state.run_id:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"expected run {state.run_id}, got {header.run_id[:100]!r}"
+        )
+    task = task_for(state, worker, now)
+    if task.kind not in (TaskKind.INITIALIZE, TaskKind.TRAIN) or header.round != task.round:
+        raise FedLoraError(
+            Reason.WRONG_ROUND,
+            f"worker {worker!r} submits for round {header.round}, but the run is "
+            f"{state.phase.value} in round {state.round} and expects "
+            f"{'no update' if not task.task_id else f'round {task.round}'} of it",
+            hint="Drop the update and ask for the next task",
+        )
+    if header.task_id != task.task_id:
+        raise FedLoraError(
+            Reason.WRONG_TASK,
+            f"expected task {task.task_id!r}, got {header.task_id[:200]!r}",
+        )
+    if header.base_version != task.adapter_version:
+        raise FedLoraError(
+            Reason.WRONG_ROUND,
+            f"the update starts from adapter version {header.base_version}, round {task.round} "
+            f"from version {task.adapter_version}",
+        )
+    expected = expected_manifest(state, state.workers[worker].rank)
+    if difference := expected.difference(header.manifest):
+        raise FedLoraError(Reason.MANIFEST_MISMATCH, f"the update is not the run's: {difference}")
+
+
+def check_evaluation(state: RunState, worker: str, task_id: str, now: float) -> bool:
+    """Whether scores for a task count now; False if this worker's were counted before.
+
+    Raises:
+        FedLoraError: WRONG_TASK for any other task.
+    """
+    if task_for(state, worker, now).task_id == task_id and state.phase is RunPhase.EVALUATING:
+        return True
+    if worker in state.evaluations and task_id == _task_id(state, worker, TaskKind.EVALUATE):
+        return False
+    raise FedLoraError(
+        Reason.WRONG_TASK,
+        f"task {task_id[:200]!r} is not open; run {state.spec.name!r} is {state.phase.value} in "
+        f"round {state.round}",
+        hint="Ask for the next task",
+    )
+
+
+def _task_id(state: RunState, worker: str, kind: TaskKind) -> str:
+    round = 0 if kind is TaskKind.INITIALIZE else state.round
+    return f"{state.run_id}/{round}/{kind.value}/{worker}"
+
+
+def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
+    slot = state.workers[worker].slot
+    shards = len(state.evaluators) if kind is TaskKind.EVALUATE else 0
+    round = 0 if kind is TaskKind.INITIALIZE else state.round
+    return Task(
+        task_id=_task_id(state, worker, kind),
+        kind=kind,
+        round=round,
+        adapter_version=state.version or 0,
+        # By data slot where there is one: a replacement repeats the work of the one it replaces.
+        seed=derive_seed(state.spec.seed, round, kind.value, worker if slot is None else slot),
+        shard_index=state.evaluators.index(worker) if shards else 0,
+        shard_count=shards,
+        remaining_seconds=max(0.0, state.deadline - now) if state.deadline is not None else 0.0,
+    )
+
+
+def _wait(reason: str) -> Task:
+    return Task(task_id="", kind=TaskKind.WAIT, reason=reason)
+
+
+def _waiting_for(state: RunState) -> str:
+    match state.phase:
+        case RunPhase.CREATED:
+            return f"run {state.spec.name!r} has not been started"
+        case RunPhase.WAITING:
+            return (
+                f"{len(state.ready_workers)} of {state.spec.rounds.min_workers} workers are ready"
+            )
+        case RunPhase.TRAINING:
+            return f"{len(state.updates)} of {len(state.cohort)} updates of round {state.round}"
+        case _:
+            return f"round {state.round}: {state.phase.value}"

@@ -1,0 +1,152 @@
+"""Who takes part: sessions, readiness, ranks, leased data slots, the cohort of a round.
+
+Pure functions on RunState; nothing here knows tokens, sockets or clocks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+
+from aggregator_service.rounds.events import AdapterConfirmed, Fact, WorkerRegistered
+from aggregator_service.rounds.state import RunState, WorkerRecord
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import EventType, WorkerState
+from fedlora.runs.seeds import derive_seed
+
+__all__ = ["confirm_adapter", "register_worker", "sample_cohort", "set_worker_state"]
+
+
+def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState, Fact]:
+    """Opens a session for a worker, fencing the one it had.
+
+    The worker keeps its slot, its place in the round and what it has submitted.
+
+    Raises:
+        FedLoraError: NO_FREE_SLOT if all data partitions are held by workers that are alive;
+            UNSUPPORTED_METHOD if its rank limit is below the run's rank and the method needs one
+            rank for all.
+    """
+    spec = state.spec
+    limit = event.capabilities.max_rank
+    rank = min(spec.adapter.r, limit) if limit else spec.adapter.r
+    if rank != spec.adapter.r and not event.takes_mixed_ranks:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"worker {event.name!r} can train rank {limit} at most, and {spec.method.name} needs "
+            f"rank {spec.adapter.r} of every worker",
+            hint="Raise the worker's max_rank, or run a method that takes mixed ranks",
+        )
+    dtypes = event.capabilities.wire_dtypes
+    if dtypes and spec.wire_dtype not in dtypes:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"worker {event.name!r} can exchange {', '.join(dtypes)}, the run exchanges "
+            f"{spec.wire_dtype}",
+        )
+    old = state.workers.get(event.name)
+    state, slot = _lease_slot(state, event.name)
+    worker = WorkerRecord(
+        name=event.name,
+        state=WorkerState.JOINING,
+        epoch=old.epoch + 1 if old else 1,
+        session_hash=event.session_hash,
+        instance_id=event.instance_id,
+        capabilities=event.capabilities,
+        rank=rank,
+        slot=slot,
+        num_updates=old.num_updates if old else 0,
+    )
+    fact = Fact(
+        type=EventType.WORKER_REGISTERED,
+        round=state.round,
+        worker=event.name,
+        detail={
+            "device": event.capabilities.device_name,
+            "rank": rank,
+            "replaced_session": old is not None,
+            **({"data_slot": slot} if slot is not None else {}),
+        },
+    )
+    return state.with_worker(worker), fact
+
+
+def confirm_adapter(state: RunState, event: AdapterConfirmed) -> tuple[RunState, tuple[Fact, ...]]:
+    """Checks a worker's adapter against the run's; the first one fixes it.
+
+    Raises:
+        FedLoraError: BASE_MISMATCH or LAYOUT_MISMATCH, naming the first difference.
+    """
+    worker = state.workers[event.worker]
+    pinned = state.spec.adapter.base_model.fingerprint
+    expected = state.layout.base_fingerprint if state.layout else pinned
+    if not event.layout.base_fingerprint:
+        raise FedLoraError(Reason.INVALID_ARGUMENT, "layout.base_fingerprint is empty")
+    if expected and event.layout.base_fingerprint != expected:
+        raise FedLoraError(
+            Reason.BASE_MISMATCH,
+            f"worker {event.worker!r} holds base model {event.layout.base_fingerprint}, the run is "
+            f"on {expected} ({state.spec.adapter.base_model.model_id})",
+            hint="Load the same revision of the same weights",
+        )
+    if state.layout is not None and (difference := state.layout.difference(event.layout)):
+        raise FedLoraError(
+            Reason.LAYOUT_MISMATCH,
+            f"the adapter of worker {event.worker!r} is not the run's: {difference}",
+            hint="Use the same base model and the same versions of transformers and peft",
+        )
+    facts: tuple[Fact, ...] = ()
+    if worker.state is not WorkerState.READY:
+        detail = {} if state.layout else {"fixed_layout": True}
+        facts = (
+            Fact(
+                type=EventType.WORKER_READY,
+                round=state.round,
+                worker=event.worker,
+                detail={**detail, "num_modules": len(event.layout.modules)},
+            ),
+        )
+    state = replace(state, layout=state.layout or event.layout)
+    return state.with_worker(replace(worker, state=WorkerState.READY, confirmed=True)), facts
+
+
+def set_worker_state(state: RunState, name: str, to: WorkerState) -> RunState:
+    """The state with one worker ready, lost or gone."""
+    return state.with_worker(replace(state.workers[name], state=to))
+
+
+def sample_cohort(state: RunState, round: int) -> tuple[str, ...]:
+    """Workers of a round, sorted: all that are ready, or a sample that the run's seed decides."""
+    ready = state.ready_workers
+    size = state.spec.rounds.cohort_size
+    if not size or size >= len(ready):
+        return ready
+    generator = random.Random(derive_seed(state.spec.seed, round, "cohort"))  # noqa: S311
+    return tuple(sorted(generator.sample(ready, size)))
+
+
+def _lease_slot(state: RunState, name: str) -> tuple[RunState, int | None]:
+    partition = state.spec.partition
+    if partition is None:
+        return state, None
+    own = state.workers[name].slot if name in state.workers else None
+    if own is not None:
+        return state, own
+    holders = {w.slot: w for w in state.workers.values() if w.slot is not None}
+    free = [s for s in range(partition.num_slots) if s not in holders]
+    # worker-3 prefers slot 3, so that equal set-ups split the data equally whoever comes first.
+    trailing = re.search(r"(\d+)$", name)
+    if trailing and int(trailing[1]) in free:
+        return state, int(trailing[1])
+    if free:
+        return state, free[0]
+    for gone in (WorkerState.LEFT, WorkerState.LOST):
+        for slot, holder in sorted(holders.items(), key=lambda item: item[0] or 0):
+            if holder.state is gone:
+                return state.with_worker(replace(holder, slot=None)), slot
+    raise FedLoraError(
+        Reason.NO_FREE_SLOT,
+        f"all {partition.num_slots} data partitions of run {state.spec.name!r} are leased",
+        hint="Raise data.partition.num_slots, or stop a worker",
+    )

@@ -1,0 +1,89 @@
+"""One number per score: means over examples, pooled over workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
+
+__all__ = ["pool_scores"]
+
+_GROUPS = {
+    (EvaluationScope.GLOBAL, EvaluationSplit.TEST): "test",
+    (EvaluationScope.GLOBAL, EvaluationSplit.HELD_OUT): "held_out",
+    (EvaluationScope.LOCAL, EvaluationSplit.HELD_OUT): "local",
+}
+
+# Metrics of which higher is better, in the order in which the gap is taken on them.
+_GAP_METRICS = ("accuracy", "token_accuracy")
+
+
+def pool_scores(
+    local: Mapping[str, Iterable[Evaluation]], published: Mapping[str, Iterable[Evaluation]]
+) -> dict[str, float]:
+    """Pools the scores of a round.
+
+    Args:
+        local: each worker's scores of its own adapter, before aggregation.
+        published: each worker's scores of the published adapter.
+
+    Returns:
+        ``test_<metric>`` (shared test set), ``held_out_<metric>`` (workers' own data, published
+        adapter), ``local_<metric>`` (own data, own adapter), each weighted by examples, with
+        ``<group>_num_examples``; and ``local_global_gap``, how much better the workers' own
+        adapters do on their own data, over the workers that reported both.
+    """
+    pooled: dict[str, float] = {}
+    everything = [e for es in (*local.values(), *published.values()) for e in es]
+    for (scope, split), group in _GROUPS.items():
+        members = [e for e in everything if e.scope is scope and e.split is split]
+        pooled |= _weighted_means(group, members)
+    gap = _gap(local, published)
+    return pooled if gap is None else {**pooled, "local_global_gap": gap}
+
+
+def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:
+    total = sum(e.num_examples for e in members)
+    if not total:
+        return {}
+    means: dict[str, float] = {f"{group}_num_examples": float(total)}
+    names = sorted(set[str]().union(*(e.metrics for e in members)))
+    for name in names:
+        with_it = [e for e in members if name in e.metrics and e.num_examples]
+        count = sum(e.num_examples for e in with_it)
+        if count:
+            mean = math.fsum(e.metrics[name] * e.num_examples for e in with_it) / count
+            means[f"{group}_{name}"] = mean
+    # A mean of perplexities is no perplexity.
+    if f"{group}_perplexity" in means and f"{group}_loss" in means:
+        means[f"{group}_perplexity"] = math.exp(min(means[f"{group}_loss"], 700.0))
+    return means
+
+
+def _gap(
+    local: Mapping[str, Iterable[Evaluation]], published: Mapping[str, Iterable[Evaluation]]
+) -> float | None:
+    both = sorted(set(local) & set(published))
+    for metric in _GAP_METRICS:
+        pairs = [
+            (a, b)
+            for name in both
+            for a in local[name]
+            for b in published[name]
+            if a.split is b.split is EvaluationSplit.HELD_OUT
+            and a.scope is EvaluationScope.LOCAL
+            and b.scope is EvaluationScope.GLOBAL
+            and metric in a.metrics
+            and metric in b.metrics
+            and a.num_examples
+        ]
+        total = sum(a.num_examples for a, _ in pairs)
+        if total:
+            return (
+                math.fsum(
+                    (a.metrics[metric] - b.metrics[metric]) * a.num_examples for a, b in pairs
+                )
+                / total
+            )
+    return None

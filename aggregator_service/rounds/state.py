@@ -1,0 +1,114 @@
+"""The state of a run: everything a restarted server needs to go on where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from fedlora.adapters.spec import AdapterLayout
+from fedlora.runs.report import WorkerState
+from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.tasks import Capabilities, Evaluation
+
+__all__ = ["AdapterRecord", "RunState", "UpdateRecord", "WorkerRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """A worker of the run, under its stable name."""
+
+    name: str
+    state: WorkerState
+    epoch: int
+    """counts its sessions; a session of an earlier epoch is fenced"""
+    session_hash: str
+    """SHA-256 of the session token, hexadecimal; the token itself is not kept"""
+    instance_id: str
+    capabilities: Capabilities
+    rank: int
+    slot: int | None = None
+    """leased partition of an experiment's data"""
+    confirmed: bool = False
+    """this session has confirmed the adapter"""
+    num_updates: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRecord:
+    """A committed update."""
+
+    update_id: str
+    round: int
+    worker: str
+    idempotency_key: str
+    sha256: str
+    total_bytes: int
+    base_version: int
+    rank: int
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluations: tuple[Evaluation, ...] = ()
+    elapsed_seconds: float = 0.0
+    """from the start of the round's training to the commit"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterRecord:
+    """A published version of the global adapter; it never changes."""
+
+    version: int
+    round: int
+    sha256: str
+    total_bytes: int
+    rank: int
+    measurements: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """what the method measured, by module"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """A run at one moment. Times are seconds of the run's own clock.
+
+    That clock counts only while a server drives the run and never jumps, so a deadline
+    survives a restart as the time that was left.
+    """
+
+    run_id: str
+    spec: RunSpec
+    created_at: float
+    """seconds since the epoch, for people"""
+    phase: RunPhase = RunPhase.CREATED
+    reason: str = ""
+    layout: AdapterLayout | None = None
+    """fixed by the first worker that confirms the adapter"""
+    workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
+    round: int = 0
+    """current or last round, from 1"""
+    version: int | None = None
+    """newest published adapter"""
+    adapter: AdapterRecord | None = None
+    """its record"""
+    cohort: tuple[str, ...] = ()
+    """workers of the round (or of the phase INITIALIZING), sorted"""
+    updates: Mapping[str, UpdateRecord] = field(default_factory=dict)
+    """the round's committed updates by worker"""
+    evaluators: tuple[str, ...] = ()
+    """workers asked to score the new adapter, sorted; their place is their shard"""
+    evaluations: Mapping[str, tuple[Evaluation, ...]] = field(default_factory=dict)
+    phase_started: float = 0.0
+    deadline: float | None = None
+    """when the phase may end without everybody"""
+    extensions: int = 0
+    """deadlines of this round that passed below quorum"""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    last_sequence: int = 0
+    """sequence number of the last stored event"""
+
+    @property
+    def ready_workers(self) -> tuple[str, ...]:
+        """Names of the workers that can be given work, sorted."""
+        return tuple(sorted(n for n, w in self.workers.items() if w.state is WorkerState.READY))
+
+    def with_worker(self, worker: WorkerRecord) -> RunState:
+        """The state with one worker's record replaced."""
+        return replace(self, workers={**self.workers, worker.name: worker})

@@ -1,0 +1,366 @@
+"""One run, driven: events in, durable transitions out, effects begun, watchers told.
+
+A run's state changes in one place, `apply`, under one lock: step (pure), commit (durable), then
+memory, then effects. Whoever waits for something waits on `wait_for_change`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import structlog
+
+from aggregator_service.clock import RunClock
+from aggregator_service.engine import AggregationEngine
+from aggregator_service.rounds.events import (
+    AdapterAggregated,
+    Aggregate,
+    AggregationFailed,
+    DeadlineChecked,
+    Effect,
+    Event,
+    Fact,
+    Transition,
+    WorkerLost,
+    WorkerReturned,
+)
+from aggregator_service.rounds.machine import TABLE, pending_effects, step
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.rounds.state import RunState
+from aggregator_service.store.threaded import ThreadedStore
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
+
+__all__ = ["Observer", "RunActor"]
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Observer(Protocol):
+    """Told of what has become durable; must not block and must not fail the run."""
+
+    def committed(
+        self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
+    ) -> None:
+        """New stored events of a run, and the rounds that are complete or certified by them."""
+        ...
+
+
+class RunActor:
+    """Drives one run.
+
+    Args:
+        state: as stored, or new.
+        clock_base: the run's clock when it was stored.
+        store: durable state.
+        engine: aggregation, off the event loop.
+        observer: told of every commit.
+        worker_timeout_seconds: silence after which a worker counts as lost.
+        monotonic, wall: time, replaced in tests.
+    """
+
+    def __init__(
+        self,
+        state: RunState,
+        *,
+        clock_base: float,
+        store: ThreadedStore,
+        engine: AggregationEngine,
+        observer: Observer,
+        worker_timeout_seconds: float,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._state = state
+        self._clock = RunClock(clock_base, monotonic)
+        self._monotonic = monotonic
+        self._wall = wall
+        self._store = store
+        self._engine = engine
+        self._observer = observer
+        self._worker_timeout = worker_timeout_seconds
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._last_seen = {name: monotonic() for name in state.workers}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._progress: set[asyncio.Queue[RunEvent]] = set()
+        self._certifying: set[int] = set()
+        self._bytes_down = 0
+
+    # --- reading -------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        """The run as it is durable now."""
+        return self._state
+
+    def now(self) -> float:
+        """The run's clock, in seconds."""
+        return self._clock.now()
+
+    @property
+    def is_settled(self) -> bool:
+        """The run has ended and every certificate is there."""
+        return self._state.phase.is_final and not self._certifying
+
+    @property
+    def has_live_workers(self) -> bool:
+        """Some worker has neither left nor been lost."""
+        alive = (WorkerState.JOINING, WorkerState.READY)
+        return any(w.state in alive for w in self._state.workers.values())
+
+    async def wait_for_change(self, timeout_seconds: float | None) -> None:
+        """Returns once anything about the run has changed, or after the time given."""
+        changed = self._changed
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await changed.wait()
+
+    # --- changing ------------------------------------------------------------------------
+
+    async def apply(
+        self, event: Event, *, before_commit: Callable[[RunState], None] | None = None
+    ) -> Transition:
+        """Applies an event and makes the result durable before anybody learns of it.
+
+        Args:
+            event: what happened.
+            before_commit: blocking work that belongs to the same step, such as giving a blob its
+                final name; runs in a thread once the event is known to be acceptable. If it
+                raises, nothing has changed.
+
+        Raises:
+            FedLoraError: as `step` does, or as the store does; the run is unchanged then.
+        """
+        # A caller that goes away in the middle must not part the stored state from ours.
+        return await asyncio.shield(self._spawn(self._apply(event, before_commit)))
+
+    async def _apply(
+        self, event: Event, before_commit: Callable[[RunState], None] | None
+    ) -> Transition:
+        async with self._lock:
+            now = self.now()
+            transition = step(self._state, event, now)
+            if before_commit is not None:
+                await asyncio.to_thread(before_commit, transition.state)
+            await self._commit(transition, now)
+        for effect in transition.effects:
+            self._begin(effect)
+        return transition
+
+    async def create(self) -> None:
+        """Stores a new run."""
+        async with self._lock:
+            fact = Fact(type=EventType.RUN_CREATED, detail={"name": self._state.spec.name})
+            await self._commit(Transition(state=self._state, facts=(fact,)), self.now())
+
+    async def resume(self) -> None:
+        """Goes on with a stored run: repeats the effects of its phase, makes up certificates."""
+        if not self._state.phase.is_final:
+            async with self._lock:
+                fact = Fact(
+                    type=EventType.SERVER_RESTARTED,
+                    round=self._state.round,
+                    detail={"phase": self._state.phase.value},
+                )
+                await self._commit(Transition(state=self._state, facts=(fact,)), self.now())
+        for effect in pending_effects(self._state):
+            self._begin(effect)
+        certified = await self._store.call(lambda s: s.certified_rounds(self._state.run_id))
+        for adapter in await self._store.call(lambda s: s.adapters(self._state.run_id)):
+            if adapter.round and adapter.round not in certified:
+                self._begin_certificate(adapter.round)
+
+    def touch(self, worker: str) -> None:
+        """Notes that a worker was heard of just now."""
+        self._last_seen[worker] = self._monotonic()
+        if self._state.workers[worker].state is WorkerState.LOST:
+            self._spawn(self._apply_quietly(WorkerReturned(worker)))
+
+    def count_download(self, num_bytes: int) -> None:
+        """Counts bytes of adapters sent to workers, for the round's report."""
+        self._bytes_down += num_bytes
+
+    # --- watching ------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe_progress(self) -> AsyncIterator[asyncio.Queue[RunEvent]]:
+        """Progress events as they come; a slow reader misses some, nobody waits for it."""
+        queue: asyncio.Queue[RunEvent] = asyncio.Queue(maxsize=256)
+        self._progress.add(queue)
+        try:
+            yield queue
+        finally:
+            self._progress.discard(queue)
+
+    def publish_progress(self, worker: str, detail: dict[str, object]) -> None:
+        """Tells watchers how far a worker has got; nothing is stored."""
+        event = RunEvent(
+            sequence=0,
+            type=EventType.WORKER_PROGRESS,
+            time=self._wall(),
+            round=self._state.round,
+            worker=worker,
+            detail=detail,
+        )
+        for queue in self._progress:
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(event)
+
+    # --- driving -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to drive the run: deadlines and silent workers."""
+        self._spawn(self._drive())
+
+    async def close(self) -> None:
+        """Stops driving; the stored state is what a later server finds."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _drive(self) -> None:
+        while not self._state.phase.is_final:
+            for name, worker in list(self._state.workers.items()):
+                silent = self._monotonic() - self._last_seen.get(name, 0.0)
+                alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
+                if alive and silent > self._worker_timeout:
+                    await self._apply_quietly(WorkerLost(name))
+            deadline = self._state.deadline
+            if deadline is not None and self.now() >= deadline:
+                await self._apply_quietly(DeadlineChecked())
+                deadline = self._state.deadline
+            wait = self._worker_timeout / 4
+            if deadline is not None:
+                wait = min(wait, max(0.01, deadline - self.now()))
+            await self.wait_for_change(wait)
+
+    async def _apply_quietly(self, event: Event) -> None:
+        try:
+            # Between the look and the lock the run may have moved on: then the event is void.
+            if self._state.phase in TABLE[type(event)]:
+                await self.apply(event)
+        except FedLoraError as error:
+            if error.reason is not Reason.WRONG_PHASE:
+                log.warning("step_refused", event=type(event).__name__, error=str(error))
+
+    def _begin(self, effect: Effect) -> None:
+        if isinstance(effect, Aggregate):
+            self._spawn(self._aggregate())
+        else:
+            self._begin_certificate(effect.round)
+
+    async def _aggregate(self) -> None:
+        state = self._state
+        try:
+            adapter = await self._engine.aggregate(state)
+        except FedLoraError as error:
+            await self._apply_quietly(AggregationFailed(str(error)))
+        except Exception:
+            log.exception("aggregation_failed", run=state.spec.name, round=state.round)
+            await self._apply_quietly(AggregationFailed("internal error, see the server's log"))
+        else:
+            await self._apply_quietly(AdapterAggregated(adapter))
+
+    def _begin_certificate(self, round: int) -> None:
+        self._certifying.add(round)
+        self._spawn(self._certify(round))
+
+    async def _certify(self, round: int) -> None:
+        try:
+            certificate = await self._engine.certify(self._state, round, self._store)
+            overall = certificate.overall
+            fact = Fact(
+                type=EventType.CERTIFICATE_READY,
+                round=round,
+                detail={
+                    "relative_error": overall.relative_error,
+                    "factor_mean_error": overall.factor_mean_error,
+                    "lower_bound": overall.lower_bound,
+                    "relative_error_vs_change": overall.relative_error_vs_change,
+                    "factor_mean_error_vs_change": overall.factor_mean_error_vs_change,
+                    "lower_bound_vs_change": overall.lower_bound_vs_change,
+                    "seconds": certificate.seconds,
+                },
+            )
+            async with self._lock:
+                self._certifying.discard(round)
+                await self._commit(
+                    Transition(state=self._state, facts=(fact,)),
+                    self.now(),
+                    certificates=((round, certificate),),
+                )
+        except Exception:
+            # The adapter is published and right; only its measurement is missing.
+            log.exception("certificate_failed", run=self._state.spec.name, round=round)
+        finally:
+            self._certifying.discard(round)
+            self._notify()
+
+    async def _commit(
+        self,
+        transition: Transition,
+        now: float,
+        *,
+        certificates: tuple[tuple[int, Certificate], ...] = (),
+    ) -> None:
+        state, wall = transition.state, self._wall()
+        if (
+            state == self._state
+            and not transition.facts
+            and not transition.updates
+            and not certificates
+        ):
+            return
+        first = self._state.last_sequence + 1
+        events = tuple(
+            RunEvent(
+                sequence=first + i,
+                type=fact.type,
+                time=wall,
+                round=fact.round,
+                worker=fact.worker,
+                detail=fact.detail,
+            )
+            for i, fact in enumerate(transition.facts)
+        )
+        state = replace(state, last_sequence=self._state.last_sequence + len(events))
+        reports = transition.reports
+        if reports:
+            reports = tuple(replace(r, bytes_down=self._bytes_down) for r in reports)
+            self._bytes_down = 0
+        transaction = Transaction(
+            state=state,
+            clock=now,
+            events=events,
+            updates=transition.updates,
+            adapters=transition.adapters,
+            reports=reports,
+            certificates=certificates,
+        )
+        await self._store.call(lambda s: s.commit(transaction))
+        self._state = state
+        if certificates:
+            reports = await self._store.call(lambda s: s.reports(state.run_id))
+        self._notify()
+        self._observer.committed(state, events, reports)
+
+    def _notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        # The loop itself keeps only weak references.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,1 @@
+"""gRPC: decode a request, call the coordinator, encode the answer."""

@@ -1,0 +1,165 @@
+"""AdminService: what operators and the command line call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import grpc
+from fedlora.adapters.peft_files import adapter_config_json
+from fedlora.tensors.safetensors_io import FilePayload
+
+from aggregator_service.coordinator import Coordinator
+from aggregator_service.rounds.summary import describe
+from aggregator_service.run_actor import RunActor
+from aggregator_service.transport.errors import answering, streaming
+from fedlora.errors import FedLoraError, Reason
+from fedlora.proto.v1 import admin_pb2 as pb
+from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
+from fedlora.rpc.channel import MAX_CHUNK_BYTES
+from fedlora.runs.report import RunEvent
+from fedlora.runs.spec import RunSpec
+from fedlora.wire.convert import from_message, to_message
+
+__all__ = ["AdminServicer"]
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Decodes, calls the coordinator, encodes."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    @answering
+    async def CreateRun(
+        self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CreateRunResponse:
+        spec = from_message(request.spec, RunSpec)
+        run = await self._coordinator.create_run(spec, start=request.start)
+        return pb.CreateRunResponse(run=to_message(run, pb.Run))
+
+    @answering
+    async def StartRun(
+        self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext
+    ) -> pb.StartRunResponse:
+        run = await self._coordinator.start_run(request.run)
+        return pb.StartRunResponse(run=to_message(run, pb.Run))
+
+    @answering
+    async def StopRun(
+        self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext
+    ) -> pb.StopRunResponse:
+        run = await self._coordinator.stop_run(request.run, request.reason[:500])
+        return pb.StopRunResponse(run=to_message(run, pb.Run))
+
+    @answering
+    async def ListRuns(
+        self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListRunsResponse:
+        response = pb.ListRunsResponse()
+        for actor in self._coordinator.runs():
+            # A layout can be long; GetRun has it.
+            summary = replace(describe(actor.state), layout=None)
+            response.runs.append(to_message(summary, pb.Run))
+        return response
+
+    @answering
+    async def GetRun(
+        self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetRunResponse:
+        run = describe(self._coordinator.run(request.run).state)
+        return pb.GetRunResponse(run=to_message(run, pb.Run))
+
+    @answering
+    async def ListRounds(
+        self, request: pb.ListRoundsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListRoundsResponse:
+        actor = self._coordinator.run(request.run)
+        response = pb.ListRoundsResponse()
+        for report in await self._coordinator.reports(actor):
+            message = to_message(report, run_pb2.RoundReport)
+            del message.certificate.modules[:]
+            if report.certificate is None:
+                message.ClearField("certificate")
+            response.rounds.append(message)
+        return response
+
+    @answering
+    async def GetRoundReport(
+        self, request: pb.GetRoundReportRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetRoundReportResponse:
+        actor = self._coordinator.run(request.run)
+        reports = await self._coordinator.reports(actor)
+        for report in reversed(reports):
+            if request.round in (0, report.round):
+                message = to_message(report, run_pb2.RoundReport)
+                return pb.GetRoundReportResponse(report=message)
+        raise FedLoraError(
+            Reason.NOT_FOUND,
+            f"run {actor.state.spec.name!r} has completed {len(reports)} rounds, round "
+            f"{request.round or 1} is not among them",
+        )
+
+    @streaming
+    async def WatchRun(
+        self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WatchRunResponse]:
+        actor = self._coordinator.run(request.run)
+        sequence = max(1, request.first_sequence)
+        async with actor.subscribe_progress() as progress:
+            while True:
+                settled = actor.is_settled
+                while events := await self._coordinator.events(actor, sequence):
+                    for event in events:
+                        yield _event(event)
+                    sequence = events[-1].sequence + 1
+                if settled or not request.follow:
+                    return
+                for event in await _next_progress(actor, progress):
+                    yield _event(event)
+
+    @streaming
+    async def ExportAdapter(
+        self, request: pb.ExportAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ExportAdapterResponse]:
+        actor = self._coordinator.run(request.run)
+        version = request.adapter_version if request.HasField("adapter_version") else None
+        record = await self._coordinator.adapter(actor, version)
+        sha256 = bytes.fromhex(record.sha256)
+        first = pb.ExportAdapterResponse()
+        first.header.adapter_version = record.version
+        first.header.round = record.round
+        first.header.total_bytes = record.total_bytes
+        first.header.sha256 = sha256
+        first.header.adapter_config_json = adapter_config_json(
+            actor.state.spec.adapter, record.rank
+        )
+        yield first
+        chunks = FilePayload(self._coordinator.blobs.path(record.sha256)).chunks(0, MAX_CHUNK_BYTES)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            message = pb.ExportAdapterResponse()
+            message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
+            yield message
+        end = pb.ExportAdapterResponse()
+        end.commit.total_bytes, end.commit.sha256 = record.total_bytes, sha256
+        yield end
+
+
+def _event(event: RunEvent) -> pb.WatchRunResponse:
+    return pb.WatchRunResponse(event=to_message(event, pb.RunEvent))
+
+
+async def _next_progress(actor: RunActor, queue: asyncio.Queue[RunEvent]) -> list[RunEvent]:
+    """Waits for progress or for a change of the run; returns the progress there is."""
+    waiters = {
+        asyncio.ensure_future(queue.get()),
+        asyncio.ensure_future(actor.wait_for_change(30.0)),
+    }
+    done, pending = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    for waiter in pending:
+        waiter.cancel()
+    events = [e for w in done if (e := w.result()) is not None]
+    while not queue.empty():
+        events.append(queue.get_nowait())
+    return events

@@ -1,0 +1,62 @@
+"""Errors on their way to a peer: ours with their reason, mistakes without any detail."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+import structlog
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.rpc.status import to_status
+
+__all__ = ["answering", "streaming"]
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
+
+
+def answering(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+    """Wraps a servicer method that returns one message."""
+
+    @functools.wraps(method)
+    async def wrapper(self: Any, request: Any, context: grpc.aio.ServicerContext) -> R:
+        try:
+            return await method(self, request, context)
+        except Exception as error:  # noqa: BLE001 - the boundary: nothing of ours may leak
+            await _abort(context, error, method.__name__)
+
+    return wrapper
+
+
+def streaming(method: Callable[..., AsyncIterator[R]]) -> Callable[..., AsyncIterator[R]]:
+    """Wraps a servicer method that yields messages."""
+
+    @functools.wraps(method)
+    async def wrapper(
+        self: Any, request: Any, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[R]:
+        try:
+            async for message in method(self, request, context):
+                yield message
+        except Exception as error:  # noqa: BLE001 - the boundary: nothing of ours may leak
+            await _abort(context, error, method.__name__)
+
+    return wrapper
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> NoReturn:
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    if isinstance(error, FedLoraError):
+        log.info("refused", method=method, reason=error.reason.value, error=str(error))
+    else:
+        log.error("internal_error", method=method, exc_info=error)
+        error = FedLoraError(
+            Reason.INTERNAL, "internal error", hint="The server's log has the details"
+        )
+    status = to_status(error)
+    await context.abort(status.code, status.details, status.trailing_metadata or ())

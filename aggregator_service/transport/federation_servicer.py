@@ -1,0 +1,152 @@
+"""FederationService: what workers call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from fedlora.tensors.safetensors_io import FilePayload
+
+from aggregator_service.coordinator import Coordinator
+from aggregator_service.transport.errors import answering, streaming
+from aggregator_service.uploads import Chunk, Commit, Uploads
+from fedlora.adapters.spec import AdapterLayout
+from fedlora.errors import FedLoraError, Reason
+from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.proto.v1 import federation_pb2_grpc
+from fedlora.rpc.channel import MAX_CHUNK_BYTES
+from fedlora.runs.tasks import Capabilities, Evaluation, Progress, UpdateHeader
+from fedlora.wire.convert import from_message, to_message
+
+__all__ = ["FederationServicer"]
+
+
+class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
+    """Decodes, calls the coordinator, encodes."""
+
+    def __init__(self, coordinator: Coordinator, uploads: Uploads) -> None:
+        self._coordinator = coordinator
+        self._uploads = uploads
+
+    @answering
+    async def Register(
+        self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext
+    ) -> pb.RegisterResponse:
+        registration = await self._coordinator.register(
+            name=request.worker_name,
+            run_name=request.run_name,
+            instance_id=request.instance_id,
+            capabilities=from_message(request.capabilities, Capabilities),
+        )
+        return to_message(registration, pb.RegisterResponse)
+
+    @answering
+    async def ConfirmAdapter(
+        self, request: pb.ConfirmAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ConfirmAdapterResponse:
+        layout = from_message(request.layout, AdapterLayout)
+        fingerprint = await self._coordinator.confirm_adapter(request.session_token, layout)
+        return pb.ConfirmAdapterResponse(base_fingerprint=fingerprint)
+
+    @answering
+    async def AwaitTask(
+        self, request: pb.AwaitTaskRequest, context: grpc.aio.ServicerContext
+    ) -> pb.AwaitTaskResponse:
+        task = await self._coordinator.await_task(request.session_token, request.max_wait_seconds)
+        return pb.AwaitTaskResponse(task=to_message(task, pb.Task))
+
+    @streaming
+    async def PullAdapter(
+        self, request: pb.PullAdapterRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.PullAdapterResponse]:
+        header, path = await self._coordinator.open_adapter(
+            request.session_token, request.adapter_version
+        )
+        yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
+        if request.start_offset > header.total_bytes:
+            raise FedLoraError(
+                Reason.OFFSET_MISMATCH,
+                f"start_offset is {request.start_offset}, the adapter has "
+                f"{header.total_bytes} bytes",
+            )
+        chunks = FilePayload(path).chunks(request.start_offset, MAX_CHUNK_BYTES)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            message = pb.PullAdapterResponse()
+            message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
+            yield message
+        end = pb.PullAdapterResponse()
+        end.commit.total_bytes, end.commit.sha256 = header.total_bytes, header.sha256
+        yield end
+
+    @answering
+    async def PushUpdate(
+        self,
+        request: AsyncIterator[pb.PushUpdateRequest],
+        context: grpc.aio.ServicerContext,
+    ) -> pb.PushUpdateResponse:
+        first = await anext(aiter(request), None)
+        if first is None or first.WhichOneof("message") != "header":
+            got = "an empty stream" if first is None else first.WhichOneof("message")
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT, f"the first message of an update is its header, got {got}"
+            )
+        header = from_message(first.header, UpdateHeader)
+        acknowledgement = await self._uploads.receive(header, _payload(request))
+        return to_message(acknowledgement, pb.PushUpdateResponse)
+
+    @answering
+    async def GetUploadStatus(
+        self, request: pb.GetUploadStatusRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetUploadStatusResponse:
+        status = await self._uploads.status(request.session_token, request.idempotency_key)
+        return to_message(status, pb.GetUploadStatusResponse)
+
+    @answering
+    async def ReportEvaluation(
+        self, request: pb.ReportEvaluationRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReportEvaluationResponse:
+        evaluations = tuple(from_message(e, Evaluation) for e in request.evaluations)
+        await self._coordinator.report_evaluation(
+            request.session_token, request.task_id, evaluations
+        )
+        return pb.ReportEvaluationResponse()
+
+    @answering
+    async def ReportMetrics(
+        self, request: pb.ReportMetricsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ReportMetricsResponse:
+        self._coordinator.report_progress(
+            request.session_token, from_message(request.progress, Progress)
+        )
+        return pb.ReportMetricsResponse()
+
+    @answering
+    async def Heartbeat(
+        self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext
+    ) -> pb.HeartbeatResponse:
+        directive = self._coordinator.heartbeat(request.session_token, request.task_id)
+        return pb.HeartbeatResponse(
+            directive=pb.Directive.Value(f"DIRECTIVE_{directive.value.upper()}")
+        )
+
+    @answering
+    async def Leave(
+        self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext
+    ) -> pb.LeaveResponse:
+        await self._coordinator.leave(request.session_token, request.reason)
+        return pb.LeaveResponse()
+
+
+async def _payload(messages: AsyncIterator[pb.PushUpdateRequest]) -> AsyncIterator[Chunk | Commit]:
+    async for message in messages:
+        kind = message.WhichOneof("message")
+        if kind == "chunk":
+            yield Chunk(message.chunk.offset, message.chunk.data)
+        elif kind == "commit":
+            yield Commit(message.commit.total_bytes, message.commit.sha256)
+        else:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"after the header come chunks and a commit, got {kind or 'an empty message'}",
+            )

@@ -1,0 +1,72 @@
+"""The gRPC server: services, health, and an orderly end."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from aggregator_service.config import AggregatorConfig
+from aggregator_service.coordinator import Coordinator
+from aggregator_service.transport.admin_servicer import AdminServicer
+from aggregator_service.transport.federation_servicer import FederationServicer
+from aggregator_service.uploads import Uploads
+from fedlora.errors import FedLoraError, Reason
+from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
+from fedlora.rpc.channel import SERVER_OPTIONS
+
+__all__ = ["GrpcServer"]
+
+_FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+
+class GrpcServer:
+    """Serves a coordinator.
+
+    Health answers SERVING for "", FederationService and AdminService while calls are accepted,
+    NOT_SERVING from the moment a stop begins.
+    """
+
+    def __init__(self, coordinator: Coordinator, config: AggregatorConfig) -> None:
+        self._server = grpc.aio.server(
+            options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.max_concurrent_rpcs
+        )
+        self._health = health.aio.HealthServicer()
+        self._grace = config.shutdown_grace_seconds
+        uploads = Uploads(coordinator, idle_timeout_seconds=config.idle_timeout_seconds)
+        federation_pb2_grpc.add_FederationServiceServicer_to_server(
+            FederationServicer(coordinator, uploads), self._server
+        )
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(coordinator), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if config.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            names = (_FEDERATION, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        self._address = config.address
+
+    async def start(self) -> str:
+        """Binds and serves; returns the address, with the port taken.
+
+        Raises:
+            FedLoraError: UNAVAILABLE if the address cannot be bound.
+        """
+        host = self._address.rsplit(":", 1)[0]
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"cannot serve on {self._address!r}: {error}",
+                hint="Choose a free port, or 0 for any: server.address",
+            ) from error
+        await self._server.start()
+        for name in ("", _FEDERATION, _ADMIN):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Refuses new calls, gives those in flight their grace, ends."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._grace)

@@ -1,0 +1,261 @@
+"""One upload, from its header to its acknowledgement.
+
+    header -> (known key? replay) -> checks -> chunks into a partial file -> commit message
+    -> size and digest right, file durable and named -> run's state durable -> acknowledgement
+
+An upload is an update only after the last of these. Whatever ends it earlier leaves the partial
+file, to be resumed, or (when the bytes themselves are wrong) nothing at all. The end of the stream
+proves nothing: a client killed in mid-upload ends it like one that is done (measured, grpc.aio).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from aggregator_service.coordinator import Coordinator, check_metrics, check_scores, upload_key
+from aggregator_service.rounds.assignment import check_update, expected_manifest
+from aggregator_service.rounds.events import UpdateCommitted
+from aggregator_service.rounds.state import UpdateRecord
+from aggregator_service.run_actor import RunActor
+from aggregator_service.store.blobs import UploadWriter
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
+
+__all__ = ["Chunk", "Commit", "Uploads"]
+
+_RESUMABLE = frozenset(
+    {
+        Reason.UPLOAD_INCOMPLETE,
+        Reason.UPLOAD_STALLED,
+        Reason.OFFSET_MISMATCH,
+        Reason.OUT_OF_SPACE,
+        Reason.UNAVAILABLE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of an upload."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of an upload, with its size and digest."""
+
+    total_bytes: int
+    sha256: bytes
+
+
+class Uploads:
+    """Receives updates.
+
+    Args:
+        coordinator: the server.
+        idle_timeout_seconds: silence after which an upload is given up.
+    """
+
+    def __init__(self, coordinator: Coordinator, *, idle_timeout_seconds: float) -> None:
+        self._coordinator = coordinator
+        self._idle_timeout = idle_timeout_seconds
+
+    async def receive(
+        self, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]
+    ) -> Acknowledgement:
+        """Receives one upload and makes it an update.
+
+        Raises:
+            FedLoraError: for a header that is not what the worker was asked for, bytes that are
+                not what the header says, or a stream that ends too early.
+        """
+        actor, worker = self._coordinator.session(header.session_token)
+        self._check_header(header)
+        known = await self._coordinator.store.call(
+            lambda s: s.update_by_key(actor.state.run_id, header.idempotency_key)
+        )
+        if known is not None:
+            return await self._replay(known, worker, header, messages)
+        check_update(actor.state, worker, header, actor.now())
+        writer = await self._open(actor, worker, header)
+        try:
+            commit = await self._receive_chunks(writer, header, messages)
+            record = UpdateRecord(
+                update_id=secrets.token_hex(16),
+                round=header.round,
+                worker=worker,
+                idempotency_key=header.idempotency_key,
+                sha256=commit.sha256.hex(),
+                total_bytes=commit.total_bytes,
+                base_version=header.base_version,
+                rank=actor.state.workers[worker].rank,
+                num_examples=header.num_examples,
+                metrics=dict(header.metrics),
+                evaluations=header.evaluations,
+            )
+            await actor.apply(
+                UpdateCommitted(record),
+                before_commit=lambda _: self._finish(writer, commit),
+            )
+        except FedLoraError as error:
+            end = writer.suspend if error.reason in _RESUMABLE else writer.discard
+            await asyncio.to_thread(end)
+            raise
+        except BaseException:
+            # Cancelled: the client or the server goes away. What came stays.
+            await asyncio.shield(asyncio.to_thread(writer.suspend))
+            raise
+        return Acknowledgement(
+            update_id=record.update_id, total_bytes=record.total_bytes, sha256=commit.sha256
+        )
+
+    async def status(self, token: str, idempotency_key: str) -> UploadStatus:
+        """How much of an upload is here."""
+        actor, worker = self._coordinator.session(token)
+        run_id = actor.state.run_id
+        known = await self._coordinator.store.call(
+            lambda s: s.update_by_key(run_id, idempotency_key)
+        )
+        if known is not None and known.worker == worker:
+            return UploadStatus(
+                state=UploadState.COMMITTED,
+                durable_bytes=known.total_bytes,
+                acknowledgement=_acknowledge_again(known),
+            )
+        key = upload_key(run_id, worker, idempotency_key)
+        durable = await asyncio.to_thread(self._coordinator.blobs.durable_bytes, key)
+        state = UploadState.PARTIAL if durable else UploadState.UNKNOWN
+        return UploadStatus(state=state, durable_bytes=durable)
+
+    # --- steps ---------------------------------------------------------------------------
+
+    def _check_header(self, header: UpdateHeader) -> None:
+        limits = self._coordinator.limits
+        if not 1 <= len(header.idempotency_key) <= 512:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"idempotency_key must have 1 to 512 characters, got {len(header.idempotency_key)}",
+            )
+        if not 0 < header.total_bytes <= limits.max_update_bytes:
+            raise FedLoraError(
+                Reason.TOO_LARGE,
+                f"an update may have 1 to {limits.max_update_bytes} bytes, "
+                f"{header.total_bytes} are declared",
+                hint="Raise server.max_update_bytes",
+            )
+        check_metrics(header.metrics)
+        check_scores(header.evaluations)
+
+    async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
+        key = upload_key(actor.state.run_id, worker, header.idempotency_key)
+        manifest = expected_manifest(actor.state, actor.state.workers[worker].rank)
+
+        def open_writer() -> UploadWriter:
+            blobs = self._coordinator.blobs
+            writer = blobs.open_upload(key, total_bytes=header.total_bytes, manifest=manifest)
+            if header.start_offset == 0 and writer.offset > 0:
+                # A worker that does not ask how far it got starts over.
+                writer.discard()
+                writer = blobs.open_upload(key, total_bytes=header.total_bytes, manifest=manifest)
+            return writer
+
+        writer = await asyncio.to_thread(open_writer)
+        if header.start_offset != writer.offset:
+            here = writer.offset
+            await asyncio.to_thread(writer.suspend)
+            raise FedLoraError(
+                Reason.OFFSET_MISMATCH,
+                f"the upload goes on at byte {here}, this stream begins at {header.start_offset}",
+                hint="Ask GetUploadStatus where to go on",
+            )
+        return writer
+
+    async def _receive_chunks(
+        self, writer: UploadWriter, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]
+    ) -> Commit:
+        limit = self._coordinator.limits.max_chunk_bytes
+        while (message := await self._next(messages)) is not None:
+            if isinstance(message, Commit):
+                if message.total_bytes != header.total_bytes or len(message.sha256) != 32:
+                    raise FedLoraError(
+                        Reason.INVALID_ARGUMENT,
+                        f"the commit names {message.total_bytes} bytes and a digest of "
+                        f"{len(message.sha256)}, the header {header.total_bytes} bytes; a "
+                        f"SHA-256 has 32",
+                    )
+                return message
+            if len(message.data) > limit:
+                raise FedLoraError(
+                    Reason.TOO_LARGE,
+                    f"a chunk may have {limit} bytes, got {len(message.data)}",
+                )
+            await asyncio.to_thread(writer.write, message.offset, message.data)
+        raise FedLoraError(
+            Reason.UPLOAD_INCOMPLETE,
+            f"the stream ended after {writer.offset} of {header.total_bytes} bytes, without a "
+            f"commit",
+            hint="Resume from GetUploadStatus's offset",
+        )
+
+    async def _next(self, messages: AsyncIterator[Chunk | Commit]) -> Chunk | Commit | None:
+        # gRPC's keepalive does not end the stream of a frozen client (measured): we do.
+        try:
+            async with asyncio.timeout(self._idle_timeout):
+                return await anext(messages, None)
+        except TimeoutError as error:
+            raise FedLoraError(
+                Reason.UPLOAD_STALLED,
+                f"no message for {self._idle_timeout:g} s",
+                hint="Resume from GetUploadStatus's offset",
+            ) from error
+
+    @staticmethod
+    def _finish(writer: UploadWriter, commit: Commit) -> None:
+        writer.commit(commit.total_bytes, commit.sha256)
+
+    async def _replay(
+        self,
+        known: UpdateRecord,
+        worker: str,
+        header: UpdateHeader,
+        messages: AsyncIterator[Chunk | Commit],
+    ) -> Acknowledgement:
+        """The acknowledgement again, if the bytes are the same again."""
+        digest, length = hashlib.sha256(), 0
+        refused = FedLoraError(
+            Reason.ALREADY_EXISTS,
+            f"key {header.idempotency_key[:100]!r} belongs to an update of other content",
+            hint="Use a new idempotency key for new bytes",
+        )
+        if known.worker != worker or known.total_bytes != header.total_bytes:
+            raise refused
+        if header.start_offset == known.total_bytes:
+            return _acknowledge_again(known)
+        while (message := await self._next(messages)) is not None:
+            if isinstance(message, Chunk):
+                if message.offset != length or len(message.data) > known.total_bytes - length:
+                    raise refused
+                length += len(message.data)
+                await asyncio.to_thread(digest.update, message.data)
+                continue
+            if digest.digest() == message.sha256 == bytes.fromhex(known.sha256):
+                return _acknowledge_again(known)
+            raise refused
+        raise FedLoraError(
+            Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
+        )
+
+
+def _acknowledge_again(known: UpdateRecord) -> Acknowledgement:
+    return Acknowledgement(
+        update_id=known.update_id,
+        total_bytes=known.total_bytes,
+        sha256=bytes.fromhex(known.sha256),
+        replayed=True,
+    )

@@ -1,0 +1,217 @@
+"""Reads a configuration from all its sources and turns it into frozen dataclasses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from fedlora.adapters.spec import AdapterSpec
+from fedlora.adapters.spec import BaseModel as BaseModelSpec
+from fedlora.config.checks import explain, section_models
+from fedlora.config.sections import Section, all_sections, run_sections
+from fedlora.config.sources import (
+    EnvironmentSource,
+    FileSource,
+    FlagSource,
+    Origin,
+    OriginKind,
+    TreeSource,
+    leaves,
+)
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
+
+__all__ = ["CONFIG_VARIABLE", "Config", "ConfigEntry", "load_config"]
+
+CONFIG_VARIABLE = "FEDLORA_CONFIG"
+"""environment variable that names the file where no argument does"""
+
+_RUN_ONLY = ("run", "model", "adapter", "method", "rounds", "training")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigEntry:
+    """One resolved value."""
+
+    section: str
+    key: str
+    value: object
+    origin: Origin
+    help: str = ""
+
+    @property
+    def name(self) -> str:
+        """Section and key, "rounds.num_rounds"."""
+        return f"{self.section}.{self.key}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A checked configuration: every value with its origin, and the dataclasses made of them."""
+
+    file: Path | None
+    entries: tuple[ConfigEntry, ...]
+    run: RunSpec | None
+    """the run described; None where no source has a [run] section"""
+    services: Mapping[str, type]
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The values of one section by key."""
+        return {e.key: e.value for e in self.entries if e.section == name}
+
+    def build(self, section: str, owner: type[T], **others: object) -> T:
+        """The dataclass of a service's section, filled.
+
+        Args:
+            section: one of those given to `load_config`.
+            owner: its dataclass, as given there.
+            others: fields that are no keys, such as a nested dataclass built before.
+
+        Raises:
+            FedLoraError: INVALID_CONFIG where the dataclass refuses the values.
+        """
+        if self.services.get(section) is not owner:
+            raise TypeError(f"section {section!r} was not loaded as {owner.__name__}")
+        return _checked(lambda: owner(**self.section(section), **others), self.file)
+
+    def need_run(self) -> RunSpec:
+        """The run described; INVALID_CONFIG where there is none."""
+        if self.run is None:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"{self.file or 'the configuration'} describes no run",
+                hint='Write a section [run] with name = "..."; see examples/quickstart.toml',
+            )
+        return self.run
+
+
+def load_config(
+    file: Path | None = None,
+    *,
+    services: Mapping[str, type] | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Reads file, environment and flags, later ones over earlier ones.
+
+    Args:
+        file: TOML file; None takes FEDLORA_CONFIG from the environment, or no file at all.
+        services: section name -> dataclass for the sections "server", "worker", "data" and
+            "workers" that the caller wants; the others are read past.
+        overrides: flags of the form section.key=value.
+        environ: the environment; os.environ if None.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG naming the file or variable, the section and the key.
+    """
+    environ = os.environ if environ is None else environ
+    if file is None and environ.get(CONFIG_VARIABLE):
+        file = Path(environ[CONFIG_VARIABLE])
+    services = dict(services or {})
+    sections = all_sections(services)
+    sources: list[FlagSource | EnvironmentSource | FileSource] = [
+        FlagSource(overrides, sections),
+        EnvironmentSource(environ, sections),
+    ]
+    if file is not None:
+        if not file.is_file():
+            raise FedLoraError(
+                Reason.INVALID_CONFIG, f"there is no configuration file {str(file)!r}"
+            )
+        sources.append(FileSource(file, sections))
+    written = [leaves(source()) for source in sources]
+
+    def origin(path: tuple[str, ...]) -> Origin:
+        for source, values in zip(sources, written, strict=True):
+            if any(place[: len(path)] == path for place in values):
+                return source.origin(path)
+        return Origin(OriginKind.DEFAULT)
+
+    has_run = any(path[0] in _RUN_ONLY for values in written for path in values)
+    asked = {s.path[0] for s in sections} - (set() if has_run else set(_RUN_ONLY))
+    models = {n: m for n, m in section_models(sections).items() if n in asked}
+    try:
+        settings = _merge(models, sources)
+    except ValidationError as error:
+        raise explain(error, sections, origin, file) from None
+    entries = tuple(e for s in sections for e in _entries(s, settings, origin))
+    run = _checked(lambda: _run_spec(entries), file) if has_run else None
+    return Config(file=file, entries=entries, run=run, services=services)
+
+
+def _merge(
+    models: Mapping[str, type[BaseModel]], sources: Sequence[PydanticBaseSettingsSource]
+) -> BaseSettings:
+    """Puts the sources over one another, first ones on top, and checks the result."""
+    # A section nobody wrote is checked all the same: a key of it may be required.
+    lowest = TreeSource({name: {} for name in models})
+
+    class Settings(BaseSettings):
+        model_config = SettingsConfigDict(extra="ignore", protected_namespaces=())
+
+        @classmethod
+        def settings_customise_sources(
+            cls, *_: object, **__: object
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (*sources, lowest)
+
+    fields: dict[str, Any] = {name: (model, ...) for name, model in models.items()}
+    checked: type[BaseSettings] = create_model("Settings", __base__=Settings, **fields)
+    return checked()
+
+
+def _entries(
+    section: Section, settings: BaseSettings, origin: Callable[[tuple[str, ...]], Origin]
+) -> Iterator[ConfigEntry]:
+    values: Any = settings
+    for part in section.path:
+        values = getattr(values, part, None)
+    if not isinstance(values, BaseModel):
+        return
+    helps = {key.name: key.help for key in section.keys}
+    for name in [*helps, *(values.model_extra or {})]:
+        yield ConfigEntry(
+            section=section.name,
+            key=name,
+            value=getattr(values, name),
+            origin=origin((*section.path, name)),
+            help=helps.get(name, ""),
+        )
+
+
+def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
+    values: dict[str, dict[str, Any]] = {}
+    for section in run_sections():
+        attributes = {key.name: key.attribute for key in section.keys}
+        values[section.name] = {
+            attributes.get(e.key, e.key): e.value for e in entries if e.section == section.name
+        }
+    model, method, partition = values["model"], values["method"], values["data.partition"]
+    task = {"task_type": model.pop("task_type"), "labels": model.pop("labels")}
+    return RunSpec(
+        **values["run"],
+        adapter=AdapterSpec(base_model=BaseModelSpec(**model), **task, **values["adapter"]),
+        method=MethodSpec(name=method.pop("name"), options=method),
+        rounds=RoundRules(**values["rounds"]),
+        training=TrainingSpec(**values["training"]),
+        partition=PartitionSpec(**partition) if partition else None,
+    )
+
+
+def _checked(make: Callable[[], T], file: Path | None) -> T:
+    """What the dataclasses refuse is a fault of the configuration, and told as one."""
+    try:
+        return make()
+    except FedLoraError as error:
+        where = f"{file}: " if file else ""
+        raise FedLoraError(
+            Reason.INVALID_CONFIG, f"{where}{error.message}", hint=error.hint
+        ) from None

@@ -1,0 +1,105 @@
+"""The sections of a configuration file: which keys each has, and which dataclass gets the values.
+
+Seven sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
+command line; their dataclasses come from whoever loads the configuration, so that this package
+imports no service, and an image with one service reads past the other's sections.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedlora.adapters.spec import AdapterSpec, BaseModel
+from fedlora.config.keys import Key, keys_of
+from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
+
+__all__ = ["SERVICE_SECTIONS", "Section", "all_sections", "run_sections"]
+
+SERVICE_SECTIONS: Mapping[str, str] = {
+    "data": "A worker's examples.",
+    "worker": "One worker process.",
+    "workers": "The workers that `fedlora run` starts on this machine.",
+    "server": "The aggregator process.",
+}
+"""sections whose dataclass the caller supplies, with what they are about"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One section of the file."""
+
+    name: str
+    """as in the file, "data.partition" """
+    help: str
+    keys: tuple[Key, ...]
+    open: bool = False
+    """further keys are let through, to be judged by whoever knows them"""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The name taken apart."""
+        return tuple(self.name.split("."))
+
+    def key(self, name: str) -> Key | None:
+        """The key of that name."""
+        return next((k for k in self.keys if k.name == name), None)
+
+
+@functools.cache
+def run_sections() -> tuple[Section, ...]:
+    """The sections that define a run."""
+    adapter = ("kind", "r", "lora_alpha", "use_rslora", "lora_dropout")
+    modules = ("target_modules", "modules_to_save")
+    return (
+        Section(
+            name="run",
+            help="Name and seed of a run.",
+            keys=keys_of(RunSpec, name="", seed="", wire_dtype=""),
+        ),
+        Section(
+            name="model",
+            help="The frozen base model and what it is trained for.",
+            keys=(
+                *keys_of(BaseModel, model_id="base", revision="", fingerprint=""),
+                *keys_of(AdapterSpec, task_type="task", labels=""),
+            ),
+        ),
+        Section(
+            name="adapter",
+            help="The adapter, in PEFT's words.",
+            keys=keys_of(AdapterSpec, **dict.fromkeys((*adapter, *modules), "")),
+        ),
+        Section(
+            name="method",
+            help="The aggregation method; its own options stand beside its name "
+            "([algorithms.md](algorithms.md)).",
+            keys=keys_of(MethodSpec, name=""),
+            open=True,
+        ),
+        Section(name="rounds", help="When rounds begin and end.", keys=keys_of(RoundRules)),
+        Section(
+            name="training",
+            help="Local training; equal for all workers of a run.",
+            keys=keys_of(TrainingSpec),
+        ),
+        Section(
+            name="data.partition",
+            help="An experiment's split of one file over several workers; leave the section out "
+            "where every worker brings its own data.",
+            keys=keys_of(PartitionSpec),
+        ),
+    )
+
+
+def all_sections(services: Mapping[str, type]) -> tuple[Section, ...]:
+    """The run's sections and those whose dataclass is given."""
+    return (
+        *run_sections(),
+        *(
+            Section(name=name, help=help_text, keys=keys_of(services[name]))
+            for name, help_text in SERVICE_SECTIONS.items()
+            if name in services
+        ),
+    )

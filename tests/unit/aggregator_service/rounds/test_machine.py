@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.runs import LAYOUT, MachineDriver, run_spec
+
+from aggregator_service.rounds.assignment import task_for
+from aggregator_service.rounds.events import (
+    AdapterConfirmed,
+    Aggregate,
+    AggregationFailed,
+    Certify,
+    DeadlineChecked,
+    EvaluationReported,
+    RunStarted,
+    RunStopped,
+    WorkerLeft,
+    WorkerLost,
+    WorkerReturned,
+)
+from aggregator_service.rounds.machine import TABLE, pending_effects, update_weights
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import EventType, WorkerState
+from fedlora.runs.spec import BelowQuorum, RunPhase, Weighting
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, TaskKind
+
+GLOBAL_TEST = Evaluation(
+    scope=EvaluationScope.GLOBAL,
+    split=EvaluationSplit.TEST,
+    num_examples=10,
+    metrics={"accuracy": 0.5},
+)
+
+
+def facts(driver: MachineDriver) -> list[EventType]:
+    return [f.type for t in driver.transitions for f in t.facts]
+
+
+def test_a_run_goes_through_all_phases_to_completion():
+    driver = MachineDriver(run_spec(num_rounds=2))
+    phases = []
+    driver.start_training("w-0", "w-1")
+    for _ in range(2):
+        phases.append(driver.state.phase)
+        driver.commit("w-1")
+        driver.commit("w-0")
+        phases.append(driver.state.phase)
+        driver.aggregated()
+        phases.append(driver.state.phase)
+        for worker in driver.state.evaluators:
+            driver.feed(EvaluationReported(worker, (GLOBAL_TEST,)))
+    assert phases == [RunPhase.TRAINING, RunPhase.AGGREGATING, RunPhase.EVALUATING] * 2
+    assert driver.state.phase is RunPhase.COMPLETED
+    assert driver.state.version == driver.state.round == 2
+    reports = [r for t in driver.transitions for r in t.reports]
+    assert [r.round for r in reports] == [1, 2]
+    assert reports[0].metrics["test_accuracy"] == 0.5
+    assert reports[0].phase_seconds.keys() == {"training", "aggregating", "evaluating"}
+    assert sum(u.weight for u in reports[0].updates) == pytest.approx(1.0)
+
+
+def test_the_initial_adapter_is_version_zero_and_comes_from_one_worker():
+    driver = MachineDriver(run_spec())
+    driver.feed(RunStarted())
+    driver.join("w-1", "w-0")
+    assert driver.state.phase is RunPhase.INITIALIZING
+    assert driver.state.cohort == ("w-0",)
+    assert task_for(driver.state, "w-0", 0).kind is TaskKind.INITIALIZE
+    assert task_for(driver.state, "w-1", 0).kind is TaskKind.WAIT
+    driver.commit("w-0", round=0)
+    assert driver.state.version == 0
+    assert driver.state.phase is RunPhase.TRAINING
+
+
+def test_another_worker_initializes_when_the_first_one_leaves():
+    driver = MachineDriver(run_spec())
+    driver.feed(RunStarted())
+    driver.join("w-0", "w-1")
+    driver.feed(WorkerLeft("w-0", "bye"))
+    assert driver.state.cohort == ("w-1",)
+    driver.feed(WorkerLost("w-1"))
+    assert driver.state.phase is RunPhase.WAITING
+    driver.feed(WorkerReturned("w-1"))
+    assert driver.state.phase is RunPhase.WAITING, "two workers are needed"
+
+
+def test_a_round_closes_early_only_when_everybody_has_reported():
+    driver = MachineDriver(run_spec(num_workers=3, quorum=2))
+    driver.start_training("a", "b", "c")
+    driver.commit("a")
+    driver.commit("b")
+    assert driver.state.phase is RunPhase.TRAINING
+    closing = driver.commit("c")
+    assert closing.effects == (Aggregate(1),)
+
+
+def test_a_round_closes_at_its_deadline_with_a_quorum():
+    driver = MachineDriver(run_spec(num_workers=3, quorum=2))
+    driver.start_training("a", "b", "c")
+    driver.commit("a")
+    driver.commit("b")
+    driver.feed(DeadlineChecked(), after=10)
+    assert driver.state.phase is RunPhase.TRAINING
+    closing = driver.feed(DeadlineChecked(), after=60)
+    assert driver.state.phase is RunPhase.AGGREGATING
+    closed = next(f for f in closing.facts if f.type is EventType.ROUND_CLOSED)
+    assert closed.detail == {"updates": ["a", "b"], "missing": ["c"]}
+
+
+def test_below_quorum_the_deadline_is_extended_and_newcomers_stand_in():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    driver.commit("a")
+    driver.join("c")
+    transition = driver.feed(DeadlineChecked(), after=60)
+    assert driver.state.phase is RunPhase.TRAINING
+    assert driver.state.cohort == ("a", "b", "c")
+    assert transition.facts[0].type is EventType.DEADLINE_EXTENDED
+    driver.commit("c")
+    driver.feed(DeadlineChecked(), after=60)
+    assert driver.state.phase is RunPhase.AGGREGATING
+
+
+def test_below_quorum_the_run_fails_where_it_is_told_to():
+    driver = MachineDriver(run_spec(below_quorum=BelowQuorum.FAIL))
+    driver.start_training("a", "b")
+    driver.feed(DeadlineChecked(), after=60)
+    assert driver.state.phase is RunPhase.FAILED
+    assert "0 of 2 updates" in driver.state.reason
+
+
+def test_a_worker_that_has_left_is_not_waited_for_but_a_lost_one_is():
+    driver = MachineDriver(run_spec(num_workers=3, quorum=2))
+    driver.start_training("a", "b", "c")
+    driver.commit("a")
+    driver.commit("b")
+    driver.feed(WorkerLost("c"))
+    assert driver.state.phase is RunPhase.TRAINING
+    driver.feed(WorkerLeft("c", "shut down"))
+    assert driver.state.phase is RunPhase.AGGREGATING
+
+
+def test_a_second_update_of_a_worker_or_one_of_another_round_changes_nothing():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    driver.commit("a")
+    before = driver.state
+    for worker, round in (("a", 1), ("b", 2), ("b", 0), ("stranger", 1)):
+        with pytest.raises(FedLoraError) as caught:
+            driver.commit(worker, round=round)
+        assert caught.value.reason is Reason.WRONG_ROUND
+        assert driver.state is before
+
+
+def test_every_event_outside_its_phases_is_refused_and_changes_nothing():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    events = {
+        RunStarted: RunStarted(),
+        RunStopped: RunStopped("x"),
+        AdapterConfirmed: AdapterConfirmed("a", LAYOUT),
+        WorkerLost: WorkerLost("a"),
+        WorkerReturned: WorkerReturned("a"),
+        WorkerLeft: WorkerLeft("a", ""),
+        EvaluationReported: EvaluationReported("a", ()),
+        AggregationFailed: AggregationFailed("x"),
+        DeadlineChecked: DeadlineChecked(),
+    }
+    refused = 0
+    for phase in RunPhase:
+        for kind, event in events.items():
+            if phase in TABLE[kind]:
+                continue
+            other = MachineDriver(run_spec())
+            other.state = before = replace(driver.state, phase=phase)
+            with pytest.raises(FedLoraError) as caught:
+                other.feed(event)
+            assert caught.value.reason is Reason.WRONG_PHASE
+            assert other.state is before
+            refused += 1
+    assert refused == 30
+
+
+def test_a_fenced_worker_keeps_its_slot_and_its_place_in_the_round():
+    driver = MachineDriver(run_spec(slots=2))
+    driver.start_training("w-1", "w-0")
+    slots = {n: w.slot for n, w in driver.state.workers.items()}
+    assert slots == {"w-0": 0, "w-1": 1}
+    task = task_for(driver.state, "w-1", 0)
+    driver.join("w-1")
+    again = task_for(driver.state, "w-1", 0)
+    assert driver.state.workers["w-1"].epoch == 2
+    assert driver.state.workers["w-1"].slot == 1
+    assert (again.task_id, again.seed, again.kind) == (task.task_id, task.seed, TaskKind.TRAIN)
+
+
+def test_a_restarted_worker_that_has_submitted_gets_no_second_task():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    driver.commit("a")
+    driver.join("a")
+    assert task_for(driver.state, "a", 0).kind is TaskKind.WAIT
+
+
+def test_slots_of_the_gone_are_leased_again_and_those_of_the_living_are_not():
+    driver = MachineDriver(run_spec(slots=2))
+    driver.start_training("x", "y")
+    with pytest.raises(FedLoraError) as caught:
+        driver.join("z")
+    assert caught.value.reason is Reason.NO_FREE_SLOT
+    driver.feed(WorkerLost("y"))
+    driver.join("z")
+    assert driver.state.workers["z"].slot == 1
+    assert driver.state.workers["y"].slot is None
+
+
+def test_a_worker_on_another_base_or_layout_is_refused():
+    driver = MachineDriver(run_spec())
+    driver.feed(RunStarted())
+    driver.join("a")
+    for layout, reason in (
+        (replace(LAYOUT, base_fingerprint="sha256:other"), Reason.BASE_MISMATCH),
+        (replace(LAYOUT, modules=LAYOUT.modules[:1]), Reason.LAYOUT_MISMATCH),
+        (replace(LAYOUT, saved_tensors=()), Reason.LAYOUT_MISMATCH),
+    ):
+        with pytest.raises(FedLoraError) as caught:
+            driver.feed(AdapterConfirmed("a", layout))
+        assert caught.value.reason is reason
+
+
+def test_the_cohort_is_a_sample_that_the_seed_decides():
+    spec = run_spec(num_workers=6, quorum=2, cohort_size=3)
+    cohorts = []
+    for order in (range(6), reversed(range(6))):
+        driver = MachineDriver(spec)
+        driver.start_training(*(f"w-{i}" for i in order))
+        cohorts.append(driver.state.cohort)
+    assert cohorts[0] == cohorts[1]
+    assert len(cohorts[0]) == 3
+
+
+def test_weights_follow_examples_or_are_uniform_and_zero_is_absent():
+    driver = MachineDriver(run_spec())
+    updates = [driver.update("b", 1, 30), driver.update("a", 1, 10), driver.update("c", 1, 0)]
+    assert update_weights(driver.state.spec, updates) == {"a": 0.25, "b": 0.75, "c": 0.0}
+    uniform = run_spec(weighting=Weighting.UNIFORM)
+    assert set(update_weights(uniform, updates).values()) == {1 / 3}
+
+
+def test_a_round_without_any_example_fails_and_says_so():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    driver.commit("a", num_examples=0)
+    driver.commit("b", num_examples=0)
+    assert driver.state.phase is RunPhase.FAILED
+    assert "no update was trained" in driver.state.reason
+
+
+def test_a_restarted_server_repeats_exactly_the_effect_that_was_pending():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    assert pending_effects(driver.state) == ()
+    driver.commit("a")
+    driver.commit("b")
+    assert pending_effects(driver.state) == (Aggregate(1),)
+    assert Certify(1) in driver.aggregated().effects
+
+
+def test_evaluation_is_left_out_where_the_rules_say_so():
+    driver = MachineDriver(run_spec(num_rounds=1, evaluate=False))
+    driver.start_training("a", "b")
+    driver.commit("a")
+    driver.commit("b")
+    driver.aggregated()
+    assert driver.state.phase is RunPhase.COMPLETED
+
+
+def test_an_evaluation_ends_at_its_deadline_with_the_scores_there_are():
+    driver = MachineDriver(run_spec(num_rounds=1))
+    driver.start_training("a", "b")
+    driver.commit("a")
+    driver.commit("b")
+    driver.aggregated()
+    driver.feed(EvaluationReported("a", (GLOBAL_TEST,)))
+    driver.feed(DeadlineChecked(), after=60)
+    assert driver.state.phase is RunPhase.COMPLETED
+    (report,) = (r for t in driver.transitions for r in t.reports)
+    assert [e.worker for e in report.evaluations] == ["a"]
+
+
+def test_a_stopped_run_gives_everybody_the_task_to_stop():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    driver.feed(RunStopped("enough"))
+    task = task_for(driver.state, "a", 0)
+    assert (task.kind, task.reason) == (TaskKind.STOP, "enough")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), max_size=60))
+def test_no_sequence_of_events_breaks_the_invariants(script: list[tuple[int, int]]):
+    """Workers come, go, submit and time out in any order; the run stays consistent."""
+    driver = MachineDriver(run_spec(num_rounds=3))
+    driver.feed(RunStarted())
+    names = [f"w-{i}" for i in range(4)]
+    for action, index in script:
+        name, known = names[index], names[index] in driver.state.workers
+        before = driver.state
+        try:
+            if action == 0:
+                driver.join(name)
+            elif action == 1 and known:
+                driver.feed(WorkerLost(name))
+            elif action == 2 and known:
+                driver.feed(WorkerReturned(name))
+            elif action == 3 and known:
+                driver.feed(WorkerLeft(name, ""))
+            elif action == 4 and known:
+                initializing = driver.state.phase is RunPhase.INITIALIZING
+                driver.commit(name, round=0 if initializing else None)
+            elif action == 5:
+                driver.feed(DeadlineChecked(), after=61)
+            elif action == 6 and driver.state.phase is RunPhase.AGGREGATING:
+                driver.aggregated()
+            elif action == 6 and known:
+                driver.feed(EvaluationReported(name, (GLOBAL_TEST,)))
+        except FedLoraError as error:
+            assert error.reason in (Reason.WRONG_PHASE, Reason.WRONG_ROUND)
+            assert driver.state == before or action == 0
+        state = driver.state
+        assert set(state.updates) <= set(state.cohort)
+        assert state.round <= state.spec.rounds.num_rounds
+        if state.phase in (RunPhase.AGGREGATING, RunPhase.EVALUATING):
+            assert len(state.updates) >= state.spec.rounds.quorum
+        if state.phase is RunPhase.TRAINING:
+            assert state.deadline is not None
+            assert state.version == state.round - 1
+        if state.phase is RunPhase.COMPLETED:
+            assert state.version == state.round == 3
+        for worker, record in state.workers.items():
+            task = task_for(state, worker, driver.now)
+            if task.kind in (TaskKind.TRAIN, TaskKind.INITIALIZE, TaskKind.EVALUATE):
+                assert record.state is WorkerState.READY
