@@ -51,13 +51,17 @@ class AdapterSpec:
 
     base_model: BaseModel
     task_type: TaskType
+    """decides head, loss and metrics: sequence_classification or causal_lm"""
     kind: AdapterKind = AdapterKind.LORA
+    """lora, dora or hira; the aggregation methods say which of them they combine"""
     r: int = 8
     """rank of the global adapter"""
     lora_alpha: float = 16.0
     """s = lora_alpha / r, with use_rslora lora_alpha / sqrt(r)"""
     use_rslora: bool = False
+    """rank-stabilised scaling, lora_alpha / sqrt(r)"""
     lora_dropout: float = 0.0
+    """dropout on the input of lora_A while training"""
     target_modules: tuple[str, ...]
     """module names as peft reads them; one entry may be a regular expression"""
     modules_to_save: tuple[str, ...] = ()

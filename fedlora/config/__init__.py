@@ -6,7 +6,9 @@ the services. pydantic does its work inside this package and is not seen outside
 
 from fedlora.config.load import CONFIG_VARIABLE, Config, ConfigEntry, load_config
 from fedlora.config.local import LocalWorkers
+from fedlora.config.reference import reference_markdown
 from fedlora.config.sources import Origin, OriginKind
+from fedlora.config.toml_text import toml_text
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -16,4 +18,6 @@ __all__ = [
     "Origin",
     "OriginKind",
     "load_config",
+    "reference_markdown",
+    "toml_text",
 ]

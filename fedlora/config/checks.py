@@ -63,7 +63,8 @@ def explain(
             f"{name} is missing{where}{expected}",
             hint=f"Write {key_name} = ... in section [{section.name}]",
         )
-    return _wrong_value(name, key, detail["input"], origin((*section.path, key_name)), file)
+    path = (*section.path, key_name) if key_name else section.path
+    return _wrong_value(".".join(path), key, detail["input"], origin(path), file)
 
 
 def _wrong_value(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class Config:
         """
         if self.services.get(section) is not owner:
             raise TypeError(f"section {section!r} was not loaded as {owner.__name__}")
-        return _checked(lambda: owner(**self.section(section), **others), self.file)
+        return _checked(lambda: owner(**self.section(section), **others), self.entries)
 
     def need_run(self) -> RunSpec:
         """The run described; INVALID_CONFIG where there is none."""
@@ -143,7 +144,7 @@ def load_config(
     except ValidationError as error:
         raise explain(error, sections, origin, file) from None
     entries = tuple(e for s in sections for e in _entries(s, settings, origin))
-    run = _checked(lambda: _run_spec(entries), file) if has_run else None
+    run = _checked(lambda: _run_spec(entries), entries) if has_run else None
     return Config(file=file, entries=entries, run=run, services=services)
 
 
@@ -206,12 +207,19 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
     )
 
 
-def _checked(make: Callable[[], T], file: Path | None) -> T:
-    """What the dataclasses refuse is a fault of the configuration, and told as one."""
+def _checked(make: Callable[[], T], entries: Sequence[ConfigEntry]) -> T:
+    """What the dataclasses refuse is a fault of the configuration, and told with its place."""
     try:
         return make()
     except FedLoraError as error:
-        where = f"{file}: " if file else ""
+        named = re.findall(r"[a-z_]+(?:\.[a-z_]+)+", error.message)
+        places = {
+            str(entry.origin)
+            for entry in entries
+            for name in named
+            if entry.origin.kind is not OriginKind.DEFAULT and f".{entry.name}".endswith(f".{name}")
+        }
+        where = f" ({', '.join(sorted(places))})" if places else ""
         raise FedLoraError(
-            Reason.INVALID_CONFIG, f"{where}{error.message}", hint=error.hint
+            Reason.INVALID_CONFIG, f"{error.message}{where}", hint=error.hint
         ) from None

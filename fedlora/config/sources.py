@@ -156,9 +156,9 @@ class FlagSource(TreeSource):
             _plant(tree, path, _typed(text, path, sections), f"--set {override}")
         super().__init__(_known(tree, sections, "--set"))
 
-    def origin(self, path: tuple[str, ...]) -> Origin:
-        """The flag of a key."""
-        return Origin(OriginKind.FLAG, f"--set {'.'.join(path)}")
+    def origin(self, _path: tuple[str, ...]) -> Origin:
+        """The flag, for any key."""
+        return Origin(OriginKind.FLAG, "--set")
 
 
 def leaves(tree: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:

@@ -91,7 +91,7 @@ class MethodSpec:
     """The aggregation method and its options (docs/algorithms.md)."""
 
     name: str = "flora_na"
-    """registry name"""
+    """name of the method; `fedlora methods` lists them"""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """the method's own options; defaults where left out"""
 

@@ -1,0 +1,29 @@
+"""`python -m aggregator_service`: settings from FEDLORA_CONFIG and FEDLORA_SERVER__* only."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aggregator_service.app import serve
+from aggregator_service.config import AggregatorConfig
+from fedlora.config import load_config
+from fedlora.errors import FedLoraError, Reason
+from fedlora.telemetry.logs import configure_logging
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Serves until a signal; returns the exit code (docs/cli.md)."""
+    configure_logging()
+    try:
+        config = load_config(services={"server": AggregatorConfig})
+        return asyncio.run(serve(config.build("server", AggregatorConfig), config.run))
+    except FedLoraError as error:
+        print(f"fedlora-aggregator: {error}", file=sys.stderr)  # noqa: T201
+        return 2 if error.reason in (Reason.INVALID_CONFIG, Reason.INVALID_ARGUMENT) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""The aggregator as a process of its own, to be killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedlora.runs.spec import RunSpec
+
+_START_SECONDS = 60.0
+
+
+class ServerProcess:
+    """`python -m aggregator_service` on a free loopback port; a context manager.
+
+    Args:
+        folder: where state, configuration and log go.
+        run: run that its configuration describes.
+        settings: keys of the section [server].
+    """
+
+    def __init__(self, folder: Path, run: RunSpec, **settings: object) -> None:
+        self.folder = folder
+        self._port_file = folder / "address"
+        config = folder / "run.toml"
+        config.write_text(toml_of(run))
+        environment: Mapping[str, object] = {
+            "FEDLORA_CONFIG": config,
+            "FEDLORA_SERVER__ADDRESS": "127.0.0.1:0",
+            "FEDLORA_SERVER__STATE_DIR": folder / "state",
+            "FEDLORA_SERVER__PORT_FILE": self._port_file,
+            "FEDLORA_SERVER__DEVICE": "cpu",
+            "OMP_NUM_THREADS": "1",
+            **{f"FEDLORA_SERVER__{k.upper()}": v for k, v in settings.items()},
+        }
+        self._environment = {**os.environ, **{k: str(v) for k, v in environment.items()}}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return self._port_file.read_text()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "server.log").read_text()
+
+    def start(self) -> ServerProcess:
+        """Starts the process and waits until it serves."""
+        self._port_file.unlink(missing_ok=True)
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "aggregator_service"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+            )
+        until = time.monotonic() + _START_SECONDS
+        while not self._port_file.exists():
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise AssertionError(f"the server did not start:\n{self.log}")
+            try:
+                self.process.wait(0.05)
+            except subprocess.TimeoutExpired:
+                continue
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL: no handler runs, nothing is flushed."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def terminate(self) -> int:
+        """SIGTERM and the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def rss_anon_bytes(self) -> int:
+        """Private memory: neither page cache nor mapped files."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(x for x in status.splitlines() if x.startswith("RssAnon:"))
+        return int(line.split()[1]) * 1024
+
+    def __enter__(self) -> ServerProcess:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+def toml_of(run: RunSpec) -> str:
+    """The configuration that describes `run`, as far as the tests' runs differ."""
+    spec, rules = run.adapter, run.rounds
+    return f"""
+[run]
+name = "{run.name}"
+seed = {run.seed}
+[model]
+base = "{spec.base_model.model_id}"
+task = "{spec.task_type.value}"
+labels = {list(spec.labels)}
+[adapter]
+r = {spec.r}
+lora_alpha = {spec.lora_alpha}
+target_modules = {list(spec.target_modules)}
+modules_to_save = {list(spec.modules_to_save)}
+[method]
+name = "{run.method.name}"
+[rounds]
+num_rounds = {rules.num_rounds}
+min_workers = {rules.min_workers}
+quorum = {rules.quorum}
+deadline_seconds = {rules.deadline_seconds}
+[training]
+learning_rate = {run.training.learning_rate}
+"""

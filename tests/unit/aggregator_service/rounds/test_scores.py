@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from aggregator_service.rounds.scores import pool_scores
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
+
+
+def score(scope: str, split: str, num_examples: int, **metrics: float) -> Evaluation:
+    return Evaluation(
+        scope=EvaluationScope(scope),
+        split=EvaluationSplit(split),
+        num_examples=num_examples,
+        metrics=metrics,
+    )
+
+
+def test_scores_are_means_over_examples_not_over_workers():
+    published = {
+        "a": (score("global", "test", 30, accuracy=0.5),),
+        "b": (score("global", "test", 10, accuracy=0.9),),
+    }
+    pooled = pool_scores({}, published)
+    assert pooled["test_accuracy"] == pytest.approx(0.6)
+    assert pooled["test_num_examples"] == 40
+
+
+def test_the_gap_compares_the_same_workers_on_the_same_data():
+    local = {
+        "a": (score("local", "held_out", 10, accuracy=0.9),),
+        "gone": (score("local", "held_out", 90, accuracy=0.1),),
+    }
+    published = {"a": (score("global", "held_out", 10, accuracy=0.6),)}
+    pooled = pool_scores(local, published)
+    assert pooled["local_global_gap"] == pytest.approx(0.3)
+    assert pooled["local_accuracy"] == pytest.approx(0.18)
+
+
+def test_perplexity_is_that_of_the_pooled_loss():
+    published = {
+        "a": (score("global", "held_out", 1, loss=1.0, perplexity=math.e),),
+        "b": (score("global", "held_out", 1, loss=3.0, perplexity=math.e**3),),
+    }
+    assert pool_scores({}, published)["held_out_perplexity"] == pytest.approx(math.e**2)
+
+
+def test_without_examples_there_is_no_score():
+    assert pool_scores({}, {"a": (score("global", "test", 0, accuracy=0.0),)}) == {}
