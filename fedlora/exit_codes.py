@@ -33,16 +33,6 @@ class ExitCode(enum.IntEnum):
     """stopped by Ctrl-C"""
 
 
-_USAGE = {
-    Reason.INVALID_CONFIG,
-    Reason.INVALID_DATA,
-    Reason.INVALID_MODEL,
-    Reason.UNSUPPORTED_METHOD,
-    Reason.MISSING_EXTRA,
-    Reason.STATE_LOCKED,
-    Reason.STATE_CORRUPT,
-    Reason.OUT_OF_SPACE,
-}
 _UNREACHABLE = {Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED}
 
 
@@ -51,8 +41,7 @@ def exit_code_of(error: FedLoraError, *, from_server: bool = False) -> ExitCode:
 
     Args:
         error: what ended it.
-        from_server: it came as a server's answer, so that INVALID_ARGUMENT is a refusal rather
-            than a mistake on the command line.
+        from_server: it came as a server's answer, and is not something to correct here.
     """
     if error.reason in _UNREACHABLE:
         return ExitCode.UNREACHABLE
@@ -62,4 +51,4 @@ def exit_code_of(error: FedLoraError, *, from_server: bool = False) -> ExitCode:
         return ExitCode.DEVICE
     if error.reason is Reason.INTERNAL:
         return ExitCode.INTERNAL
-    return ExitCode.REFUSED if from_server or error.reason not in _USAGE else ExitCode.USAGE
+    return ExitCode.REFUSED if from_server else ExitCode.USAGE

@@ -126,7 +126,7 @@ class EnvironmentSource(TreeSource):
             path = _path_of(variable, sections)
             if len(path) > 1:
                 _plant(tree, path, _typed(environ[variable], path, sections), variable)
-        super().__init__(_known(tree, sections, "the environment"))
+        super().__init__(_here(_known(tree, sections, "the environment"), sections))
 
     def origin(self, path: tuple[str, ...]) -> Origin:
         """The variable of a key."""
@@ -154,7 +154,7 @@ class FlagSource(TreeSource):
                     hint=did_you_mean(path[0], _section_names()),
                 )
             _plant(tree, path, _typed(text, path, sections), f"--set {override}")
-        super().__init__(_known(tree, sections, "--set"))
+        super().__init__(_here(_known(tree, sections, "--set"), sections))
 
     def origin(self, _path: tuple[str, ...]) -> Origin:
         """The flag, for any key."""
@@ -244,6 +244,12 @@ def _typed(text: str, path: tuple[str, ...], sections: Sequence[Section]) -> obj
             key = section.key(path[-1])
             return parse_literal(text, key.annotation if key else None)
     return text
+
+
+def _here(values: Tree, sections: Sequence[Section]) -> Tree:
+    for section in sections:
+        _resolve_paths(values, section, Path.cwd())
+    return values
 
 
 def _resolve_paths(values: Tree, section: Section, folder: Path) -> None:

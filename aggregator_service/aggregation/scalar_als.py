@@ -1,0 +1,222 @@
+"""FLoRA-NA's problem, solved: one scalar per client and factor, by alternating least squares.
+
+    minimise  J(p, q) = |B A - T|^2,   B = sum_u p_u B_u,  A = sum_u q_u A_u,  T = sum_u w_u B_u A_u
+
+For fixed q this is a linear least-squares problem in p with U unknowns, and the reverse. Its
+normal equations need only the Gram matrices of the factors: with M[u,w] = <B_u A, B_w A> and
+the residual's inner products g[u] = <T - B A, B_u A>, the half-step is p <- p + M^-1 g. Each
+inner product of products is a trace, <X Y, V W> = sum_ab (X^T V)[a,b] (Y W^T)[a,b], so a
+half-step costs O(R^2) + O(U^3) and neither D nor K appears.
+
+Coordinates. Raw coordinates are nearly collinear for clients that have drifted little, and J is
+then a difference of large numbers. Here the blocks are X_0 = B~ (the factor mean) and
+X_u = B_u - B~, likewise for A, so that
+
+    B = sum_i x_i X_i  with  p_u = x_u + w_u (x_0 - sum_v x_v),    x = (1, 0, .., 0) <=> p = w
+    T - B A = sum_u w_u X_u Y_u - B (A - A~) - (B - B~) A~
+
+is evaluated term by term without cancellation: J is accurate relative to the factor mean's own
+error rather than to |T|^2.
+
+Ridge. The system is regularised by `ridge` times its own diagonal, towards the CURRENT iterate
+(a proximal step, scale free). Pulling towards 0 would drag clients of small drift towards equal
+coefficients instead of their weights, and would let J rise; this way J never increases, and a
+point where the iteration rests is stationary for J itself.
+
+Only the half-steps are optimal: J is not jointly convex, so several starts are part of the
+method (Section "starts"), and a limit on the sweeps is not convergence.
+
+Starts. Only the half-steps are optimal: J is not jointly convex, and a limit on the sweeps is
+not convergence. So several starts are part of the method; they run side by side as a batch.
+
+Shape suffixes: S starts, U clients, N = U + 1 blocks, R components of each block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aggregator_service.aggregation.centred import CentredCohort
+from fedlora.numerics import gram_matrix
+
+__all__ = ["ScalarProblem", "ScalarSolution", "concentration"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScalarSolution:
+    """Coefficients of the surrogate (sum_u p_u B_u, sum_u q_u A_u)."""
+
+    p_U: Tensor
+    q_U: Tensor
+    objective: float
+    """J, squared Frobenius norm"""
+    sweeps: int
+    """pairs of half-steps taken"""
+
+
+def concentration(p_U: Tensor, q_U: Tensor) -> float:
+    """max_u |p_u q_u| / sum_u |p_u q_u|: 1/U where all count alike, 1 where one client is sent."""
+    shares = (p_U * q_U).abs()
+    total = float(shares.sum())
+    return float(shares.max()) / total if total > 0 else 1.0
+
+
+class _Gram:
+    """Gram matrix of one factor's blocks, laid out for the contractions of a half-step."""
+
+    def __init__(self, gram: Tensor, n: int, r: int) -> None:
+        blocks_NRNR = gram.reshape(n, r, n, r)
+        self.blocks = blocks_NRNR
+        self.rows = blocks_NRNR.reshape(n, r * n * r)
+        self.pairs = blocks_NRNR.permute(0, 2, 1, 3).reshape(n * n, r * r)
+
+    def hat(self, x_SN: Tensor) -> Tensor:
+        """(sum_i x_i X_i)^T X_k for every k: S x R x N x R."""
+        n, r = self.blocks.shape[:2]
+        return (x_SN @ self.rows).reshape(-1, r, n, r)
+
+
+def _contract(hat_SRNR: Tensor, y_SN: Tensor) -> Tensor:
+    """sum_k y_k hat[:, k]: S x R x R."""
+    return (hat_SRNR * y_SN[:, None, :, None]).sum(dim=2)
+
+
+class ScalarProblem:
+    """J(p, q) of one module, reduced to two Gram matrices on the CPU.
+
+    Args:
+        centred: the cohort.
+        ridge: weight of the proximal term, relative to the system's diagonal.
+    """
+
+    def __init__(self, centred: CentredCohort, *, ridge: float) -> None:
+        blocks = [centred.mean, *centred.deviations]
+        n, r = len(blocks), centred.rank
+        self._b = _Gram(gram_matrix([f.b_DR for f in blocks]).cpu(), n, r)
+        self._a = _Gram(gram_matrix([f.a_RK.T for f in blocks]).cpu(), n, r)
+        self._weights_U = centred.weights_U
+        self._loss_N = torch.cat([torch.zeros(1, dtype=torch.float64), centred.weights_U])
+        self._mean_N = torch.eye(n, dtype=torch.float64)[0]
+        self._ridge = ridge
+        weights_NN = torch.outer(self._loss_N, self._loss_N).reshape(-1, 1)
+        lost = float((weights_NN * self._b.pairs * self._a.pairs).sum())
+        self.objective_at_mean = max(0.0, lost)
+        """J(w, w), the squared error of factor averaging"""
+
+    # --- starts --------------------------------------------------------------------------
+
+    def starts(self, random_starts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(p, q) of the factor mean, of the best single client, and of seeded random pairs.
+
+        The best multiple of one client is p = e_u, q = c e_u with c = <T, B_u A_u> / |B_u A_u|^2
+        and u the client whose multiple is nearest to T.
+
+        Returns:
+            Two S x U tensors, S = 2 + random_starts.
+        """
+        count = len(self._weights_U)
+        unit_UU = torch.eye(count, dtype=torch.float64)
+        pick_UN = _to_blocks(unit_UU)
+        left, right = self._b.hat(pick_UN), self._a.hat(pick_UN)
+        ideal_N = self._loss_N + self._mean_N
+        with_ideal_U = (left * right).sum(dim=(1, 3)) @ ideal_N
+        squares_U = (_contract(left, pick_UN) * _contract(right, pick_UN)).sum(dim=(1, 2))
+        gains_U = torch.where(squares_U > 0, with_ideal_U.square() / squares_U, 0.0)
+        best = int(gains_U.argmax())
+        factor = with_ideal_U[best] / squares_U[best] if gains_U[best] > 0 else 1.0
+        drawn = torch.randn(2, random_starts, count, generator=generator, dtype=torch.float64)
+        w, e = self._weights_U[None], unit_UU[best][None]
+        return torch.cat([w, e, drawn[0]]), torch.cat([w, e * factor, drawn[1]])
+
+    # --- iteration -----------------------------------------------------------------------
+
+    def solve(
+        self, starts: tuple[Tensor, Tensor], *, max_sweeps: int, tolerance: float
+    ) -> list[ScalarSolution]:
+        """Alternates from every start until a sweep lowers J by less than `tolerance` of it."""
+        x_SN, y_SN = (_to_blocks(c, self._weights_U) for c in starts)
+        objective_S = self.objective(x_SN, y_SN)
+        sweeps_S = torch.zeros(len(x_SN), dtype=torch.int64)
+        # Below this, J is rounding noise of its own terms.
+        floor = self.objective_at_mean * torch.finfo(torch.float64).eps
+        active_S = objective_S > floor
+        for _ in range(max_sweeps):
+            if not bool(active_S.any()):
+                break
+            x_new = x_SN + self._step(self._b, self._a, x_SN, y_SN)
+            # B A - T = (B - B~) A + B~ (A - A~) - .. = B (A - A~) + (B - B~) A~ - ..: the
+            # right half-step is the left one of the transposed problem.
+            y_new = y_SN + self._step(self._a, self._b, y_SN, x_new)
+            x_new, y_new = self._balanced(x_new, y_new)
+            reached_S = self.objective(x_new, y_new)
+            x_SN = torch.where(active_S[:, None], x_new, x_SN)
+            y_SN = torch.where(active_S[:, None], y_new, y_SN)
+            sweeps_S += active_S
+            enough_S = (objective_S - reached_S > tolerance * objective_S) & (reached_S > floor)
+            objective_S = torch.where(active_S, reached_S, objective_S)
+            active_S &= enough_S
+        p_SU, q_SU = self._to_clients(x_SN), self._to_clients(y_SN)
+        # (p, q) and (-p, -q) are one product; the positive one continues the clients' basis.
+        sign_S = torch.where(p_SU.sum(dim=1) < 0, -1.0, 1.0)[:, None]
+        return [
+            ScalarSolution(p, q, float(objective), int(sweeps))
+            for p, q, objective, sweeps in zip(
+                p_SU * sign_S, q_SU * sign_S, objective_S, sweeps_S, strict=True
+            )
+        ]
+
+    def objective(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
+        """J in block coordinates, term by term: B (A - A~) + (B - B~) A~ - sum_u w_u X_u Y_u."""
+        shift_x, shift_y = x_SN - self._mean_N, y_SN - self._mean_N
+        left, left_shift = self._b.hat(x_SN), self._b.hat(shift_x)
+        right_shift, right_mean = self._a.hat(shift_y), self._a.hat(self._mean_N[None])
+        cross_SN = (left * right_shift + left_shift * right_mean).sum(dim=(1, 3))
+        squares = _contract(left, x_SN) * _contract(right_shift, shift_y)
+        squares += 2 * _contract(left, shift_x) * right_shift[:, :, 0]
+        squares += _contract(left_shift, shift_x) * right_mean[:, :, 0]
+        total_S = self.objective_at_mean - 2 * (cross_SN @ self._loss_N) + squares.sum(dim=(1, 2))
+        return total_S.clamp(min=0)
+
+    def _step(self, own: _Gram, other: _Gram, x_SN: Tensor, y_SN: Tensor) -> Tensor:
+        """The proximal least-squares step of x for fixed y."""
+        n = len(self._mean_N)
+        hat = other.hat(y_SN)
+        excess = _contract(hat, y_SN - self._mean_N)
+        residual = (
+            hat * self._loss_N[:, None]
+            - excess[:, :, None] * x_SN[:, None, :, None]
+            - hat[:, :, :1] * (x_SN - self._mean_N)[:, None, :, None]
+        )
+        gradient_SN = residual.flatten(1) @ own.rows.T
+        system_SNN = (_contract(hat, y_SN).flatten(1) @ own.pairs.T).reshape(-1, n, n)
+        scale_SN = system_SNN.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+        scale_SN = torch.where(scale_SN > 0, scale_SN, 1.0)
+        scaled_SNN = system_SNN / (scale_SN[:, :, None] * scale_SN[:, None])
+        values_SN, vectors_SNN = torch.linalg.eigh((scaled_SNN + scaled_SNN.mT) / 2)
+        turned_SN = ((gradient_SN / scale_SN)[:, None] @ vectors_SNN).squeeze(1)
+        turned_SN = turned_SN / (values_SN.clamp(min=0) + self._ridge)
+        step_SN: Tensor = (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)
+        return step_SN / scale_SN
+
+    def _balanced(self, x_SN: Tensor, y_SN: Tensor) -> tuple[Tensor, Tensor]:
+        """J does not see (t p, q / t): takes |p| = |q|."""
+        p_S = torch.linalg.vector_norm(self._to_clients(x_SN), dim=1)
+        q_S = torch.linalg.vector_norm(self._to_clients(y_SN), dim=1)
+        t_S = torch.where((p_S > 0) & (q_S > 0), (q_S / p_S).sqrt(), 1.0)[:, None]
+        return x_SN * t_S, y_SN / t_S
+
+    def _to_clients(self, x_SN: Tensor) -> Tensor:
+        rest_S1 = x_SN[:, :1] - x_SN[:, 1:].sum(dim=1, keepdim=True)
+        return x_SN[:, 1:] + self._weights_U * rest_S1
+
+
+def _to_blocks(c_SU: Tensor, weights_U: Tensor | float = 0.0) -> Tensor:
+    """sum_u c_u B_u = t B~ + sum_u (c_u - t w_u) X_u with t = sum_u c_u: 1, 0, .., 0 for c = w.
+
+    Any multiple of w may be taken off the second part, since sum_u w_u X_u = 0.
+    """
+    total_S1 = c_SU.sum(dim=1, keepdim=True)
+    return torch.cat([total_S1, c_SU - total_S1 * weights_U], dim=1)

@@ -1,0 +1,103 @@
+"""The tables of a report: rounds, workers, configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from aggregator_service.reporting.figures import score_of
+from aggregator_service.reporting.scale import (
+    format_bytes,
+    format_number,
+    format_percent,
+    format_seconds,
+)
+from fedlora.config import ConfigEntry, toml_value
+from fedlora.runs.report import RoundReport, Run, UpdateReport
+
+__all__ = ["round_table", "settings_list", "worker_table"]
+
+
+def round_table(rounds: Sequence[RoundReport]) -> str:
+    """One row per round with its main figures."""
+    score = score_of(rounds)
+    head = ["round", "updates"]
+    if score:
+        name = score.name.lower()
+        head += [f"test {name}", f"own data {name}, published", f"own data {name}, own adapter"]
+    head += ["gap", "error", "averaging A, B", "least possible", "up", "down", "seconds"]
+    rows = []
+    for r in rounds:
+        row = [str(r.round), f"{len(r.updates)}/{len(r.cohort)}"]
+        if score:
+            row += [
+                score.number(r.metrics.get(f"{group}_{score.metric}"))
+                for group in ("test", "held_out", "local")
+            ]
+        row.append(format_percent(r.metrics.get("local_global_gap")))
+        overall = r.certificate.overall if r.certificate else None
+        row += [
+            format_percent(getattr(overall, f"{name}_vs_change", None))
+            for name in ("relative_error", "factor_mean_error", "lower_bound")
+        ]
+        row += [format_bytes(r.bytes_up), format_bytes(r.bytes_down)]
+        row.append(format_seconds(sum(r.phase_seconds.values())))
+        rows.append(row)
+    return _table(head, rows) + (
+        '<p class="lead">Errors are shares of what the round changed.</p>'
+        if any(r.certificate for r in rounds)
+        else ""
+    )
+
+
+def worker_table(run: Run, rounds: Sequence[RoundReport]) -> str:
+    """One row per worker: where it runs, how much data it has, what it sent."""
+    by_worker: dict[str, list[UpdateReport]] = {}
+    for r in rounds:
+        for u in r.updates:
+            by_worker.setdefault(u.worker, []).append(u)
+    most = max((u.num_examples for us in by_worker.values() for u in us), default=1) or 1
+    rows = []
+    for w in run.workers:
+        updates = by_worker.get(w.name, [])
+        examples = updates[-1].num_examples if updates else 0
+        bar = f'<i class="share" style="width:{5 * examples / most:.2f}rem"></i>'
+        weight = sum(u.weight for u in updates) / len(updates) if updates else None
+        trained = [u.metrics["train_seconds"] for u in updates if "train_seconds" in u.metrics]
+        rows.append(
+            [
+                escape(w.name),
+                escape(w.state.value),
+                escape(w.capabilities.device_name or w.capabilities.device_type),
+                "–" if w.data_slot is None else str(w.data_slot),
+                f"{examples or '–'}{bar}",
+                format_percent(weight),
+                str(w.rank or "–"),
+                str(w.num_updates),
+                format_seconds(sum(trained) / len(trained)) if trained else "–",
+                format_number(updates[-1].metrics.get("train_loss")) if updates else "–",
+            ]
+        )
+    head = ["worker", "state", "device", "data part", "examples", "mean weight", "rank"]
+    head += ["updates", "training per round", "last training loss"]
+    return _table(head, rows, escaped=True) if rows else '<p class="empty">None has joined.</p>'
+
+
+def settings_list(groups: Sequence[tuple[str, Sequence[ConfigEntry]]]) -> str:
+    """Sections with their keys and values."""
+    parts = []
+    for section, entries in groups:
+        items = "".join(
+            f"<dt>{escape(e.key)}</dt><dd>{escape(toml_value(e.value))}</dd>"
+            for e in entries
+            if e.value is not None
+        )
+        parts.append(f"<div><h3>[{escape(section)}]</h3><dl>{items}</dl></div>")
+    return f'<div class="settings">{"".join(parts)}</div>'
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, escaped: bool = False) -> str:
+    cell = (lambda text: text) if escaped else escape
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell(text)}</td>' for text in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'

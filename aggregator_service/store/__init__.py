@@ -1,0 +1,1 @@
+"""What survives the process: state in SQLite, adapters as content-addressed files."""

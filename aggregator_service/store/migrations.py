@@ -1,0 +1,100 @@
+"""The database's schema, as numbered steps that each run once.
+
+A step and the record that it has run are one transaction, so a kill in the middle leaves the step
+undone. Steps are never changed once released: a new one is added.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["SCHEMA_VERSION", "migrate"]
+
+_STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE runs (
+            run_id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            created_at REAL NOT NULL,
+            clock REAL NOT NULL,
+            state TEXT NOT NULL
+        ) STRICT
+        """,
+        """
+        CREATE TABLE events (
+            run_id TEXT NOT NULL REFERENCES runs,
+            sequence INTEGER NOT NULL,
+            event TEXT NOT NULL,
+            PRIMARY KEY (run_id, sequence)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE updates (
+            update_id TEXT PRIMARY KEY,
+            run_id TEXT NOT NULL REFERENCES runs,
+            round INTEGER NOT NULL,
+            worker TEXT NOT NULL,
+            idempotency_key TEXT NOT NULL,
+            record TEXT NOT NULL,
+            UNIQUE (run_id, round, worker),
+            UNIQUE (run_id, idempotency_key)
+        ) STRICT
+        """,
+        """
+        CREATE TABLE adapters (
+            run_id TEXT NOT NULL REFERENCES runs,
+            version INTEGER NOT NULL,
+            record TEXT NOT NULL,
+            PRIMARY KEY (run_id, version)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE reports (
+            run_id TEXT NOT NULL REFERENCES runs,
+            round INTEGER NOT NULL,
+            report TEXT NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE certificates (
+            run_id TEXT NOT NULL REFERENCES runs,
+            round INTEGER NOT NULL,
+            certificate TEXT NOT NULL,
+            PRIMARY KEY (run_id, round)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
+)
+
+SCHEMA_VERSION = len(_STEPS)
+"""version this program writes"""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings a database to SCHEMA_VERSION.
+
+    Raises:
+        FedLoraError: STATE_CORRUPT for a database that a newer program has written.
+    """
+    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    if found > SCHEMA_VERSION:
+        raise FedLoraError(
+            Reason.STATE_CORRUPT,
+            f"the state was written by a newer fedlora: schema {found}, this program knows up to "
+            f"{SCHEMA_VERSION}",
+            hint="Upgrade fedlora, or choose another server.state_dir",
+        )
+    for version in range(found, SCHEMA_VERSION):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in _STEPS[version]:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise

@@ -1,0 +1,222 @@
+"""The state of all runs in one SQLite file.
+
+One connection, in one thread, is the only writer there is: SQLite before 3.51.3 can corrupt a WAL
+that two connections write or checkpoint at once. `synchronous=FULL` makes an acknowledged update
+survive a loss of power, not only a kill. Domain objects are stored as JSON, made and read by
+pydantic; the columns beside it are the keys that must be unique.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.store.migrations import migrate
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import Certificate, RoundReport, RunEvent
+
+__all__ = ["SqliteStateStore"]
+
+
+def _json(domain: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(domain)
+
+
+_STATE: Final = _json(RunState)
+_EVENT: Final = _json(RunEvent)
+_UPDATE: Final = _json(UpdateRecord)
+_ADAPTER: Final = _json(AdapterRecord)
+_REPORT: Final = _json(RoundReport)
+_CERTIFICATE: Final = _json(Certificate)
+
+
+class SqliteStateStore:
+    """A StateStore (see `rounds.ports`) in a file.
+
+    Args:
+        path: the database; created if it is not there.
+
+    Raises:
+        FedLoraError: STATE_CORRUPT if the file is no database or one of a newer program.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # isolation_level None: transactions are begun and ended here, in words.
+        self._db = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            (verdict,) = self._db.execute("PRAGMA quick_check").fetchone()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
+            migrate(self._db)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise FedLoraError(
+                Reason.STATE_CORRUPT,
+                f"{path} is damaged: {error}",
+                hint="Restore the state directory from a backup",
+            ) from error
+        except BaseException:
+            self._db.close()
+            raise
+
+    def load_runs(self) -> tuple[tuple[RunState, float], ...]:
+        """See StateStore."""
+        rows = self._db.execute("SELECT state, clock FROM runs ORDER BY created_at, run_id")
+        return tuple((_STATE.validate_json(state), clock) for state, clock in rows.fetchall())
+
+    def commit(self, transaction: Transaction) -> None:
+        """See StateStore."""
+        state, run_id = transaction.state, transaction.state.run_id
+        with self._transaction() as db:
+            db.execute(
+                """
+                INSERT INTO runs (run_id, name, created_at, clock, state) VALUES (?, ?, ?, ?, ?)
+                ON CONFLICT (run_id) DO UPDATE SET clock = excluded.clock, state = excluded.state
+                """,
+                (
+                    run_id,
+                    state.spec.name,
+                    state.created_at,
+                    transaction.clock,
+                    _dump(_STATE, state),
+                ),
+            )
+            for event in transaction.events:
+                db.execute(
+                    "INSERT INTO events VALUES (?, ?, ?)",
+                    (run_id, event.sequence, _dump(_EVENT, event)),
+                )
+            for update in transaction.updates:
+                db.execute(
+                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        update.update_id,
+                        run_id,
+                        update.round,
+                        update.worker,
+                        update.idempotency_key,
+                        _dump(_UPDATE, update),
+                    ),
+                )
+            for adapter in transaction.adapters:
+                db.execute(
+                    "INSERT INTO adapters VALUES (?, ?, ?)",
+                    (run_id, adapter.version, _dump(_ADAPTER, adapter)),
+                )
+            for report in transaction.reports:
+                db.execute(
+                    "INSERT OR REPLACE INTO reports VALUES (?, ?, ?)",
+                    (run_id, report.round, _dump(_REPORT, report)),
+                )
+            for round, certificate in transaction.certificates:
+                db.execute(
+                    "INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)",
+                    (run_id, round, _dump(_CERTIFICATE, certificate)),
+                )
+
+    def events(
+        self, run_id: str, *, first_sequence: int = 1, limit: int = 1000
+    ) -> tuple[RunEvent, ...]:
+        """See StateStore."""
+        rows = self._db.execute(
+            "SELECT event FROM events WHERE run_id = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
+            (run_id, min(first_sequence, 2**62), limit),
+        )
+        return tuple(_EVENT.validate_json(event) for (event,) in rows.fetchall())
+
+    def updates(self, run_id: str, round: int) -> tuple[UpdateRecord, ...]:
+        """See StateStore."""
+        rows = self._db.execute(
+            "SELECT record FROM updates WHERE run_id = ? AND round = ? ORDER BY worker",
+            (run_id, round),
+        )
+        return tuple(_UPDATE.validate_json(record) for (record,) in rows.fetchall())
+
+    def update_by_key(self, run_id: str, idempotency_key: str) -> UpdateRecord | None:
+        """See StateStore."""
+        row = self._db.execute(
+            "SELECT record FROM updates WHERE run_id = ? AND idempotency_key = ?",
+            (run_id, idempotency_key),
+        ).fetchone()
+        return _UPDATE.validate_json(row[0]) if row else None
+
+    def adapter(self, run_id: str, version: int) -> AdapterRecord | None:
+        """See StateStore."""
+        row = self._db.execute(
+            "SELECT record FROM adapters WHERE run_id = ? AND version = ?",
+            (run_id, min(version, 2**62)),
+        ).fetchone()
+        return _ADAPTER.validate_json(row[0]) if row else None
+
+    def adapters(self, run_id: str) -> tuple[AdapterRecord, ...]:
+        """See StateStore."""
+        rows = self._db.execute(
+            "SELECT record FROM adapters WHERE run_id = ? ORDER BY version", (run_id,)
+        )
+        return tuple(_ADAPTER.validate_json(record) for (record,) in rows.fetchall())
+
+    def reports(self, run_id: str) -> tuple[RoundReport, ...]:
+        """See StateStore."""
+        rows = self._db.execute(
+            """
+            SELECT report, certificate FROM reports LEFT JOIN certificates USING (run_id, round)
+            WHERE run_id = ? ORDER BY round
+            """,
+            (run_id,),
+        )
+        return tuple(
+            replace(
+                _REPORT.validate_json(report),
+                certificate=_CERTIFICATE.validate_json(certificate) if certificate else None,
+            )
+            for report, certificate in rows.fetchall()
+        )
+
+    def certified_rounds(self, run_id: str) -> frozenset[int]:
+        """See StateStore."""
+        rows = self._db.execute("SELECT round FROM certificates WHERE run_id = ?", (run_id,))
+        return frozenset(round for (round,) in rows.fetchall())
+
+    def close(self) -> None:
+        """See StateStore."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                # A full disk may have rolled back already.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError as error:
+            raise FedLoraError(Reason.ALREADY_EXISTS, f"already stored: {error}") from error
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise FedLoraError(
+                    Reason.OUT_OF_SPACE,
+                    f"the server cannot store its state: {error}",
+                    hint="Free space in the state directory and try again",
+                ) from error
+            raise
+
+
+def _dump(adapter: TypeAdapter[Any], value: object) -> str:
+    # By way of json: pydantic would write NaN, which a certificate may hold, as null.
+    return json.dumps(adapter.dump_python(value, mode="json"), separators=(",", ":"))

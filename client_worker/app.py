@@ -1,0 +1,92 @@
+"""Composition root of the worker: the only place that knows the concrete classes."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from client_worker.config import WorkerConfig, default_name
+from client_worker.device import capabilities, resolve_device, verify_device
+from client_worker.patience import Patience
+from client_worker.ports import Trainer, TrainerFactory
+from client_worker.stop import StopRequest
+from fedlora.errors import FedLoraError
+from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.runs.tasks import Registration
+from fedlora.telemetry import bind_context
+
+__all__ = ["run_worker"]
+
+log = structlog.get_logger(__name__)
+
+
+def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = None) -> int:
+    """Works for a server until the run is over, a signal comes, or something ends it.
+
+    Args:
+        config: settings of the process.
+        create_trainer: what is trained; `LocalTrainer` by default.
+
+    Returns:
+        The exit code (docs/worker.md).
+    """
+    stop = StopRequest()
+    # Python lets only the main thread take signals; in another they are the caller's business.
+    ours = threading.current_thread() is threading.main_thread()
+    try:
+        # First of all: from here on the process sees its one device and no other.
+        device = resolve_device(config.device)
+        verify_device()
+        bind_context(worker=config.name or default_name(device))
+        with ExitStack() as stack:
+            stack.enter_context(stop.handling_signals() if ours else nullcontext())
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlora-worker-"))
+            return _work(config, device, stop, Path(scratch), create_trainer)
+    except FedLoraError as error:
+        log.error("gone", reason=str(error), exit_code=int(exit_code_of(error)))
+        return exit_code_of(error)
+    except Exception:
+        log.exception("internal_error")
+        return ExitCode.INTERNAL
+
+
+def _work(
+    config: WorkerConfig,
+    device: str,
+    stop: StopRequest,
+    scratch: Path,
+    create_trainer: TrainerFactory | None,
+) -> int:
+    # Not above: these load transformers and peft, which look at the devices they find.
+    from client_worker.runner import Runner
+    from client_worker.training.trainer import LocalTrainer
+    from client_worker.transport.client import FederationClient
+
+    def create(registration: Registration) -> Trainer:
+        return LocalTrainer.create(
+            registration.run,
+            rank=registration.rank,
+            data=config.data,
+            slot=registration.data_slot,
+            device=device,
+            cache_dir=config.cache_dir,
+            threads=config.threads,
+        )
+
+    log.info("starting", server=config.server, device=device)
+    with FederationClient(config.server) as federation:
+        return Runner(
+            config,
+            name=config.name or default_name(device),
+            federation=federation,
+            create_trainer=create_trainer or create,
+            capabilities=replace(capabilities(), max_rank=config.max_rank),
+            stop=stop,
+            patience=Patience(limit_seconds=config.wait_for_server_seconds),
+            scratch=scratch,
+        ).run()

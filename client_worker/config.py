@@ -1,0 +1,65 @@
+"""How a worker runs on its machine; `fedlora.config` fills it from file, environment, flags."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from client_worker.data.config import DataConfig
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.tasks import check_worker_name
+
+__all__ = ["WorkerConfig", "default_name"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """Settings of one worker process."""
+
+    server: str = "127.0.0.1:8400"
+    """host:port of the aggregator"""
+    name: str = ""
+    """name the worker keeps over restarts, unlike that of any other; host and device if empty"""
+    run_name: str = ""
+    """run to join; empty joins the server's only open one"""
+    device: str = "auto"
+    """auto, cpu, cuda:N or cuda:GPU-<uuid>; one device and one only"""
+    data: DataConfig
+    """the section [data]"""
+    threads: int = 0
+    """CPU threads for training; 0 leaves torch's default"""
+    max_rank: int = 0
+    """largest LoRA rank this worker trains; 0 for the run's"""
+    cache_dir: Path | None = None
+    """keeps adapters and unsent updates over a restart; nothing is kept if unset"""
+    wait_for_server_seconds: float = 120.0
+    """how long to go on without an answer of the server before leaving; 0 for ever"""
+
+    def __post_init__(self) -> None:
+        host, separator, port = self.server.rpartition(":")
+        if not (host and separator and port.isdigit() and 0 < int(port) < 65536):
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"worker.server must be host:port, got {self.server[:200]!r}",
+                hint="For an aggregator on this machine, for example 127.0.0.1:8400",
+            )
+        if self.name:
+            check_worker_name(self.name)
+        for field in ("threads", "max_rank", "wait_for_server_seconds"):
+            if getattr(self, field) < 0:
+                raise FedLoraError(
+                    Reason.INVALID_CONFIG,
+                    f"worker.{field} must not be negative, got {getattr(self, field)}",
+                )
+
+
+def default_name(device: str) -> str:
+    """The name of a worker that was given none, `myhost-cpu` or `myhost-cuda-0`.
+
+    Args:
+        device: as resolved, "cpu" or "cuda:0".
+    """
+    name = f"{socket.gethostname()}-{device}"
+    return check_worker_name(re.sub(r"[^A-Za-z0-9.-]+", "-", name).lstrip("-.")[-128:])

@@ -1,0 +1,137 @@
+"""What the runner needs of the outside, in domain words: a server and a trainer.
+
+`client_worker.transport.client.FederationClient` is the server over gRPC,
+`client_worker.training.trainer.LocalTrainer` the trainer; `client_worker.app` puts them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from fedlora.adapters.spec import AdapterLayout
+from fedlora.runs.tasks import (
+    Acknowledgement,
+    AdapterHeader,
+    Capabilities,
+    Directive,
+    Evaluation,
+    EvaluationScope,
+    Progress,
+    Registration,
+    Task,
+    UpdateHeader,
+)
+from fedlora.tensors.safetensors_io import Payload
+
+__all__ = ["Federation", "Outcome", "Trainer", "TrainerFactory"]
+
+
+class Federation(Protocol):
+    """The server. Each method is one attempt; all raise FedLoraError."""
+
+    def register(
+        self, *, worker_name: str, run_name: str, instance_id: str, capabilities: Capabilities
+    ) -> Registration:
+        """Opens a session."""
+        ...
+
+    def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
+        """Declares the adapter; returns the base fingerprint that the run is on."""
+        ...
+
+    def await_task(self, token: str, *, max_wait_seconds: float) -> Task:
+        """The next task, or TaskKind.WAIT after the time given."""
+        ...
+
+    def pull_adapter(
+        self, token: str, version: int, *, folder: Path, expected_bytes: int
+    ) -> tuple[AdapterHeader, Path]:
+        """A version of the global adapter as a verified file in `folder`.
+
+        A download that was cut goes on where it ended. `expected_bytes` sets the deadline.
+        """
+        ...
+
+    def push_update(
+        self, header: UpdateHeader, payload: Payload, *, max_chunk_bytes: int
+    ) -> Acknowledgement:
+        """Sends what the server does not hold yet of an update."""
+        ...
+
+    def report_evaluation(
+        self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]
+    ) -> None:
+        """Scores of the global adapter."""
+        ...
+
+    def report_metrics(self, token: str, progress: Progress) -> None:
+        """How far training has got."""
+        ...
+
+    def heartbeat(self, token: str, task_id: str) -> Directive:
+        """Proof of life, and whether the task in hand still counts."""
+        ...
+
+    def leave(self, token: str, reason: str) -> None:
+        """Ends the session."""
+        ...
+
+
+class Outcome(Protocol):
+    """What a round of local training came to."""
+
+    @property
+    def num_examples(self) -> int:
+        """Examples trained on; the update's weight in the mean."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """train_loss, train_seconds, ..."""
+        ...
+
+
+class Trainer(Protocol):
+    """The model with its adapter, and the data."""
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """Where the adapter attaches."""
+        ...
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The adapter as it is now, under PEFT's names, in the run's wire dtype."""
+        ...
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Puts an adapter into the model."""
+        ...
+
+    def train(
+        self,
+        *,
+        round: int,
+        seed: int,
+        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        should_abandon: Callable[[], bool],
+    ) -> Outcome:
+        """One round of local training.
+
+        Raises:
+            TaskAbandoned: soon after `should_abandon` has returned True.
+        """
+        ...
+
+    def evaluate(
+        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+    ) -> tuple[Evaluation, ...]:
+        """Scores of the adapter in the model."""
+        ...
+
+
+TrainerFactory = Callable[[Registration], Trainer]
+"""makes the trainer for a run, rank and data slot; this loads the base model"""

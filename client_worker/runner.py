@@ -1,0 +1,235 @@
+"""A worker's main line: register, load, confirm, then one task after the other until the end.
+
+Beside it two threads: heartbeats, from registration on, so that neither loading nor training looks
+like death; and progress reports.
+
+What an error means depends on where it came from. The server's refusals arrive as `RefusedError`. A
+FedLoraError from anywhere else is this machine's: its model, its data, its device. Both end the
+worker with a documented exit code; whatever is neither is a mistake of ours, and raised.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+
+from client_worker.asking import Asking, RefusedError
+from client_worker.config import WorkerConfig
+from client_worker.heartbeat import Heartbeats
+from client_worker.membership import Membership, assignment_of
+from client_worker.outbox import Outbox
+from client_worker.patience import TRANSIENT, Patience
+from client_worker.ports import Federation, TrainerFactory
+from client_worker.progress import ProgressReporter
+from client_worker.session import Event, Session, State
+from client_worker.stop import Stopped, StopRequest
+from client_worker.tasks import LoadedTrainer, TaskWork
+from fedlora.errors import FedLoraError, Reason
+from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.runs.tasks import Capabilities, Registration, Task, TaskKind
+from fedlora.telemetry import bind_context
+
+__all__ = ["Runner"]
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 50.0
+"""one poll for a task: below the 60 s after which common proxies drop a silent call"""
+
+_SHORTEST_POLL_SECONDS = 1.0
+"""a server that answers "wait" at once is asked no more often than this"""
+
+_JOINING = TRANSIENT | {Reason.NO_FREE_SLOT}
+"""a slot becomes free once the server misses the worker that held it"""
+
+
+class Runner:
+    """Works for one server until the run is over or something ends it.
+
+    Args:
+        config: the worker's settings.
+        name: its name.
+        federation: the server.
+        create_trainer: loads the base model, attaches the adapter, reads the data.
+        capabilities: what the worker runs on.
+        stop: whether somebody asked it to end.
+        patience: how long to go on without the server.
+        scratch: folder for downloads where config.cache_dir is unset.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        name: str,
+        federation: Federation,
+        create_trainer: TrainerFactory,
+        capabilities: Capabilities,
+        stop: StopRequest,
+        patience: Patience,
+        scratch: Path,
+    ) -> None:
+        self._name = name
+        self._create_trainer = create_trainer
+        self._stop = stop
+        self._federation = federation
+        self._session = Session()
+        membership = Membership(
+            federation, name=name, run_name=config.run_name, capabilities=capabilities
+        )
+        self._membership = membership
+        self._asking = Asking(membership, patience, stop)
+        self._heartbeats = Heartbeats(
+            lambda task: membership.with_session(lambda token: federation.heartbeat(token, task)),
+            on_answer=patience.succeeded,
+        )
+        self._progress = ProgressReporter(
+            lambda p: federation.report_metrics(membership.registration.session_token, p)
+        )
+        # Workers of one machine may share a cache folder; what follows is one worker's own.
+        folder = config.cache_dir / "workers" / name if config.cache_dir else None
+        self._work = TaskWork(
+            federation=federation,
+            asking=self._asking,
+            session=self._session,
+            heartbeats=self._heartbeats,
+            progress=self._progress,
+            outbox=Outbox(folder / "outbox" if folder else None),
+            downloads=(folder or scratch) / "adapters",
+            stop=stop,
+        )
+
+    @property
+    def state(self) -> State:
+        """Where the worker stands."""
+        return self._session.state
+
+    def run(self) -> ExitCode:
+        """Works until the end and leaves in good order.
+
+        Returns:
+            The exit code (docs/worker.md).
+
+        Raises:
+            Exception: a mistake of ours, after leaving.
+        """
+        try:
+            self._join()
+            reason = self._go_through_tasks()
+        except Stopped:
+            code, reason = self._stop.exit_code, self._stop.reason
+        except RefusedError as refused:
+            code, reason = exit_code_of(refused.error, from_server=True), str(refused)
+        except FedLoraError as error:
+            code, reason = exit_code_of(error), str(error)
+        except Exception as error:
+            self._end(ExitCode.INTERNAL, f"internal error: {type(error).__name__}")
+            raise
+        else:
+            code = ExitCode.OK
+        self._end(code, reason)
+        return code
+
+    def _join(self) -> None:
+        """Registers and begins to prove life."""
+        registration = self._asking.insist(
+            "registering", self._membership.register, transient=_JOINING
+        )
+        self._session.handle(Event.REGISTERED)
+        bind_context(run=registration.run.name)
+        log.info(
+            "registered",
+            run_id=registration.run_id,
+            rank=registration.rank,
+            data_slot=registration.data_slot.index if registration.data_slot else None,
+            replaced_session=registration.replaced_session,
+        )
+        self._heartbeats.start(
+            interval_seconds=registration.limits.heartbeat_interval_seconds,
+            worker=self._name,
+            run=registration.run.name,
+        )
+        self._progress.start()
+
+    def _go_through_tasks(self) -> str:
+        """Does what there is to do; returns why the server says that it is over."""
+        loaded = self._load()
+        while True:
+            task = self._next_task()
+            registration = self._membership.registration
+            if task.kind is TaskKind.STOP:
+                return task.reason
+            changed = assignment_of(registration) != loaded.assignment
+            if changed or (task.kind is TaskKind.INITIALIZE and not loaded.pristine):
+                self._session.handle(Event.RUN_CHANGED)
+                del loaded  # the old model must be gone before the new one comes
+                loaded = self._load()
+                continue
+            if task.kind is TaskKind.WAIT:
+                log.debug("waiting", reason=task.reason)
+                continue
+            bind_context(round=task.round, task=task.task_id)
+            with self._heartbeats.holding(task.task_id):
+                if task.kind is TaskKind.INITIALIZE:
+                    self._work.initialize(task, loaded, registration)
+                elif task.kind is TaskKind.TRAIN:
+                    self._work.train(task, loaded, registration)
+                else:
+                    self._work.evaluate(task, loaded, registration)
+            bind_context(round=None, task=None)
+
+    def _load(self) -> LoadedTrainer:
+        """Makes a trainer for the registration as it is now, and confirms its adapter."""
+        while True:
+            loaded = self._load_for(self._membership.registration)
+            if assignment_of(self._membership.registration) == loaded.assignment:
+                self._session.handle(Event.CONFIRMED)
+                log.info("ready")
+                return loaded
+            # Registered again in the meantime, and for something else.
+            self._session.handle(Event.RUN_CHANGED)
+            del loaded
+
+    def _load_for(self, registration: Registration) -> LoadedTrainer:
+        self._session.handle(Event.LOADING_BEGAN)
+        began = time.monotonic()
+        with self._stop.window():
+            trainer = self._create_trainer(registration)
+        layout, assignment = trainer.layout, assignment_of(registration)
+        seconds = round(time.monotonic() - began, 1)
+        log.info("loaded", num_modules=len(layout.modules), seconds=seconds)
+        self._asking.insist(
+            "confirming the adapter", lambda: self._membership.confirm(assignment, layout)
+        )
+        manifest = layout.manifest(registration.rank, registration.run.wire_dtype)
+        return LoadedTrainer(trainer=trainer, assignment=assignment, manifest=manifest)
+
+    def _next_task(self) -> Task:
+        self._heartbeats.raise_if_fenced()
+        began = time.monotonic()
+        task = self._asking.ask(
+            "asking for a task",
+            lambda token: self._federation.await_task(token, max_wait_seconds=POLL_SECONDS),
+        )
+        left = began + _SHORTEST_POLL_SECONDS - time.monotonic()
+        if task.kind is TaskKind.WAIT and left > 0:
+            with self._stop.window():
+                time.sleep(left)
+        return task
+
+    def _end(self, code: ExitCode, reason: str) -> None:
+        """Leaves, where there is somebody to leave, and ends the threads."""
+        self._progress.close()
+        if code in (ExitCode.FENCED, ExitCode.UNREACHABLE):
+            self._session.handle(Event.CUT_OFF)
+        elif self._session.handle(Event.STOPPING) is State.LEAVING:
+            try:
+                self._membership.leave(reason)
+            except FedLoraError as error:
+                log.debug("leave_failed", reason=error.reason.value)
+            self._session.handle(Event.LEFT)
+        self._heartbeats.close()
+        report = log.info if code in (ExitCode.OK, ExitCode.INTERRUPTED) else log.error
+        report("gone", reason=reason, exit_code=int(code))

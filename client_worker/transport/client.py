@@ -1,0 +1,237 @@
+"""FederationClient: the server's calls in domain types, one attempt each.
+
+Retries are of two kinds and neither is here: gRPC's own for small idempotent calls, by the
+channel's service config, and `client_worker.patience` around everything. No retry policy may stand
+on a stream: gRPC would lose messages silently (measured, grpc 1.85.1). Uploads and downloads begin
+every attempt by finding out how much is there, so that repeating them is resuming them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from client_worker.transport.calls import CONTROL_SECONDS, Method, call, stream, transfer_seconds
+from client_worker.transport.download import AdapterFolder, read_header
+from fedlora.adapters.spec import AdapterLayout
+from fedlora.errors import FedLoraError, Reason
+from fedlora.proto.v1 import adapter_pb2, federation_pb2_grpc, run_pb2
+from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.rpc.channel import MAX_CHUNK_BYTES, dial
+from fedlora.runs.tasks import (
+    Acknowledgement,
+    AdapterHeader,
+    Capabilities,
+    Directive,
+    Evaluation,
+    Progress,
+    Registration,
+    Task,
+    UpdateHeader,
+    UploadState,
+    UploadStatus,
+)
+from fedlora.tensors.safetensors_io import Payload
+from fedlora.wire.convert import from_message, to_message
+
+__all__ = ["FederationClient"]
+
+M = TypeVar("M")
+
+_HEARTBEAT_SECONDS = 10.0
+"""below the default interval of 15 s: a late one must not delay the next"""
+
+_METRICS_SECONDS = 3.0
+_LEAVE_SECONDS = 5.0
+"""nobody waits longer for a goodbye; the server would miss the worker soon anyway"""
+
+_CONFIRM_SECONDS = 60.0
+"""the server stores the layout, and a large model has thousands of modules"""
+
+_POLL_MARGIN_SECONDS = 15.0
+"""on top of a poll's own length"""
+
+
+class FederationClient:
+    """One worker's channel to a server. Its methods may be called from several threads.
+
+    Args:
+        address: host:port.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = dial(address)
+        self._stub = federation_pb2_grpc.FederationServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the channel and all calls under way."""
+        self._channel.close()
+
+    # --- session -------------------------------------------------------------------------
+
+    def register(
+        self, *, worker_name: str, run_name: str, instance_id: str, capabilities: Capabilities
+    ) -> Registration:
+        """Opens a session; NO_OPEN_RUN, NO_FREE_SLOT, NOT_FOUND if there is no place."""
+        request = pb.RegisterRequest(
+            worker_name=worker_name,
+            run_name=run_name,
+            instance_id=instance_id,
+            capabilities=to_message(capabilities, pb.Capabilities),
+        )
+        return from_message(self._call(self._stub.Register, request), Registration)
+
+    def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
+        """Declares the adapter; BASE_MISMATCH or LAYOUT_MISMATCH if it is not the run's."""
+        request = pb.ConfirmAdapterRequest(
+            session_token=token, layout=to_message(layout, adapter_pb2.AdapterLayout)
+        )
+        response = self._call(self._stub.ConfirmAdapter, request, seconds=_CONFIRM_SECONDS)
+        return response.base_fingerprint
+
+    def heartbeat(self, token: str, task_id: str) -> Directive:
+        """Proves life; says whether the task in hand still counts."""
+        request = pb.HeartbeatRequest(session_token=token, task_id=task_id)
+        response = self._call(self._stub.Heartbeat, request, seconds=_HEARTBEAT_SECONDS)
+        abandon = response.directive == pb.DIRECTIVE_ABANDON_TASK
+        return Directive.ABANDON_TASK if abandon else Directive.CONTINUE
+
+    def leave(self, token: str, reason: str) -> None:
+        """Ends the session."""
+        request = pb.LeaveRequest(session_token=token, reason=reason)
+        self._call(self._stub.Leave, request, seconds=_LEAVE_SECONDS)
+
+    # --- tasks ---------------------------------------------------------------------------
+
+    def await_task(self, token: str, *, max_wait_seconds: float) -> Task:
+        """The next task, or TaskKind.WAIT after the time given."""
+        request = pb.AwaitTaskRequest(session_token=token, max_wait_seconds=max_wait_seconds)
+        seconds = max_wait_seconds + _POLL_MARGIN_SECONDS
+        response = self._call(self._stub.AwaitTask, request, seconds=seconds)
+        return from_message(response.task, Task)
+
+    def report_evaluation(
+        self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]
+    ) -> None:
+        """Reports scores of the global adapter; the first report of a task counts."""
+        request = pb.ReportEvaluationRequest(
+            session_token=token,
+            task_id=task_id,
+            evaluations=[to_message(e, run_pb2.Evaluation) for e in evaluations],
+        )
+        self._call(self._stub.ReportEvaluation, request)
+
+    def report_metrics(self, token: str, progress: Progress) -> None:
+        """Tells watchers how far training has got."""
+        request = pb.ReportMetricsRequest(
+            session_token=token, progress=to_message(progress, pb.Progress)
+        )
+        self._call(self._stub.ReportMetrics, request, seconds=_METRICS_SECONDS)
+
+    # --- payloads ------------------------------------------------------------------------
+
+    def pull_adapter(
+        self, token: str, version: int, *, folder: Path, expected_bytes: int
+    ) -> tuple[AdapterHeader, Path]:
+        """A version of the global adapter as a verified file.
+
+        Args:
+            token: of the session.
+            version: of the adapter.
+            folder: keeps adapters by digest and the beginnings of interrupted downloads.
+            expected_bytes: about how much will come; sets the deadline.
+
+        Raises:
+            FedLoraError: NOT_FOUND; UNAVAILABLE or UPLOAD_INCOMPLETE if the stream was cut, to be
+                called again; DIGEST_MISMATCH if other bytes came than the header promised.
+        """
+        adapters = AdapterFolder(folder)
+        # By session, so by run and rank: an equal version of another run is another adapter.
+        partial = adapters.partial(self._address, token, version)
+        offset = partial.stat().st_size if partial.exists() else 0
+        request = pb.PullAdapterRequest(
+            session_token=token, adapter_version=version, start_offset=offset
+        )
+        responses = self._stub.PullAdapter(request, timeout=transfer_seconds(expected_bytes))
+        with stream(responses, peer=self._address) as messages:
+            header = read_header(next(messages, None))
+            path = adapters.find(header) or adapters.receive(header, messages, partial)
+            return header, path
+
+    def upload_status(self, token: str, idempotency_key: str) -> UploadStatus:
+        """How much of an upload the server holds."""
+        request = pb.GetUploadStatusRequest(session_token=token, idempotency_key=idempotency_key)
+        return from_message(self._call(self._stub.GetUploadStatus, request), UploadStatus)
+
+    def push_update(
+        self, header: UpdateHeader, payload: Payload, *, max_chunk_bytes: int
+    ) -> Acknowledgement:
+        """Sends what the server does not hold yet of an update.
+
+        Asks first: an update that is committed already is acknowledged by that, one that was cut
+        goes on from the last byte that is durable. To resume is to call again.
+
+        Args:
+            header: its start_offset is filled in here.
+            payload: the bytes.
+            max_chunk_bytes: most bytes in one message; Limits.max_chunk_bytes.
+
+        Raises:
+            FedLoraError: UNAVAILABLE and the like if the stream was cut; otherwise why the server
+                does not take the update.
+        """
+        status = self.upload_status(header.session_token, header.idempotency_key)
+        if status.state is UploadState.COMMITTED and status.acknowledgement is not None:
+            return _checked(replace(status.acknowledgement, replayed=True), payload)
+        start = status.durable_bytes if status.durable_bytes <= payload.total_bytes else 0
+        messages = _upload(
+            replace(header, start_offset=start), payload, min(max_chunk_bytes, MAX_CHUNK_BYTES)
+        )
+        seconds = transfer_seconds(payload.total_bytes - start)
+        response = self._call(self._stub.PushUpdate, messages, seconds=seconds)
+        return _checked(from_message(response, Acknowledgement), payload)
+
+    def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
+        return call(method, request, seconds=seconds, peer=self._address)
+
+
+def _upload(
+    header: UpdateHeader, payload: Payload, max_chunk_bytes: int
+) -> Iterator[pb.PushUpdateRequest]:
+    yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
+    for offset, data in payload.chunks(header.start_offset, max_chunk_bytes):
+        message = pb.PushUpdateRequest()
+        message.chunk.offset, message.chunk.data = offset, data
+        yield message
+    end = pb.PushUpdateRequest()
+    end.commit.total_bytes, end.commit.sha256 = payload.total_bytes, payload.sha256
+    yield end
+
+
+def _checked(acknowledgement: Acknowledgement, payload: Payload) -> Acknowledgement:
+    """The acknowledgement, if it is of these bytes."""
+    if (acknowledgement.total_bytes, acknowledgement.sha256) != (
+        payload.total_bytes,
+        payload.sha256,
+    ):
+        raise FedLoraError(
+            Reason.DIGEST_MISMATCH,
+            f"{payload.total_bytes} bytes with SHA-256 {payload.sha256.hex()} were sent, "
+            f"{acknowledgement.total_bytes} with {acknowledgement.sha256.hex()} acknowledged",
+        )
+    return acknowledgement

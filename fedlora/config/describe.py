@@ -1,0 +1,43 @@
+"""The way back: the keys and values of a configuration that describes a given run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedlora.config.load import ConfigEntry
+from fedlora.config.sections import run_sections
+from fedlora.config.sources import Origin, OriginKind
+from fedlora.runs.spec import RunSpec
+
+__all__ = ["run_entries"]
+
+
+def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
+    """Every value of the sections that define the run, in the order of the reference."""
+    holders: Mapping[str, tuple[Any, ...]] = {
+        "run": (spec,),
+        "model": (spec.adapter.base_model, spec.adapter),
+        "adapter": (spec.adapter,),
+        "method": (spec.method,),
+        "rounds": (spec.rounds,),
+        "training": (spec.training,),
+        "data.partition": (spec.partition,) if spec.partition else (),
+    }
+    entries = []
+    for section in run_sections():
+        for key in section.keys:
+            for holder in holders[section.name]:
+                if hasattr(holder, key.attribute):
+                    value = getattr(holder, key.attribute)
+                    entries.append(_entry(section.name, key.name, value, key.help))
+                    break
+        if section.name == "method":
+            entries += [_entry("method", k, v) for k, v in sorted(spec.method.options.items())]
+    return tuple(entries)
+
+
+def _entry(section: str, key: str, value: object, help: str = "") -> ConfigEntry:  # noqa: A002
+    return ConfigEntry(
+        section=section, key=key, value=value, origin=Origin(OriginKind.DEFAULT), help=help
+    )

@@ -1,0 +1,141 @@
+"""Tensors to bytes and back, in the safetensors format, without a copy of the whole.
+
+An outgoing payload is a header and the tensors' own memory, handed out in pieces; an incoming one
+is checked by `fedlora.tensors.header` before any of it is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.tensors.header import (
+    LENGTH_BYTES,
+    ParsedHeader,
+    encode_header,
+    header_limit,
+    parse_header,
+    parse_length,
+)
+from fedlora.tensors.manifest import TensorManifest
+
+__all__ = ["FilePayload", "Payload", "decode", "encode"]
+
+METADATA = {"format": "pt"}
+"""what peft and transformers write"""
+
+
+class Payload:
+    """Tensors as the bytes of a safetensors file, made while they are read.
+
+    Args:
+        tensors: by PEFT name, on the CPU; they must not change while the payload is in use.
+        metadata: strings for the header.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self.manifest = TensorManifest.of(tensors)
+        head = encode_header(self.manifest, METADATA if metadata is None else metadata)
+        self._parts = [memoryview(head)]
+        self._parts += [_memory(tensors[info.name]) for info in self.manifest.tensors]
+        self.total_bytes = sum(len(p) for p in self._parts)
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part)
+        self.sha256 = digest.digest()
+
+    def chunks(self, start_offset: int, max_chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """Offset and bytes of the payload from `start_offset` on, in pieces."""
+        position, offset, size = 0, start_offset, 0
+        pieces: list[memoryview] = []
+        for part in self._parts:
+            begin = max(0, start_offset - position)
+            position += len(part)
+            while begin < len(part):
+                piece = part[begin : begin + max_chunk_bytes - size]
+                pieces.append(piece)
+                begin, size = begin + len(piece), size + len(piece)
+                if size == max_chunk_bytes:
+                    yield offset, b"".join(pieces)
+                    offset, size, pieces = offset + size, 0, []
+        if pieces:
+            yield offset, b"".join(pieces)
+
+
+class FilePayload:
+    """A finished file as a payload.
+
+    Args:
+        path: the file; it must not change while the payload is in use.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.total_bytes = path.stat().st_size
+
+    def chunks(self, start_offset: int, max_chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """Offset and bytes of the file from `start_offset` on, in pieces."""
+        with self._path.open("rb") as file:
+            file.seek(start_offset)
+            offset = start_offset
+            while data := file.read(max_chunk_bytes):
+                yield offset, data
+                offset += len(data)
+
+
+def encode(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Payload:
+    """The payload of tensors: sorted by name, so equal tensors are equal bytes."""
+    return Payload(tensors, metadata)
+
+
+def decode(source: Path | bytes, manifest: TensorManifest) -> dict[str, torch.Tensor]:
+    """The tensors of a file or its bytes, checked against the manifest before they are read.
+
+    Values are not checked for being finite: that is done where they come from
+    (`fedlora.tensors.verifier`).
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD or MANIFEST_MISMATCH.
+    """
+    data = source if isinstance(source, bytes) else _read_file(source)
+    header = _read_header(data, manifest)
+    buffer = memoryview(bytearray(data)) if isinstance(data, bytes) else data
+    return {
+        span.info.name: torch.frombuffer(
+            buffer[span.begin : span.end], dtype=span.info.dtype.torch_dtype
+        ).reshape(span.info.shape)
+        for span in header.spans
+    }
+
+
+def _read_file(path: Path) -> memoryview:
+    data = bytearray(path.stat().st_size)
+    with path.open("rb") as file:
+        if file.readinto(data) != len(data):
+            raise FedLoraError(Reason.INVALID_PAYLOAD, f"{path} changed while it was read")
+    return memoryview(data)
+
+
+def _read_header(data: bytes | memoryview, manifest: TensorManifest) -> ParsedHeader:
+    total = len(data)
+    limit = header_limit(manifest)
+    length = parse_length(bytes(data[:LENGTH_BYTES]), total_bytes=total, limit=limit)
+    text = bytes(data[LENGTH_BYTES : LENGTH_BYTES + length])
+    return parse_header(text, manifest, total)
+
+
+def _memory(tensor: torch.Tensor) -> memoryview:
+    if tensor.device.type != "cpu":
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"expected a tensor on the CPU, got one on {tensor.device}"
+        )
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())

@@ -1,0 +1,111 @@
+"""Framing of payloads: header, chunks without gap or overlap, commit.
+
+Shared by both ends and both directions; sans-io, so it is tested without a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["ChunkSequence", "receive_payload"]
+
+
+class ChunkSequence:
+    """Checks that chunks follow one another.
+
+    Args:
+        total_bytes: size of the whole payload.
+        max_chunk_bytes: most bytes of one chunk.
+        start_offset: where the stream begins.
+    """
+
+    def __init__(self, *, total_bytes: int, max_chunk_bytes: int, start_offset: int = 0) -> None:
+        self.total_bytes = total_bytes
+        self.offset = start_offset
+        self._max_chunk = max_chunk_bytes
+
+    def accept(self, offset: int, num_bytes: int) -> None:
+        """Moves on by one chunk.
+
+        Raises:
+            FedLoraError: OFFSET_MISMATCH for a gap, overlap or repeat, TOO_LARGE for a chunk or
+                a payload above what was declared, INVALID_ARGUMENT for an empty chunk.
+        """
+        if offset != self.offset:
+            raise FedLoraError(
+                Reason.OFFSET_MISMATCH, f"expected bytes from {self.offset} on, got {offset}"
+            )
+        if num_bytes == 0:
+            raise FedLoraError(Reason.INVALID_ARGUMENT, f"the chunk at {offset} is empty")
+        if num_bytes > self._max_chunk:
+            raise FedLoraError(
+                Reason.TOO_LARGE, f"a chunk may have {self._max_chunk} bytes, got {num_bytes}"
+            )
+        if offset + num_bytes > self.total_bytes:
+            raise FedLoraError(
+                Reason.TOO_LARGE,
+                f"{self.total_bytes} bytes were declared, the chunk at {offset} goes to "
+                f"{offset + num_bytes}",
+            )
+        self.offset += num_bytes
+
+
+def receive_payload(
+    messages: Iterator[Any],
+    *,
+    total_bytes: int,
+    sha256: bytes,
+    max_chunk_bytes: int,
+    sink: Callable[[bytes], object],
+    start_offset: int = 0,
+    digest: Any = None,
+) -> None:
+    """Receives what follows a header: chunks into `sink`, then the commit.
+
+    Args:
+        messages: with `oneof message { chunk, commit }`.
+        total_bytes: size in the header.
+        sha256: digest in the header.
+        max_chunk_bytes: most bytes of one chunk.
+        sink: takes the bytes in order.
+        start_offset: bytes that are here already.
+        digest: SHA-256 state over those bytes.
+
+    Raises:
+        FedLoraError: OFFSET_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE for a stream that ends
+            without its commit, DIGEST_MISMATCH for other bytes than the header names.
+    """
+    digest = hashlib.sha256() if digest is None else digest
+    sequence = ChunkSequence(
+        total_bytes=total_bytes, max_chunk_bytes=max_chunk_bytes, start_offset=start_offset
+    )
+    for message in messages:
+        kind = message.WhichOneof("message")
+        if kind == "chunk":
+            data = message.chunk.data
+            sequence.accept(message.chunk.offset, len(data))
+            digest.update(data)
+            sink(data)
+        elif kind == "commit":
+            if sequence.offset != total_bytes or message.commit.total_bytes != total_bytes:
+                raise FedLoraError(
+                    Reason.UPLOAD_INCOMPLETE,
+                    f"the commit came after {sequence.offset} of {total_bytes} bytes",
+                )
+            if digest.digest() != sha256 or message.commit.sha256 != sha256:
+                raise FedLoraError(
+                    Reason.DIGEST_MISMATCH,
+                    f"expected SHA-256 {sha256.hex()}, got {digest.hexdigest()}",
+                    hint="Fetch it again",
+                )
+            return
+        else:
+            raise FedLoraError(Reason.INVALID_ARGUMENT, f"expected a chunk or a commit, got {kind}")
+    raise FedLoraError(
+        Reason.UPLOAD_INCOMPLETE,
+        f"the stream ended after {sequence.offset} of {total_bytes} bytes, without a commit",
+    )

@@ -1,0 +1,1 @@
+"""The `fedlora` command: above both services, imported by neither."""

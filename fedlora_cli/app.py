@@ -1,0 +1,92 @@
+"""The `fedlora` command: its sub-commands, and what happens to an error that reaches the top."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fedlora import __version__
+from fedlora.errors import FedLoraError
+from fedlora.exit_codes import exit_code_of
+from fedlora_cli.commands import (
+    aggregate,
+    config,
+    create,
+    export,
+    methods,
+    report,
+    run,
+    runs,
+    serve,
+    watch,
+    worker,
+)
+from fedlora_cli.console import errors
+from fedlora_cli.refusal import RefusedByServer
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedlora",
+    help="Federated LoRA fine-tuning: many parties, one adapter, and a certificate of what "
+    "aggregation lost. Start with [bold]fedlora run examples/quickstart.toml[/bold].",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_ONE_MACHINE = "A federation on this machine"
+_MANY_MACHINES = "A federation over machines"
+_LOOKING = "Looking at runs"
+_FILES = "Adapters and configuration"
+
+app.command("run", rich_help_panel=_ONE_MACHINE)(run.run)
+app.command("serve", rich_help_panel=_MANY_MACHINES)(serve.serve)
+app.command("worker", rich_help_panel=_MANY_MACHINES)(worker.worker)
+app.command("workers", rich_help_panel=_MANY_MACHINES)(worker.workers)
+app.command("create", rich_help_panel=_MANY_MACHINES)(create.create)
+app.command("stop", rich_help_panel=_MANY_MACHINES)(create.stop)
+app.command("runs", rich_help_panel=_LOOKING)(runs.runs)
+app.command("watch", rich_help_panel=_LOOKING)(watch.watch)
+app.command("report", rich_help_panel=_LOOKING)(report.report)
+app.command("export", rich_help_panel=_FILES)(export.export)
+app.command("aggregate", rich_help_panel=_FILES)(aggregate.aggregate)
+app.command("methods", rich_help_panel=_FILES)(methods.methods)
+app.add_typer(config.app, name="config", rich_help_panel=_FILES)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedlora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Runs the command line and ends the process with a documented exit code (docs/cli.md)."""
+    try:
+        app()
+    except FedLoraError as error:
+        errors().print(f"[bold red]error[/] [dim]{error.reason.value}[/]", highlight=False)
+        errors().print(error.message, markup=False, highlight=False, soft_wrap=True)
+        if error.hint:
+            errors().print(error.hint, markup=False, highlight=False, soft_wrap=True, style="cyan")
+        sys.exit(exit_code_of(error, from_server=isinstance(error, RefusedByServer)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The folder of a local run: new, resumable, complete, or another run's.
+
+    config.toml   what it is run with        state/   the aggregator's database and adapters
+    logs/         output of every process     and what the aggregator writes for people
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.config import Config, ConfigEntry, OriginKind, toml_text, toml_value
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import RoundReport, Run
+from fedlora_cli.configuration import load
+
+__all__ = ["RunFolder"]
+
+# What decides the result of a run; the rest (devices, threads, timeouts) may differ on a rerun.
+_DECISIVE = {
+    "run",
+    "model",
+    "adapter",
+    "method",
+    "rounds",
+    "training",
+    "data",
+    "data.partition",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run's folder, and what may be done with it."""
+
+    root: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.toml"
+
+    @property
+    def state_dir(self) -> Path:
+        """The aggregator's durable state."""
+        return self.root / "state"
+
+    @property
+    def log_dir(self) -> Path:
+        """Output of the processes."""
+        return self.root / "logs"
+
+    @property
+    def report_file(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    @property
+    def final_adapter(self) -> Path:
+        """The last adapter as a PEFT folder."""
+        return self.root / "final"
+
+    def prepare(self, config: Config, *, fresh: bool) -> bool:
+        """Makes the folder ready for a run of `config`.
+
+        Args:
+            config: the resolved configuration.
+            fresh: remove an earlier run instead of going on with it.
+
+        Returns:
+            Whether there is an earlier run to go on with.
+
+        Raises:
+            FedLoraError: ALREADY_EXISTS for a folder that holds something else, or a run with
+                another configuration.
+        """
+        if self.root.exists() and any(self.root.iterdir()):
+            if not self.config_file.is_file():
+                raise FedLoraError(
+                    Reason.ALREADY_EXISTS,
+                    f"{str(self.root)!r} is not empty and holds no fedlora run",
+                    hint="Name another folder with --run-dir",
+                )
+            if not fresh:
+                self._check_same(config)
+                return True
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True, exist_ok=True)
+        text = toml_text(_recorded(config))
+        temporary = self.config_file.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.config_file)
+        return False
+
+    def run(self) -> Run | None:
+        """The run as the aggregator last described it; None before it has."""
+        from aggregator_service.reporting.run_directory import read_run  # noqa: PLC0415
+
+        return read_run(self.root) if (self.root / "run.json").exists() else None
+
+    def rounds(self) -> tuple[RoundReport, ...]:
+        """The completed rounds."""
+        from aggregator_service.reporting.run_directory import read_rounds  # noqa: PLC0415
+
+        return read_rounds(self.root)
+
+    def _check_same(self, config: Config) -> None:
+        before = _values(load(self.config_file, environ={}).entries)
+        now = _values(config.entries)
+        changed = [
+            f"{name}: {_text(before, name)} -> {_text(now, name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            raise FedLoraError(
+                Reason.ALREADY_EXISTS,
+                f"the run in {str(self.root)!r} has another configuration: {'; '.join(changed)}",
+                hint="Start anew with --fresh, which removes what is there, or name another folder "
+                "with --run-dir",
+            )
+
+
+def _recorded(config: Config) -> Iterable[ConfigEntry]:
+    """The run in full; of the processes' sections only what somebody has written."""
+    for entry in config.entries:
+        whole = entry.section in _DECISIVE - {"data"}
+        if whole or entry.origin.kind is not OriginKind.DEFAULT:
+            yield entry
+
+
+def _values(entries: Iterable[ConfigEntry]) -> dict[str, object]:
+    return {e.name: e.value for e in entries if e.section in _DECISIVE}
+
+
+def _text(values: Mapping[str, object], name: str) -> str:
+    value = values.get(name)
+    return "unset" if value is None else toml_value(value)

@@ -1,0 +1,118 @@
+"""Tables of runs and rounds for the terminal, and their figures as plain text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from fedlora.runs.report import RoundReport, Run
+
+__all__ = ["round_cells", "round_line", "rounds_table", "runs_table"]
+
+_SCORES = ("accuracy", "token_accuracy", "loss")
+
+_COLUMNS = (
+    ("round", ""),
+    ("test", "published adapter, shared test set"),
+    ("own data", "published adapter, workers' held-out data"),
+    ("local", "own adapters, workers' held-out data"),
+    ("gap", "local minus own data"),
+    ("error", "lost in aggregation, over what the round changed"),
+    ("A,B mean", "the same for averaging the factors"),
+    ("bound", "least possible at that rank"),
+    ("MB up", ""),
+    ("MB down", ""),
+    ("s", ""),
+)
+
+
+def rounds_table(reports: Iterable[RoundReport], *, title: str = "") -> Table:
+    """Rounds with scores, certificate, traffic and time; legend below."""
+    reports = tuple(reports)
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    score = _score(reports)
+    for i, (name, _) in enumerate(_COLUMNS):
+        certificate = 5 <= i <= 7
+        table.add_column(
+            name, justify="right", header_style="bold", style="cyan" if certificate else ""
+        )
+    for report in reports:
+        table.add_row(*round_cells(report, score))
+    if reports:
+        what = score.replace("_", " ") if score else "score"
+        table.caption = (
+            f"test, own data, local: {what} on the shared test set, of the published adapter on "
+            "the workers' own held-out data, of their own adapters there · error: share of the "
+            "round's change lost in aggregation, beside that of averaging A and B and the least "
+            "possible at this rank"
+        )
+        table.caption_justify = "left"
+    return table
+
+
+def round_cells(report: RoundReport, score: str = "") -> list[str]:
+    """The figures of one round, as in the columns of `rounds_table`."""
+    score = score or _score([report])
+    percent = score != "loss"
+    scores = [report.metrics.get(f"{g}_{score}") for g in ("test", "held_out", "local")]
+    overall = report.certificate.overall if report.certificate else None
+    errors = [
+        getattr(overall, f"{name}_vs_change", None)
+        for name in ("relative_error", "factor_mean_error", "lower_bound")
+    ]
+    return [
+        str(report.round),
+        *(_percent(v) if percent else _number(v) for v in scores),
+        _percent(report.metrics.get("local_global_gap")),
+        *(_percent(v) for v in errors),
+        f"{report.bytes_up / 1e6:.1f}",
+        f"{report.bytes_down / 1e6:.1f}",
+        f"{sum(report.phase_seconds.values()):.1f}",
+    ]
+
+
+def round_line(report: RoundReport) -> str:
+    """One round on one line, for output that is no terminal."""
+    cells = round_cells(report)
+    pairs = zip((name for name, _ in _COLUMNS), cells, strict=True)
+    return "  ".join(f"{name} {value}" for name, value in pairs if value != "–")
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """Runs of a server."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "phase", "round", "workers", "method", "base model", "id"):
+        table.add_column(name, header_style="bold", overflow="fold")
+    for run in runs:
+        ready = sum(w.state.value == "ready" for w in run.workers)
+        table.add_row(
+            run.spec.name,
+            run.phase.value,
+            f"{run.round}/{run.spec.rounds.num_rounds}",
+            f"{ready}/{len(run.workers)}",
+            run.spec.method.name,
+            run.spec.adapter.base_model.model_id,
+            run.run_id,
+        )
+    return table
+
+
+def _score(reports: Iterable[RoundReport]) -> str:
+    names = set[str]().union(*(r.metrics for r in reports))
+    for score in _SCORES:
+        if any(f"{group}_{score}" in names for group in ("test", "held_out", "local")):
+            return score
+    return ""
+
+
+def _percent(value: float | None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    percent = 100 * value
+    return f"{percent:.1f}%" if abs(percent) >= 0.1 or percent == 0 else f"{percent:.1g}%"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"

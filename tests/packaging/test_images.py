@@ -1,0 +1,88 @@
+"""What the images are made of, read from the files that build them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = {"aggregator": "aggregator_service", "worker": "client_worker"}
+
+
+def load_requirements_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "image_requirements", ROOT / "docker" / "requirements.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+REQUIREMENTS = load_requirements_script()
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+
+
+def names_for(extra: str) -> set[str]:
+    lines = REQUIREMENTS.requirements(PYPROJECT, extra)
+    return {re.split(r"[<>=~!\[; ]", line, maxsplit=1)[0] for line in lines}
+
+
+def test_the_aggregator_installs_health_and_no_model_library() -> None:
+    names = names_for("aggregator")
+    assert {"torch", "grpcio", "grpcio-health-checking"} <= names
+    assert not names & {"transformers", "peft", "nvidia-ml-py"}
+
+
+def test_the_worker_installs_model_libraries_and_no_server_extra() -> None:
+    names = names_for("worker")
+    assert {"torch", "grpcio", "transformers", "peft"} <= names
+    assert not names & {"grpcio-health-checking", "grpcio-reflection"}
+
+
+def test_an_extra_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(SystemExit, match=r"no extra 'server'; it has aggregator, worker"):
+        REQUIREMENTS.requirements(PYPROJECT, "server")
+
+
+@pytest.mark.parametrize(("image", "service"), IMAGES.items())
+def test_an_image_copies_the_shared_package_and_its_own_service(image: str, service: str) -> None:
+    text = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
+    copied = re.findall(r"^COPY (\w+) /app/(\w+)$", text, re.MULTILINE)
+    assert copied == [("fedlora", "fedlora"), (service, service)]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_ignore_file_lets_in_exactly_what_is_copied(image: str) -> None:
+    text = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
+    copied: set[str] = set()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
+        *sources, _ = (word for word in line.split() if not word.startswith("--"))
+        copied |= set(sources)
+    ignore = (ROOT / "docker" / f"{image}.Dockerfile.dockerignore").read_text().splitlines()
+    rules = [line for line in ignore if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == copied
+    assert all((ROOT / source).exists() for source in copied)
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_python_itself_as_a_user_that_is_not_root(image: str) -> None:
+    text = (ROOT / "docker" / f"{image}.Dockerfile").read_text()
+    assert re.search(r"^USER ([1-9]\d*):\1$", text, re.MULTILINE)
+    # The exec form: a signal reaches Python and no shell in between.
+    assert re.search(r'^ENTRYPOINT \[.*"python", "-m", "\w+"\]$', text, re.MULTILINE)
+    assert "HEALTHCHECK" in text
+
+
+def test_the_stop_grace_is_above_the_servers_own() -> None:
+    from aggregator_service.config import AggregatorConfig
+
+    graces = re.findall(r"stop_grace_period: (\d+)s", (ROOT / "docker-compose.yml").read_text())
+    assert len(graces) == len(IMAGES)
+    assert min(map(int, graces)) > AggregatorConfig().shutdown_grace_seconds

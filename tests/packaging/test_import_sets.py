@@ -1,0 +1,99 @@
+"""Each service runs with what its image carries: the base dependencies and its own extra.
+
+A subprocess loads the service while everything else is refused, so that an import that would fail
+in the image fails here too, even one inside a `try`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What the other image carries, the packages of the other service, and the command line.
+AGGREGATOR_LACKS = (
+    "transformers", "peft", "tokenizers", "accelerate", "huggingface_hub", "datasets", "pynvml",
+    "client_worker", "fedlora_cli",
+)  # fmt: skip
+WORKER_LACKS = ("grpc_health", "grpc_reflection", "aggregator_service", "fedlora_cli")
+DEVELOPMENT = ("pytest", "hypothesis", "mypy", "grpc_tools", "hatchling", "packaging")
+
+LOADER = """
+import importlib, sys
+
+class Refuse:
+    def __init__(self, names):
+        self.names = set(names)
+        self.asked = []
+    def find_spec(self, name, path=None, target=None):
+        if name in self.names:
+            self.asked.append(name)
+            raise ModuleNotFoundError(f"No module named {name!r} (not in this image)", name=name)
+        return None
+
+module, *names = sys.argv[1:]
+refuse = Refuse(names)
+sys.meta_path.insert(0, refuse)
+importlib.import_module(module)
+print("asked:", *refuse.asked)
+print("loaded:", *sorted(set(names) & {m.partition(".")[0] for m in sys.modules}))
+"""
+
+
+def load(module: str, lacks: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOADER, module, *lacks], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("module", ["aggregator_service.app", "aggregator_service.__main__"])
+def test_the_aggregator_loads_without_the_libraries_of_a_worker(module: str) -> None:
+    # torch probes for packages it can do without: only what the image lacks for good is refused.
+    done = load(module, AGGREGATOR_LACKS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["asked:", "loaded:"]
+
+
+def test_the_healthcheck_loads_neither_torch_nor_the_configuration() -> None:
+    done = load("aggregator_service.healthcheck", (*AGGREGATOR_LACKS, "torch", "pydantic", "numpy"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["asked:", "loaded:"]
+
+
+@pytest.mark.parametrize("module", ["client_worker.app", "client_worker.__main__"])
+def test_the_worker_loads_without_the_libraries_of_the_aggregator(module: str) -> None:
+    done = load(module, WORKER_LACKS)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["asked:", "loaded:"]
+
+
+@pytest.mark.parametrize(
+    "module", ["aggregator_service.app", "client_worker.app", "fedlora_cli.app"]
+)
+def test_nothing_needs_the_tools_of_development(module: str) -> None:
+    done = load(module, tuple(name for name in DEVELOPMENT if name != "packaging"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_loads_no_service_before_it_is_asked_to() -> None:
+    done = load("fedlora_cli.app", ("torch", "transformers", "peft", "client_worker"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import transformers", "transformers"),
+        ("def f():\n    import peft\nf()", "peft"),
+        ("try:\n    import client_worker\nexcept ImportError:\n    pass", "client_worker"),
+    ],
+)
+def test_a_planted_import_is_refused_or_reported(source: str, name: str, tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = load("planted", AGGREGATOR_LACKS)
+    if done.returncode == 0:
+        assert f"asked: {name}" in done.stdout
+    else:
+        assert f"No module named {name!r}" in done.stderr

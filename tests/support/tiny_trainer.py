@@ -1,0 +1,106 @@
+"""A trainer of two small tensors: what a worker's runner needs, without a model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+from client_worker.training.trainer import TaskAbandoned, TrainingOutcome
+
+from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Registration
+from fedlora.tensors.manifest import DataType, TensorManifest
+from fedlora.tensors.safetensors_io import encode
+
+LAYOUT = AdapterLayout(
+    modules=(AdaptedModule(path="layer.query", in_features=24, out_features=40),),
+    saved_tensors=(),
+    base_fingerprint="sha256:tiny",
+)
+
+STEPS = 3
+
+
+class TinyTrainer:
+    """Adds seeded noise to its adapter and calls that training.
+
+    Args:
+        registration: what it is made for.
+        on_step: called in each step of training, for a test to act or wait in.
+        endless: trains until it is told to abandon.
+    """
+
+    layout = LAYOUT
+
+    def __init__(
+        self,
+        registration: Registration,
+        *,
+        on_step: Callable[[int], None] = lambda _: None,
+        endless: bool = False,
+    ) -> None:
+        self.registration = registration
+        self.loads: list[float] = []
+        self.trained: list[tuple[int, int]] = []
+        self.evaluated: list[tuple[EvaluationScope, int, int]] = []
+        self.thread = threading.current_thread()
+        self._on_step = on_step
+        self._endless = endless
+        self._tensors = adapter(seed=0, rank=registration.rank)
+
+    def adapter(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+
+    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        assert set(tensors) == set(self._tensors)
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.loads.append(float(next(iter(self._tensors.values())).sum()))
+
+    def train(
+        self,
+        *,
+        round: int,
+        seed: int,
+        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        should_abandon: Callable[[], bool],
+    ) -> TrainingOutcome:
+        step = 0
+        while step < STEPS or self._endless:
+            step += 1
+            self._on_step(step)
+            if should_abandon():
+                raise TaskAbandoned
+            on_progress(step, STEPS, {"loss": 1.0 / step, "odd": float("nan")})
+        noise = adapter(seed=seed, rank=self.registration.rank)
+        self._tensors = {name: t + noise[name] for name, t in self._tensors.items()}
+        self.trained.append((round, seed))
+        metrics = {"train_loss": 0.5, "train_seconds": 0.1, "grad_norm": float("inf")}
+        return TrainingOutcome(num_examples=64, num_steps=STEPS, metrics=metrics)
+
+    def evaluate(
+        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+    ) -> tuple[Evaluation, ...]:
+        self.evaluated.append((scope, shard_index, shard_count))
+        return (
+            Evaluation(
+                scope=scope,
+                split=EvaluationSplit.HELD_OUT,
+                num_examples=10,
+                metrics={"accuracy": 0.5},
+            ),
+        )
+
+
+def adapter(*, seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """An adapter of the tiny layout with seeded entries."""
+    generator = torch.Generator().manual_seed(seed)
+    manifest = LAYOUT.manifest(rank, DataType.F32)
+    return {t.name: torch.randn(t.shape, generator=generator) for t in manifest.tensors}
+
+
+def adapter_file(*, seed: int, rank: int = 4) -> tuple[bytes, TensorManifest]:
+    """The same as a payload and its manifest."""
+    payload = encode(adapter(seed=seed, rank=rank))
+    data = b"".join(bytes(piece) for _, piece in payload.chunks(0, 1024))
+    return data, payload.manifest
