@@ -48,14 +48,15 @@ format: install  ## rewrite the sources as the formatter wants them
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# protoc looks for mypy-protobuf's plugins on the PATH
 define generate
-	$(BIN)/python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+	@PATH="$(abspath $(BIN)):$$PATH" python -m grpc_tools.protoc -I proto --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 	@# files without a service get an empty grpc module: not wanted
 	@for f in tensor adapter run; do rm -f $(1)/fedlora/proto/v1/$${f}_pb2_grpc.py $(1)/fedlora/proto/v1/$${f}_pb2_grpc.pyi; done
 endef
 
 proto: install  ## regenerate fedlora/proto/v1 from proto/
-	PATH="$(abspath $(BIN)):$$PATH" && $(call generate,.)
+	$(call generate,.)
 
 proto-check: install
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(MAKE) -s proto-into OUT="$$scratch" && \
@@ -63,7 +64,7 @@ proto-check: install
 
 .PHONY: proto-into
 proto-into:
-	@$(call generate,$(OUT))
+	$(call generate,$(OUT))
 
 docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 
@@ -16,7 +16,7 @@ from fedlora.rpc.status import from_rpc_error
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
 from fedlora.wire.convert import from_message, to_message
-from fedlora_cli.refusal import RefusedByServer
+from fedlora_cli.server_error import ServerError
 
 __all__ = ["AdminClient"]
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 class AdminClient:
     """A connection to an aggregator; use it as a context manager.
 
-    Every method raises RefusedByServer with the server's reason, or UNAVAILABLE and
+    Every method raises ServerError with the server's reason, or UNAVAILABLE and
     DEADLINE_EXCEEDED where there is no answer.
 
     Args:
@@ -43,7 +43,7 @@ class AdminClient:
         )
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
-    def __enter__(self) -> AdminClient:
+    def __enter__(self) -> Self:
         """Nothing is sent before the first call."""
         return self
 
@@ -144,4 +144,4 @@ class AdminClient:
             raise self._error(error) from None
 
     def _error(self, error: grpc.RpcError) -> FedLoraError:
-        return RefusedByServer.of(from_rpc_error(error, peer=self.address))
+        return ServerError.of(from_rpc_error(error, peer=self.address))

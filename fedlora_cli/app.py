@@ -24,7 +24,7 @@ from fedlora_cli.commands import (
     worker,
 )
 from fedlora_cli.console import errors
-from fedlora_cli.refusal import RefusedByServer
+from fedlora_cli.server_error import ServerError
 
 __all__ = ["app", "main"]
 
@@ -85,7 +85,7 @@ def main() -> None:
         errors().print(error.message, markup=False, highlight=False, soft_wrap=True)
         if error.hint:
             errors().print(error.hint, markup=False, highlight=False, soft_wrap=True, style="cyan")
-        sys.exit(exit_code_of(error, from_server=isinstance(error, RefusedByServer)))
+        sys.exit(exit_code_of(error, from_server=isinstance(error, ServerError)))
 
 
 if __name__ == "__main__":

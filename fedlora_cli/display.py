@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -29,7 +29,7 @@ _LATEST_ROUNDS = 15
 class Display(Protocol):
     """Shows a run. Used as a context manager; called from one thread."""
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         """Begins to show."""
         ...
 
@@ -73,8 +73,9 @@ class LiveDisplay:
             transient=True,
         )
         self._started = time.monotonic()
+        self._since = time.time()
 
-    def __enter__(self) -> LiveDisplay:
+    def __enter__(self) -> Self:
         """Begins to draw."""
         self._live.__enter__()
         return self
@@ -86,7 +87,8 @@ class LiveDisplay:
     def event(self, event: RunEvent) -> None:
         """Takes an event; notices stay above the live part."""
         self._view.apply(event)
-        if text := notice_of(event):
+        # Of an earlier part of the run, replayed when it is resumed, only the state is of interest.
+        if event.time >= self._since and (text := notice_of(event)):
             self.notice(text)
 
     def rounds(self, reports: Sequence[RoundReport]) -> None:
@@ -138,7 +140,7 @@ class PlainDisplay:
         self._since = time.time() if since is None else since
         self._told: dict[int, bool] = {}
 
-    def __enter__(self) -> PlainDisplay:
+    def __enter__(self) -> Self:
         """Nothing to prepare."""
         return self
 
@@ -178,7 +180,7 @@ class PlainDisplay:
 class JsonDisplay:
     """Every event as one line of JSON, as in events.jsonl; notices go to standard error."""
 
-    def __enter__(self) -> JsonDisplay:
+    def __enter__(self) -> Self:
         """Nothing to prepare."""
         return self
 
@@ -187,7 +189,7 @@ class JsonDisplay:
 
     def event(self, event: RunEvent) -> None:
         """Prints the event."""
-        from aggregator_service.reporting.records import to_record  # noqa: PLC0415
+        from fedlora_cli.records import to_record
 
         print_json(to_record(event))
 

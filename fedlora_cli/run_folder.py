@@ -1,7 +1,7 @@
 """The folder of a local run: new, resumable, complete, or another run's.
 
-    config.toml   what it is run with        state/   the aggregator's database and adapters
-    logs/         output of every process     and what the aggregator writes for people
+config.toml   what it is run with        state/   the aggregator's database and adapters
+logs/         output of every process     and what the aggregator writes for people
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ class RunFolder:
 
     def run(self) -> Run | None:
         """The run as the aggregator last described it; None before it has."""
-        from aggregator_service.reporting.run_directory import read_run  # noqa: PLC0415
+        from aggregator_service.reporting.run_directory import read_run
 
         return read_run(self.root) if (self.root / "run.json").exists() else None
 
     def rounds(self) -> tuple[RoundReport, ...]:
         """The completed rounds."""
-        from aggregator_service.reporting.run_directory import read_rounds  # noqa: PLC0415
+        from aggregator_service.reporting.run_directory import read_rounds
 
         return read_rounds(self.root)
 

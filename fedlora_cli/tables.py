@@ -31,7 +31,9 @@ _COLUMNS = (
 def rounds_table(reports: Iterable[RoundReport], *, title: str = "") -> Table:
     """Rounds with scores, certificate, traffic and time; legend below."""
     reports = tuple(reports)
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1)
+    )
     score = _score(reports)
     for i, (name, _) in enumerate(_COLUMNS):
         certificate = 5 <= i <= 7

@@ -25,7 +25,7 @@ means over the modules.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,7 @@ def certify(
     method_name: str,
     measurements: Mapping[str, Mapping[str, float]] | None = None,
     device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Certificate:
     """Measures a published adapter against the updates it was made from.
 
@@ -141,6 +142,7 @@ def certify(
         method_name: registry name, for the record.
         measurements: what the method measured, by module path.
         device: where the arithmetic runs, in float64.
+        progress: called with (modules done, modules in all).
 
     Raises:
         FedLoraError: LAYOUT_MISMATCH for files of different modules; what `CohortFiles` raises.
@@ -163,6 +165,8 @@ def certify(
                 published=sent.factors(module, device),
                 start=None if origin is None else origin.factors(module, device),
             )
+            if progress is not None:
+                progress(len(norms), len(cohort.modules))
     entries = tuple(
         n.entry(module, roundoff=roundoff, measurements=given.get(module, {}))
         for module, n in norms.items()

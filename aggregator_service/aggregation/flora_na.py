@@ -1,6 +1,7 @@
 """FLoRA-NA: one scalar per client and factor, chosen so that the product is nearly right.
 
-Paper   Nguyen L.-T., Nguyen M.-D., Jeong, Le, Pham, "FLoRA-NA", 2025, arXiv:2509.26399, Eq. 6.
+Paper   L.-T. Nguyen, M.-D. Nguyen, Jeong, Le, Pham, "Communication-Efficient and Accurate
+        Approach for Aggregation in Federated Low-Rank Adaptation", 2025, arXiv:2509.26399, Eq. 6.
 Rule    B = sum_u p_u B_u,  A = sum_u q_u A_u,  with (p, q) per module minimising
         J(p, q) = |B A - sum_u w_u B_u A_u|_F^2.
 Bias    not exact: 2U - 1 numbers cannot represent a mean of rank up to U r. Undoes differences

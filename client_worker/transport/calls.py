@@ -65,15 +65,23 @@ def call(method: Method[M], request: Any, *, seconds: float, peer: str) -> M:
 
 
 @contextmanager
-def stream(messages: Iterable[M], *, peer: str) -> Iterator[Iterator[M]]:
-    """The messages of a response stream, cancelled on leaving wherever it stands."""
+def stream(responses: Iterable[M], *, peer: str) -> Iterator[Iterator[M]]:
+    """The messages of a response stream, cancelled on leaving wherever it stands.
+
+    Raises:
+        FedLoraError: from the iterator, as `call` does.
+    """
+    try:
+        yield _converting(responses, peer)
+    finally:
+        cancel = getattr(responses, "cancel", None)
+        if cancel is not None:
+            cancel()
+
+
+def _converting(responses: Iterable[M], peer: str) -> Iterator[M]:
     with _errors(peer):
-        try:
-            yield iter(messages)
-        finally:
-            cancel = getattr(messages, "cancel", None)
-            if cancel is not None:
-                cancel()
+        yield from responses
 
 
 @contextmanager

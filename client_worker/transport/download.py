@@ -26,7 +26,6 @@ __all__ = ["AdapterFolder", "read_header"]
 _KEPT = 2
 """adapters kept: the round's own and, after a restart, the one before"""
 
-
 _WRONG_BYTES = frozenset({Reason.OFFSET_MISMATCH, Reason.TOO_LARGE, Reason.DIGEST_MISMATCH})
 """what came before cannot be continued; a stream that was merely cut can"""
 
@@ -50,13 +49,10 @@ class AdapterFolder:
     def find(self, header: AdapterHeader) -> Path | None:
         """The adapter of a header, if it is here and whole."""
         path = self._path(header)
-        with suppress(FileNotFoundError):
-            with path.open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").digest() == header.sha256
-            if whole:
+        with suppress(OSError), path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").digest() == header.sha256:
                 path.touch()
                 return path
-            path.unlink()
         return None
 
     def receive(
@@ -71,11 +67,14 @@ class AdapterFolder:
 
         Raises:
             FedLoraError: UPLOAD_INCOMPLETE if the stream ends early (what came stays);
-                OFFSET_MISMATCH, TOO_LARGE or DIGEST_MISMATCH (the partial file is gone);
-                OUT_OF_SPACE if the disk does not take it.
+                OFFSET_MISMATCH, TOO_LARGE or DIGEST_MISMATCH (the partial file is gone, so that
+                the next attempt begins anew); OUT_OF_SPACE if the disk does not take it.
         """
         try:
             self._fill(header, messages, partial)
+            path = self._path(header)
+            partial.replace(path)
+            self._prune()
         except FedLoraError as error:
             if error.reason in _WRONG_BYTES:
                 partial.unlink()
@@ -86,9 +85,6 @@ class AdapterFolder:
                 f"cannot write {partial}: {error.strerror or error}",
                 hint="Make room, or set worker.cache_dir to a folder that has it",
             ) from error
-        path = self._path(header)
-        partial.replace(path)
-        self._prune()
         return path
 
     def _fill(

@@ -212,13 +212,16 @@ def write_peft_folder(folder: Path, *, spec: AdapterSpec, rank: int, weights: Pa
     write_folder(folder, config_json=adapter_config_json(spec, rank), weights=weights)
 
 
-def write_folder(folder: Path, *, config_json: str, weights: Path) -> None:
+def write_folder(
+    folder: Path, *, config_json: str, weights: Path, extra: Mapping[str, str] | None = None
+) -> None:
     """Writes an adapter folder so that it appears complete or not at all.
 
     Args:
         folder: where; replaced if it is there. Its parent is created.
         config_json: text of `adapter_config.json`.
         weights: the safetensors file, hard-linked where possible, else copied.
+        extra: further text files by name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -230,10 +233,11 @@ def write_folder(folder: Path, *, config_json: str, weights: Path) -> None:
             os.link(weights, target)
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(weights, target)
-        with (complete / CONFIG_NAME).open("w", encoding="utf-8") as file:
-            file.write(config_json)
-            file.flush()
-            os.fsync(file.fileno())
+        for name, text in {**(extra or {}), CONFIG_NAME: config_json}.items():
+            with (complete / name).open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         if folder.exists():
             # A folder cannot be replaced in one step; the old one moves out of the way first.
             folder.rename(scratch / "old")

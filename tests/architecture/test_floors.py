@@ -48,7 +48,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.clock": (),
     "aggregator_service.aggregation": SHARED,
     "aggregator_service.rounds": (*ERRORS, *DOMAIN),
-    "aggregator_service.store": (*SHARED, *ROUNDS),
+    # fedlora.wire.stream is sans-io: the order of chunks is checked where they are written.
+    "aggregator_service.store": (*SHARED, *ROUNDS, "fedlora.wire.stream"),
     "aggregator_service.reporting": (*SHARED, "fedlora.config", *ROUNDS),
     "aggregator_service": (
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",

@@ -449,4 +449,5 @@ async def test_a_restarted_server_goes_on_in_the_middle_of_the_round(tmp_path: P
         await workers["w-1"].push(await workers["w-1"].task(), random_adapter(4, seed=2))
         for worker in workers.values():
             await worker.evaluate(await worker.task())
+        for worker in workers.values():
             assert (await worker.task()).kind == federation_pb2.TASK_KIND_STOP

@@ -277,6 +277,8 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
         if fault and fault.flip_byte:
             data = data[:-1] + bytes([data[-1] ^ 1])
+        if request.start_offset > len(data):
+            self._abort(context, FedLoraError(Reason.OFFSET_MISMATCH, "beyond the end"))
         sent, step = 0, self.limits.max_chunk_bytes
         for offset in range(request.start_offset, len(data), step):
             piece = data[offset : offset + step]

@@ -19,7 +19,7 @@ class Import:
     name: str
     """dotted name as far as the statement gives it: `from a.b import c` is a.b.c"""
     lazy: bool
-    """inside a function"""
+    """inside a function, or for the type checker only"""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} imports {self.name}"
@@ -79,8 +79,14 @@ def _names(tree: ast.Module, package: str) -> Iterator[tuple[str, int, bool]]:
             if dotted is not None and is_in(dotted, "torch.nn"):
                 yield dotted, node.lineno, lazy
                 continue
-        inner = lazy or isinstance(node, functions)
+        inner = lazy or isinstance(node, functions) or _is_for_types(node)
         pending += [(child, inner) for child in ast.iter_child_nodes(node)]
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    if not isinstance(node, ast.If):
+        return False
+    return _dotted(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def _dotted(node: ast.expr) -> str | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fedlora.errors import FedLoraError
 
-__all__ = ["RefusedByServer"]
+__all__ = ["ServerError"]
 
 
-class RefusedByServer(FedLoraError):
+class ServerError(FedLoraError):
     """What a server raised, with its reason; it decides the exit code."""
 
     @classmethod
-    def of(cls, error: FedLoraError) -> RefusedByServer:
+    def of(cls, error: FedLoraError) -> ServerError:
         """The same error, marked."""
         return cls(error.reason, error.message, hint=error.hint)

@@ -1,0 +1,1 @@
+"""A worker's examples: read, checked, split, turned into tokens, cut into batches."""

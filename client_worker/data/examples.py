@@ -1,0 +1,139 @@
+"""Rows become typed examples; whatever is wrong with a row is said with its line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from client_worker.data.config import DataConfig
+from client_worker.data.rows import Row
+from fedlora.adapters.spec import TaskType
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["Chat", "Completion", "Example", "LabelledText", "Message", "PlainText", "to_examples"]
+
+_ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text and the index of its label."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt, which carries no loss, and what is to follow it, as they stand: no space between."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A text all of which carries loss."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation; the assistant's turns carry the loss."""
+
+    messages: tuple[Message, ...]
+
+
+Example = LabelledText | Completion | PlainText | Chat
+
+
+def to_examples(
+    rows: Sequence[Row], config: DataConfig, task: TaskType, labels: Sequence[str]
+) -> list[Example]:
+    """The examples of a task, one for each row.
+
+    Args:
+        rows: at least one.
+        config: names of the columns.
+        task: decides which columns are read; see `DataConfig`.
+        labels: names of the classes in the order of the head's outputs.
+
+    Raises:
+        FedLoraError: INVALID_DATA at the first row with a missing column, no text, an unknown
+            label, or a chat without an answer.
+    """
+    if task is TaskType.SEQUENCE_CLASSIFICATION:
+        index = {label: i for i, label in enumerate(labels)}
+        return [_labelled(row, config, index) for row in rows]
+    columns = rows[0].values
+    if config.messages_column in columns:
+        return [_chat(row, config.messages_column) for row in rows]
+    if config.prompt_column in columns and config.completion_column in columns:
+        return [
+            Completion(row.text(config.prompt_column), row.text(config.completion_column))
+            for row in rows
+        ]
+    if config.text_column in columns:
+        return [PlainText(row.text(config.text_column)) for row in rows]
+    raise rows[0].error(
+        f"expected a column {config.messages_column!r}, or {config.prompt_column!r} and "
+        f"{config.completion_column!r}, or {config.text_column!r}",
+        f"Columns: {', '.join(str(c) for c in columns)}; name yours in the section [data]",
+    )
+
+
+def _labelled(row: Row, config: DataConfig, index: Mapping[str, int]) -> LabelledText:
+    text, label = row.text(config.text_column), row.category(config.label_column)
+    if label not in index:
+        near = difflib.get_close_matches(label, index, n=1)
+        raise row.error(
+            f"label {label!r} is not one of the run's {len(index)} labels",
+            f"Did you mean {near[0]!r}?" if near else f"Labels: {', '.join(index)}",
+        )
+    return LabelledText(text, index[label])
+
+
+def _chat(row: Row, column: str) -> Chat:
+    turns = row.get(column)
+    if not isinstance(turns, list) or not turns:
+        raise row.error(f"column {column!r}: expected a list of messages, got {turns!r:.80}")
+    messages = []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
+            raise row.error(f'message {number}: expected {{"role", "content"}}, got {turn!r:.80}')
+        if turn.get("role") not in _ROLES:
+            raise row.error(
+                f"message {number}: expected a role of {', '.join(_ROLES)}, "
+                f"got {turn.get('role')!r:.40}"
+            )
+        messages.append(Message(turn["role"], turn["content"]))
+    if not any(m.role == "assistant" for m in messages):
+        raise row.error("a chat without an assistant's turn has nothing to learn from")
+    return Chat(tuple(messages))
+
+
+def require_labels(labels: Sequence[str], task: TaskType) -> None:
+    """Checks the run's labels against its task.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG for classification with fewer than two labels or one twice.
+    """
+    if task is not TaskType.SEQUENCE_CLASSIFICATION:
+        return
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            "sequence_classification needs at least two different labels in model.labels, "
+            f"got {list(labels)}",
+            hint='List every label of the data, for example labels = ["negative", "positive"]',
+        )

@@ -1,0 +1,80 @@
+"""`fedlora config`: what a configuration means, and every key there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora_cli.commands.options import JsonOption
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Explain a configuration, or all keys there are.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a configuration and show every value with its origin.
+
+    Origins are default, the file, a FEDLORA_ variable or --set; later ones win.
+    """
+    import importlib.util
+
+    from fedlora.config import OriginKind, toml_value
+    from fedlora_cli.configuration import load
+    from fedlora_cli.console import output, print_json
+
+    config = load(config_file, overrides or ())
+    if config.run is not None and importlib.util.find_spec("aggregator_service"):
+        from aggregator_service.aggregation import registry
+
+        registry.create(config.run.method.name, config.run.method.options)
+    if as_json:
+        rows = [
+            {
+                "section": e.section,
+                "key": e.key,
+                "value": e.value
+                if isinstance(e.value, bool | int | float | None)
+                else (list(e.value) if isinstance(e.value, tuple) else str(e.value)),
+                "origin": e.origin.kind.value,
+                "place": e.origin.place,
+            }
+            for e in config.entries
+        ]
+        print_json({"file": str(config_file), "values": rows})
+        return
+
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("key", "value", "from"):
+        table.add_column(name, header_style="bold", overflow="fold")
+    section = ""
+    for entry in config.entries:
+        if entry.section != section:
+            section = entry.section
+            table.add_row(f"\n[bold]\\[{section}][/]", "", "")
+        is_default = entry.origin.kind is OriginKind.DEFAULT
+        value = "unset" if entry.value is None else toml_value(entry.value).replace("[", "\\[")
+        style = "dim" if is_default else ""
+        table.add_row(f"  {entry.key}", value, str(entry.origin), style=style)
+    output().print(table)
+
+
+@app.command()
+def reference() -> None:
+    """Print docs/configuration.md: every key, its default and what it means."""
+    from fedlora.config import reference_markdown
+    from fedlora_cli.configuration import section_types
+
+    typer.echo(reference_markdown(section_types()), nl=False)

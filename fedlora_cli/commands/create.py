@@ -1,0 +1,48 @@
+"""`fedlora create` and `fedlora stop`: runs of an aggregator that is already there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedlora_cli.commands.options import DEFAULT_SERVER, ServerOption
+
+__all__ = ["create", "stop"]
+
+
+def create(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Describes the run.")],
+    server: ServerOption = DEFAULT_SERVER,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
+    ] = None,
+) -> None:
+    """Create the run that CONFIG describes on an aggregator, and start it.
+
+    Doing so again with the same configuration changes nothing.
+    """
+    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.configuration import load
+    from fedlora_cli.console import output
+
+    spec = load(config_file, overrides or ()).need_run()
+    with AdminClient(server) as client:
+        run = client.create_run(spec, start=True)
+    output().print(f"{run.spec.name} ({run.run_id}) is {run.phase.value}", highlight=False)
+
+
+def stop(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or id of the run.")],
+    reason: Annotated[str, typer.Option(help="Why; workers and reports show it.")] = "stopped",
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """End a run; what it has published stays."""
+    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.console import output
+
+    with AdminClient(server) as client:
+        stopped = client.stop_run(run, reason)
+    output().print(f"{stopped.spec.name} is {stopped.phase.value}", highlight=False)

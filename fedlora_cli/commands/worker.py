@@ -1,0 +1,89 @@
+"""`fedlora worker` and `fedlora workers`: one worker in this process, or one per device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["worker", "workers"]
+
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="Configuration. Default: FEDLORA_CONFIG, or none."),
+]
+_Server = Annotated[
+    str | None, typer.Option(help="host:port of the aggregator; the same as worker.server.")
+]
+_Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
+]
+
+
+def worker(
+    config_file: _ConfigFile = None,
+    server: _Server = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="A name it keeps over restarts. Default: host name and device."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda:N or cuda:GPU-<uuid>.")
+    ] = None,
+    overrides: _Overrides = None,
+) -> None:
+    """Train for a federation until its run is over, on one device.
+
+    SIGTERM leaves in good order. Exit codes: 0 the run is over, 2 something to correct here, 3
+    refused by the server, 4 server unreachable, 5 a newer process has this name, 6 the device.
+    """
+    from fedlora.telemetry import configure_logging
+    from fedlora_cli.configuration import load, need_service
+
+    need_service("client_worker", "worker")
+    from client_worker.app import run_worker
+    from client_worker.config import WorkerConfig
+    from client_worker.data.config import DataConfig
+
+    given = {"server": server, "name": name, "device": device}
+    flags = [f"worker.{key}={value}" for key, value in given.items() if value is not None]
+    config = load(config_file, [*(overrides or ()), *flags])
+    configure_logging()
+    settings = config.build("worker", WorkerConfig, data=config.build("data", DataConfig))
+    raise typer.Exit(run_worker(settings))
+
+
+def workers(
+    config_file: _ConfigFile = None,
+    devices: Annotated[
+        str,
+        typer.Option(
+            help="all, or a list: GPU indices or UUIDs as nvidia-smi shows them, or cpu. "
+            "One worker per entry."
+        ),
+    ] = "all",
+    server: _Server = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Prefix of the workers' names. Default: the host name."),
+    ] = None,
+    log_dir: Annotated[Path, typer.Option(help="Where the workers' output goes.")] = Path("logs"),
+    overrides: _Overrides = None,
+) -> None:
+    """Keep one worker process per device running until the run is over.
+
+    A worker that dies is started again after a growing pause. SIGTERM or Ctrl-C lets all of them
+    leave in good order.
+    """
+    from fedlora_cli.configuration import load, need_service
+    from fedlora_cli.device_workers import DeviceWorkers, select_devices
+
+    need_service("client_worker", "worker")
+    flags = list(overrides or ())
+    if server is not None:
+        flags.append(f"worker.server={server}")
+    config = load(config_file, flags)
+    pool = DeviceWorkers(config, select_devices(devices), name_prefix=name, log_dir=log_dir)
+    raise typer.Exit(pool.run())

