@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +49,10 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlora-worker-"))
             return _work(config, device, stop, Path(scratch), create_trainer)
     except FedLoraError as error:
-        log.error("gone", reason=str(error), exit_code=int(exit_code_of(error)))
-        return exit_code_of(error)
+        code = exit_code_of(error)
+        # Its text says all there is to say: a traceback would only bury it.
+        log.error("gone", reason=str(error), exit_code=int(code))  # noqa: TRY400
+        return code
     except Exception:
         log.exception("internal_error")
         return ExitCode.INTERNAL
@@ -87,6 +90,17 @@ def _work(
             create_trainer=create_trainer or create,
             capabilities=replace(capabilities(), max_rank=config.max_rank),
             stop=stop,
-            patience=Patience(limit_seconds=config.wait_for_server_seconds),
+            patience=Patience(
+                limit_seconds=config.wait_for_server_seconds,
+                on_success=_sign_of_life(config.alive_file),
+            ),
             scratch=scratch,
         ).run()
+
+
+def _sign_of_life(file: Path | None) -> Callable[[], None]:
+    """What marks the file of that name as fresh."""
+    if file is None:
+        return lambda: None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.touch

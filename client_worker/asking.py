@@ -63,3 +63,8 @@ class Asking:
                 return self._patience.insist(what, attempt, transient=transient)
             except FedLoraError as error:
                 raise RefusedError(error) from error
+
+    def rest(self, seconds: float) -> None:
+        """Waits for a while, unless a signal comes."""
+        with self._stop.window():
+            self._patience.rest(seconds)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -101,13 +102,10 @@ class Outbox:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _evaluation(kept: Mapping[str, object]) -> Evaluation:
-    metrics, num_examples = kept["metrics"], kept["num_examples"]
-    if not isinstance(metrics, dict) or not isinstance(num_examples, int):
-        raise TypeError("an evaluation has metrics and num_examples")
+def _evaluation(kept: Any) -> Evaluation:
     return Evaluation(
         scope=EvaluationScope(kept["scope"]),
         split=EvaluationSplit(kept["split"]),
-        num_examples=num_examples,
-        metrics=metrics,
+        num_examples=kept["num_examples"],
+        metrics=kept["metrics"],
     )

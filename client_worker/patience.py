@@ -50,6 +50,7 @@ class Patience:
 
     Args:
         limit_seconds: longest time without any success; 0 for ever.
+        on_success: called at each sign of life, from any thread.
         clock, sleep, uniform: monotonic seconds, a pause, a random number in [0, 1).
     """
 
@@ -57,11 +58,13 @@ class Patience:
         self,
         *,
         limit_seconds: float,
+        on_success: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._limit = limit_seconds
+        self._on_success = on_success
         self._clock = clock
         self._sleep = sleep
         self._uniform = uniform
@@ -70,6 +73,11 @@ class Patience:
     def succeeded(self) -> None:
         """Notes a sign of life; from any thread."""
         self._last_success = self._clock()
+        self._on_success()
+
+    def rest(self, seconds: float) -> None:
+        """Does nothing for a while."""
+        self._sleep(seconds)
 
     def insist(
         self,

@@ -215,8 +215,7 @@ class Runner:
         )
         left = began + _SHORTEST_POLL_SECONDS - time.monotonic()
         if task.kind is TaskKind.WAIT and left > 0:
-            with self._stop.window():
-                time.sleep(left)
+            self._asking.rest(left)
         return task
 
     def _end(self, code: ExitCode, reason: str) -> None:
@@ -233,3 +232,4 @@ class Runner:
         self._heartbeats.close()
         report = log.info if code in (ExitCode.OK, ExitCode.INTERRUPTED) else log.error
         report("gone", reason=reason, exit_code=int(code))
+        bind_context(run=None, round=None, task=None)

@@ -2,7 +2,7 @@
 
 Rules:
 
-1. A pair that is not in the table is a mistake of ours: `IllegalEventError`, and nothing has changed.
+1. A pair that is not in the table is a mistake of ours: `IllegalEventError`, and nothing changes.
 2. STOPPING and CUT_OFF are possible wherever the worker is registered. After the first it still
    tells the server that it goes; after the second there is nobody to tell.
 3. A new session token changes no state. A server that has forgotten a worker is told again who it

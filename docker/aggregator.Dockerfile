@@ -13,12 +13,13 @@ FROM python:3.11-slim AS dependencies
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY constraints.txt pyproject.toml docker/requirements.py ./
+COPY constraints.txt ./
 # torch first and alone: no other package is ever taken from its index.
 RUN --mount=type=bind,from=wheels,target=/wheels \
     python -m venv --without-pip /venv \
  && pip --python /venv/bin/python install -c constraints.txt --find-links /wheels \
       ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+COPY pyproject.toml docker/requirements.py ./
 RUN python requirements.py aggregator < pyproject.toml > requirements.txt \
  && pip --python /venv/bin/python install -c constraints.txt -r requirements.txt
 

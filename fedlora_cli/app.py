@@ -9,7 +9,7 @@ import typer
 
 from fedlora import __version__
 from fedlora.errors import FedLoraError
-from fedlora.exit_codes import exit_code_of
+from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora_cli.commands import (
     aggregate,
     config,
@@ -31,8 +31,8 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="fedlora",
     help="Federated LoRA fine-tuning: many parties, one adapter, and a certificate of what "
-    "aggregation lost. Start with [bold]fedlora run examples/quickstart.toml[/bold].",
-    rich_markup_mode="rich",
+    "aggregation lost. Start with **fedlora run examples/quickstart.toml**.",
+    rich_markup_mode="markdown",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,11 +81,20 @@ def main() -> None:
     try:
         app()
     except FedLoraError as error:
-        errors().print(f"[bold red]error[/] [dim]{error.reason.value}[/]", highlight=False)
-        errors().print(error.message, markup=False, highlight=False, soft_wrap=True)
-        if error.hint:
-            errors().print(error.hint, markup=False, highlight=False, soft_wrap=True, style="cyan")
+        _tell(error.reason.value, error.message, error.hint)
         sys.exit(exit_code_of(error, from_server=isinstance(error, ServerError)))
+    except OSError as error:
+        # A file that cannot be read or written, a full disk: the text of the system says which.
+        _tell(type(error).__name__, str(error), "")
+        sys.exit(ExitCode.USAGE)
+
+
+def _tell(kind: str, message: str, hint: str) -> None:
+    console = errors()
+    console.print(f"[bold red]error[/] [dim]{kind}[/]", highlight=False)
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    if hint:
+        console.print(hint, markup=False, highlight=False, soft_wrap=True, style="cyan")
 
 
 if __name__ == "__main__":

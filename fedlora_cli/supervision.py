@@ -16,7 +16,7 @@ _LONGEST_DELAY_SECONDS = 30.0
 # A process that has lived this long was healthy; its next death is counted as a first one.
 _HEALTHY_SECONDS = 60.0
 
-_MOST_RESTARTS = 6
+_MOST_RESTARTS = 4
 
 _HOPELESS = {ExitCode.USAGE, ExitCode.REFUSED, ExitCode.FENCED, ExitCode.DEVICE}
 

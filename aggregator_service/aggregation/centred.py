@@ -7,9 +7,10 @@ a_u = A_u - A~ (so sum_u w_u b_u = 0 and sum_u w_u a_u = 0):
     T - B~ A~             = sum_u w_u b_u a_u                       what factor averaging loses
     B A - T               = (B - B~) A + B~ (A - A~) - sum_u w_u b_u a_u      for any (B, A)
 
-Each right-hand side is a product of small, exactly known factors, so its norm (a trace of Gram
-matrices) has full relative accuracy at any drift; |B A|^2 - 2 <B A, T> + |T|^2 has none below
-a relative error of 1e-7. Deviations are taken through a reference near all clients (the adapter
+Each right-hand side is a product of small, exactly known factors, so its norm has full relative
+accuracy at any drift; |B A|^2 - 2 <B A, T> + |T|^2 has none below a relative error of 1e-7. An
+adapter in another basis than the clients' (`optimal`) cancels against the means only as a
+product; `product_norm` sees that and keeps the digits. Deviations are taken through a reference near all clients (the adapter
 they started from, else the first client): B_u - B_ref is exact for nearby floats, whereas
 B_u - B~ carries the rounding of the mean.
 

@@ -63,7 +63,7 @@ def _with_nan(record: object, annotation: Any) -> object:
     arguments = get_args(annotation)
     if get_origin(annotation) is tuple and isinstance(record, list):
         return [_with_nan(item, arguments[0]) for item in record]
-    if len(arguments) == 2 and isinstance(record, dict):
+    if get_origin(annotation) is Mapping and isinstance(record, dict):
         return {k: _with_nan(v, arguments[1]) for k, v in record.items()}
     if record is not None and any(dataclasses.is_dataclass(a) for a in arguments):
         return _with_nan(record, next(a for a in arguments if dataclasses.is_dataclass(a)))

@@ -26,7 +26,7 @@ class LabelledText:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt, which carries no loss, and what is to follow it, as they stand: no space between."""
+    """A prompt, which carries no loss, and what follows it; nothing is put between them."""
 
     prompt: str
     completion: str

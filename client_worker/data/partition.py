@@ -4,10 +4,9 @@ Every worker computes the whole split and keeps its own part, so the split is a 
 file and the `PartitionSpec` alone. The parts are disjoint, cover every row, and none is empty.
 
 iid        rows are dealt out in random order.
-dirichlet  for each label, shares p ~ Dir(alpha, ..., alpha) over the slots (Hsu, Qi and Brown,
-           "Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-           Classification", 2019, arXiv:1909.06335, with the shares drawn per label); a slot left
-           empty takes a row from the largest.
+dirichlet  for each label, shares p ~ Dir(alpha, ..., alpha) over the slots (Yurochkin et al.,
+           "Bayesian Nonparametric Federated Learning of Neural Networks", 2019,
+           arXiv:1905.12022, section 4); a slot left empty takes a row from the largest.
 column     rows with one value of the column stay together; groups go, largest first, to the slot
            with the fewest rows.
 """
@@ -72,9 +71,9 @@ def _dirichlet(
             end = len(order) if last else max(begin, round(cumulative * len(order)))
             slots[slot] += order[begin:end]
             begin = end
-    for slot in slots:
-        if not slot:
-            slot.append(max(slots, key=len).pop())
+    for rows_of_slot in slots:
+        if not rows_of_slot:
+            rows_of_slot.append(max(slots, key=len).pop())
     return slots
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["Row", "read_hub_splits", "read_rows"]
+__all__ = ["FILE_SUFFIXES", "Row", "read_hub_splits", "read_rows"]
 
-_SUFFIXES = (".jsonl", ".csv", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
+"""kinds of files"""
 
 # A row wider than this is a broken file (a quote that never closes), not an example.
 _MAX_CSV_FIELD_CHARACTERS = 16 * 1024 * 1024
@@ -75,7 +76,7 @@ def read_rows(path: str) -> list[Row]:
         raise FedLoraError(
             Reason.INVALID_DATA,
             f"data file {path!r} does not exist" if not file.exists() else f"{path!r} is no file",
-            hint=f"Give a path that ends in {', '.join(_SUFFIXES)}",
+            hint=f"Give a path that ends in {', '.join(FILE_SUFFIXES)}",
         )
     match file.suffix.lower():
         case ".jsonl":
@@ -83,12 +84,13 @@ def read_rows(path: str) -> list[Row]:
         case ".csv":
             rows = list(_csv(file))
         case ".parquet":
-            loaded = _datasets().load_dataset("parquet", data_files=str(file), split="train")
+            package = _datasets(f"the Parquet file {path!r}")
+            loaded = package.load_dataset("parquet", data_files=str(file), split="train")
             rows = list(_numbered(loaded, file.name))
         case other:
             raise FedLoraError(
                 Reason.INVALID_DATA,
-                f"data file {path!r}: expected one of {', '.join(_SUFFIXES)}, got {other!r}",
+                f"data file {path!r}: expected one of {', '.join(FILE_SUFFIXES)}, got {other!r}",
             )
     if not rows:
         raise FedLoraError(Reason.INVALID_DATA, f"data file {path!r} has no rows")
@@ -102,14 +104,14 @@ def read_hub_splits(dataset_id: str) -> dict[str, list[Row]]:
         FedLoraError: MISSING_EXTRA without the `datasets` package, INVALID_DATA if the data set
             cannot be loaded.
     """
-    package = _datasets()
+    package = _datasets(f"{dataset_id!r}, which is no file here and is read as a hub id,")
     try:
         loaded = package.load_dataset(dataset_id)
     except (OSError, ValueError, RuntimeError) as error:
         raise FedLoraError(
             Reason.INVALID_DATA,
-            f"cannot load the data set {dataset_id!r}: {error}",
-            hint="Check its id on the hub, or name a local file",
+            f"{dataset_id!r} is no file here, and no data set that the hub gives: {error}",
+            hint="Name a local file, or check the data set's id",
         ) from error
     return {str(s): list(_numbered(rows, f"{dataset_id}/{s}")) for s, rows in loaded.items()}
 
@@ -176,13 +178,13 @@ def _suggest(column: str, columns: list[str]) -> str:
     return f"Did you mean {near[0]!r}? {listed}" if near else listed
 
 
-def _datasets() -> Any:
+def _datasets(wanted: str) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise FedLoraError(
             Reason.MISSING_EXTRA,
-            "Parquet files and hub data sets need the package `datasets`",
+            f"{wanted} needs the package `datasets`",
             hint="Install it with: pip install 'fedlora[data]'; or use a .jsonl or .csv file",
         ) from error
     return datasets

@@ -59,6 +59,9 @@ _OTHER_MATHEMATICS = (
 )
 """settings under which the update is not s B A on the named linear layers"""
 
+_NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
+"""settings that take modules out of what `target_modules` matches"""
+
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """beginnings of `init_lora_weights` that subtract the adapter's start from the base model"""
 
@@ -74,7 +77,7 @@ class AdapterFolder:
     revision: str
     task_type: str | None
     target_modules: str | tuple[str, ...]
-    """a regular expression, or names, sorted"""
+    """a regular expression, or names, sorted; paths where other settings narrow the choice"""
     modules_to_save: tuple[str, ...]
     r: int
     lora_alpha: float
@@ -112,6 +115,8 @@ def read_peft_folder(folder: Path) -> AdapterFolder:
     )
     rslora = bool(config.get("use_rslora", False))
     ranks, scaling = _module_ranks(folder, weights), dict[str, float]()
+    if any(config.get(name) is not None for name in _NARROWING):
+        targets = list(ranks)
     for path, rank in ranks.items():
         expected = _by_pattern(rank_pattern, path, r)
         if rank != expected:

@@ -17,7 +17,7 @@ from fedlora.config.sections import Section
 from fedlora.config.sources import Origin
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["explain", "section_models"]
+__all__ = ["explain", "missing_key", "section_models"]
 
 _STRICT = (bool, int, float, str)
 
@@ -43,11 +43,10 @@ def explain(
 ) -> FedLoraError:
     """What pydantic found wrong first, in our words."""
     # A misspelt key explains a missing one, so it is told first.
-    details = sorted(error.errors(), key=lambda d: d["type"] != "extra_forbidden")
-    detail = details[0]
+    order = {"extra_forbidden": 0, "missing": 2}
+    detail = min(error.errors(), key=lambda d: order.get(d["type"], 1))
     place = tuple(str(part) for part in detail["loc"])
     section, key_name = _locate(place, sections)
-    name = f"{section.name}.{key_name}"
     key = section.key(key_name)
     if detail["type"] == "extra_forbidden":
         return FedLoraError(
@@ -55,16 +54,20 @@ def explain(
             f"{_where(origin(place), file)}: unknown key {key_name!r} in section [{section.name}]",
             hint=did_you_mean(key_name, [k.name for k in section.keys]),
         )
-    if detail["type"] == "missing":
-        where = f" in {file}" if file else ""
-        expected = f": {key.help or key.expected}" if key else ""
-        return FedLoraError(
-            Reason.INVALID_CONFIG,
-            f"{name} is missing{where}{expected}",
-            hint=f"Write {key_name} = ... in section [{section.name}]",
-        )
+    if detail["type"] == "missing" and key:
+        return missing_key(section.name, key, file)
     path = (*section.path, key_name) if key_name else section.path
     return _wrong_value(".".join(path), key, detail["input"], origin(path), file)
+
+
+def missing_key(section: str, key: Key, file: Path | None) -> FedLoraError:
+    """The error for a required key that nobody has written."""
+    where = f" in {file}" if file else ""
+    return FedLoraError(
+        Reason.INVALID_CONFIG,
+        f"{section}.{key.name} is missing{where}: {key.help or key.expected}",
+        hint=f"Write {key.name} = ... in section [{section}]",
+    )
 
 
 def _wrong_value(

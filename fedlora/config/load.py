@@ -14,7 +14,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.adapters.spec import BaseModel as BaseModelSpec
-from fedlora.config.checks import explain, section_models
+from fedlora.config.checks import explain, missing_key, section_models
+from fedlora.config.keys import REQUIRED, keys_of
 from fedlora.config.sections import Section, all_sections, run_sections
 from fedlora.config.sources import (
     EnvironmentSource,
@@ -81,7 +82,11 @@ class Config:
         """
         if self.services.get(section) is not owner:
             raise TypeError(f"section {section!r} was not loaded as {owner.__name__}")
-        return _checked(lambda: owner(**self.section(section), **others), self.entries)
+        values = self.section(section)
+        for key in keys_of(owner):
+            if key.default is REQUIRED and key.name not in values:
+                raise missing_key(section, key, self.file)
+        return _checked(lambda: owner(**values, **others), self.entries)
 
     def need_run(self) -> RunSpec:
         """The run described; INVALID_CONFIG where there is none."""
@@ -137,15 +142,27 @@ def load_config(
         return Origin(OriginKind.DEFAULT)
 
     has_run = any(path[0] in _RUN_ONLY for values in written for path in values)
-    asked = {s.path[0] for s in sections} - (set() if has_run else set(_RUN_ONLY))
-    models = {n: m for n, m in section_models(sections).items() if n in asked}
+    asked = [
+        s
+        for s in sections
+        if (has_run if s.name in _RUN_ONLY else _is_optional(s) or _is_written(s, written))
+    ]
     try:
-        settings = _merge(models, sources)
+        settings = _merge(section_models(asked), sources)
     except ValidationError as error:
         raise explain(error, sections, origin, file) from None
-    entries = tuple(e for s in sections for e in _entries(s, settings, origin))
+    entries = tuple(e for s in asked for e in _entries(s, settings, origin))
     run = _checked(lambda: _run_spec(entries), entries) if has_run else None
     return Config(file=file, entries=entries, run=run, services=services)
+
+
+def _is_optional(section: Section) -> bool:
+    return all(key.default is not REQUIRED for key in section.keys)
+
+
+def _is_written(section: Section, written: Sequence[Mapping[tuple[str, ...], Any]]) -> bool:
+    # Of data.partition.num_slots the section is data.partition, not data.
+    return any(section.path in (path, path[:-1]) for values in written for path in values)
 
 
 def _merge(

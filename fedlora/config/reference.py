@@ -72,7 +72,7 @@ def _default(key: Key) -> str:
 
 
 def _meaning(key: Key) -> str:
-    text = key.help.replace("|", "\\|")
+    text = key.help.replace("|", "\\|").replace("<", "&lt;")
     if key.choices and not all(choice in text for choice in key.choices):
         text = f"{text}; {key.expected}" if text else key.expected
     return text or key.expected

@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
-
-import torch
+from typing import TYPE_CHECKING
 
 from fedlora.errors import FedLoraError, Reason
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DataType", "TensorInfo", "TensorManifest"]
 
@@ -25,7 +27,7 @@ class DataType(enum.StrEnum):
     @property
     def torch_dtype(self) -> torch.dtype:
         """The type in torch."""
-        return _TORCH[self]
+        return _torch_types()[self]
 
     @property
     def safetensors_name(self) -> str:
@@ -40,18 +42,23 @@ class DataType(enum.StrEnum):
     @classmethod
     def of(cls, dtype: torch.dtype) -> DataType:
         """The wire type of a torch type; raises FedLoraError for one that has none."""
-        for wire, candidate in _TORCH.items():
+        for wire, candidate in _torch_types().items():
             if candidate == dtype:
                 return wire
-        known = ", ".join(str(d) for d in _TORCH.values())
+        known = ", ".join(str(d) for d in _torch_types().values())
         raise FedLoraError(Reason.INVALID_ARGUMENT, f"no wire type for {dtype}; known: {known}")
 
 
-_TORCH = {
-    DataType.F32: torch.float32,
-    DataType.F16: torch.float16,
-    DataType.BF16: torch.bfloat16,
-}
+@cache
+def _torch_types() -> Mapping[DataType, torch.dtype]:
+    # Here and not above: reading a configuration needs the names of the types, but not torch.
+    import torch
+
+    return {
+        DataType.F32: torch.float32,
+        DataType.F16: torch.float16,
+        DataType.BF16: torch.bfloat16,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,8 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.header import (
     LENGTH_BYTES,
     ParsedHeader,
+    TensorSpan,
+    data_order,
     encode_header,
     header_limit,
     parse_header,
@@ -43,7 +45,7 @@ class Payload:
         self.manifest = TensorManifest.of(tensors)
         head = encode_header(self.manifest, METADATA if metadata is None else metadata)
         self._parts = [memoryview(head)]
-        self._parts += [_memory(tensors[info.name]) for info in self.manifest.tensors]
+        self._parts += [_memory(tensors[info.name]) for info in data_order(self.manifest)]
         self.total_bytes = sum(len(p) for p in self._parts)
         digest = hashlib.sha256()
         for part in self._parts:
@@ -108,12 +110,15 @@ def decode(source: Path | bytes, manifest: TensorManifest) -> dict[str, torch.Te
     data = source if isinstance(source, bytes) else _read_file(source)
     header = _read_header(data, manifest)
     buffer = memoryview(bytearray(data)) if isinstance(data, bytes) else data
-    return {
-        span.info.name: torch.frombuffer(
-            buffer[span.begin : span.end], dtype=span.info.dtype.torch_dtype
-        ).reshape(span.info.shape)
-        for span in header.spans
-    }
+    return {span.info.name: _tensor(buffer, span) for span in header.spans}
+
+
+def _tensor(buffer: memoryview, span: TensorSpan) -> torch.Tensor:
+    data = buffer[span.begin : span.end]
+    if span.begin % span.info.dtype.item_bytes:
+        # The format does not promise alignment, kernels may rely on it.
+        data = memoryview(bytearray(data))
+    return torch.frombuffer(data, dtype=span.info.dtype.torch_dtype).reshape(span.info.shape)
 
 
 def _read_file(path: Path) -> memoryview:
@@ -138,4 +143,4 @@ def _memory(tensor: torch.Tensor) -> memoryview:
             Reason.INVALID_ARGUMENT, f"expected a tensor on the CPU, got one on {tensor.device}"
         )
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data

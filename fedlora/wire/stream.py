@@ -91,12 +91,20 @@ def receive_payload(
             digest.update(data)
             sink(data)
         elif kind == "commit":
-            if sequence.offset != total_bytes or message.commit.total_bytes != total_bytes:
+            if sequence.offset != total_bytes:
                 raise FedLoraError(
                     Reason.UPLOAD_INCOMPLETE,
                     f"the commit came after {sequence.offset} of {total_bytes} bytes",
                 )
-            if digest.digest() != sha256 or message.commit.sha256 != sha256:
+            committed = (message.commit.total_bytes, message.commit.sha256)
+            if committed != (total_bytes, sha256):
+                raise FedLoraError(
+                    Reason.DIGEST_MISMATCH,
+                    f"the header names {total_bytes} bytes with SHA-256 {sha256.hex()}, the commit "
+                    f"{committed[0]} with {committed[1].hex()}",
+                    hint="Fetch it again",
+                )
+            if digest.digest() != sha256:
                 raise FedLoraError(
                     Reason.DIGEST_MISMATCH,
                     f"expected SHA-256 {sha256.hex()}, got {digest.hexdigest()}",

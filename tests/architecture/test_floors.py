@@ -91,7 +91,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "google.protobuf": ("fedlora.wire", "fedlora.rpc"),
     "fedlora.proto": (
         "fedlora.wire", "fedlora.rpc", "aggregator_service.transport", "client_worker.transport",
-        "fedlora_cli.admin_client",
+        "fedlora_cli.admin_client", "fedlora_cli.adapter_download",
     ),
     "sqlite3": ("aggregator_service.store",),
     "torch": (
@@ -109,7 +109,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "tokenizers": ("client_worker.adaptation", "client_worker.data"),
     "peft": ("client_worker.adaptation",),
     "datasets": ("client_worker.data",),
-    "pynvml": ("client_worker.device",),
+    "pynvml": ("client_worker.device", "fedlora_cli.device_workers"),
     # Values are checked at the edges: where a configuration, a record or a report is read.
     "pydantic": ("fedlora.config", "aggregator_service.store", "aggregator_service.reporting"),
     "pydantic_settings": ("fedlora.config",),

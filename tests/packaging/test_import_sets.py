@@ -1,7 +1,8 @@
 """Each service runs with what its image carries: the base dependencies and its own extra.
 
 A subprocess loads the service while everything else is refused, so that an import that would fail
-in the image fails here too, even one inside a `try`.
+in the image fails here too. What our own code tries and survives is reported; what libraries probe
+for (torch for pynvml, grpc for grpc_health) is their business.
 """
 
 from __future__ import annotations
@@ -22,13 +23,20 @@ DEVELOPMENT = ("pytest", "hypothesis", "mypy", "grpc_tools", "hatchling")
 LOADER = """
 import importlib, sys
 
+OURS = {"fedlora", "aggregator_service", "client_worker", "fedlora_cli", "planted"}
+
 class Refuse:
     def __init__(self, names):
         self.names = set(names)
         self.asked = []
     def find_spec(self, name, path=None, target=None):
         if name in self.names:
-            self.asked.append(name)
+            frame = sys._getframe(1)
+            while frame.f_globals.get("__name__", "").startswith("importlib."):
+                frame = frame.f_back
+            asker = frame.f_globals.get("__name__", "").partition(".")[0]
+            if asker in OURS:
+                self.asked.append(name)
             raise ModuleNotFoundError(f"No module named {name!r} (not in this image)", name=name)
         return None
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import grpc
 
@@ -155,7 +155,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
 
     # --- what tests use ------------------------------------------------------------------
 
-    def __enter__(self) -> FakeFederation:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.tiny_trainer import TinyTrainer
+
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from client_worker.patience import Patience
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.transport.client import FederationClient
-from support.tiny_trainer import TinyTrainer
-
 from fedlora.runs.tasks import Capabilities, Registration
 
 

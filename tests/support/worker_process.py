@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def main() -> int:
+    from support.tiny_trainer import TinyTrainer
+
     from client_worker.app import run_worker
     from client_worker.config import WorkerConfig
     from client_worker.data.config import DataConfig
-    from support.tiny_trainer import TinyTrainer
-
     from fedlora.runs.tasks import Registration
     from fedlora.telemetry import configure_logging
 

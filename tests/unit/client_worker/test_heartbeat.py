@@ -1,8 +1,8 @@
 import threading
 
 import pytest
-from client_worker.heartbeat import Heartbeats
 
+from client_worker.heartbeat import Heartbeats
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Directive
 

@@ -2,10 +2,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from client_worker.outbox import Outbox, TrainedUpdate
 from support.fake_federation import train_task
 from support.tiny_trainer import LAYOUT, adapter
 
+from client_worker.outbox import Outbox, TrainedUpdate
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import encode

@@ -1,7 +1,7 @@
 import pytest
-from client_worker.patience import Patience
 from support.worker_harness import FakeTime
 
+from client_worker.patience import Patience
 from fedlora.errors import FedLoraError, Reason
 
 
@@ -95,3 +95,19 @@ def test_damaged_payloads_are_sent_three_times_and_no_more():
     with pytest.raises(FedLoraError) as caught:
         made.insist("it", failing(*two, Reason.UNAVAILABLE, Reason.DIGEST_MISMATCH))
     assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_each_sign_of_life_is_passed_on_and_no_failure_is():
+    signs = []
+    time = FakeTime()
+    made = Patience(
+        limit_seconds=100,
+        on_success=lambda: signs.append(time.clock()),
+        clock=time.clock,
+        sleep=time.sleep,
+        uniform=lambda: 0.0,
+    )
+    made.insist("it", failing(Reason.UNAVAILABLE, Reason.INTERNAL))
+    assert len(signs) == 1
+    made.succeeded()
+    assert len(signs) == 2

@@ -1,7 +1,6 @@
 import threading
 
 from client_worker.progress import ProgressReporter
-
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Progress
 

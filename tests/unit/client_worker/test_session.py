@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
-from client_worker.session import TABLE, Event, IllegalEventError, Session, State, mermaid
 from hypothesis import given
 from hypothesis import strategies as st
+
+from client_worker.session import TABLE, Event, IllegalEventError, Session, State, mermaid
 
 ALIVE = [s for s in State if s not in (State.LEAVING, State.GONE)]
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from client_worker.patience import Patience
-from client_worker.transport.calls import transfer_seconds
-from client_worker.transport.client import FederationClient
 from support.fake_federation import FakeFederation, Fault, run_spec, train_task
 from support.tiny_trainer import LAYOUT, adapter, adapter_file
 
+from client_worker.patience import Patience
+from client_worker.transport.calls import transfer_seconds
+from client_worker.transport.client import FederationClient
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import (
@@ -230,14 +230,16 @@ def test_an_acknowledgement_of_other_bytes_is_not_believed():
 @pytest.fixture
 def published(tmp_path: Path):
     data, manifest = adapter_file(seed=7)
-    with FakeFederation(adapters={3: (data, manifest)}) as server:
-        with FederationClient(server.address) as client:
-            token = joined(client).session_token
+    with (
+        FakeFederation(adapters={3: (data, manifest)}) as server,
+        FederationClient(server.address) as client,
+    ):
+        token = joined(client).session_token
 
-            def pull():
-                return client.pull_adapter(token, 3, folder=tmp_path, expected_bytes=len(data))
+        def pull():
+            return client.pull_adapter(token, 3, folder=tmp_path, expected_bytes=len(data))
 
-            yield server, data, pull
+        yield server, data, pull
 
 
 def test_an_adapter_arrives_under_the_name_of_its_content(published):
@@ -313,7 +315,7 @@ def test_old_adapters_make_room(tmp_path: Path):
 
 
 def test_a_disk_that_takes_nothing_is_named(published, tmp_path: Path):
-    _, data, pull = published
+    pull = published[2]
     digest_named = pull()[1]
     digest_named.unlink()
     digest_named.mkdir()  # in the way of the final name

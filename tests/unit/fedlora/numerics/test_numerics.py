@@ -60,6 +60,19 @@ def test_norm_of_a_product_worked_by_hand():
     assert product_inner(b, a, b, a) == 25.0
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-11])
+def test_the_difference_of_two_factorisations_of_one_product_keeps_its_digits(size):
+    b, a, turn = normal(1, 24, 4), normal(2, 4, 17), normal(3, 4, 4)
+    extra = normal(4, 24, 4)
+    extra *= size * float((b @ a).norm()) / float((extra @ a).norm())
+    left = torch.cat([(b + extra) @ turn, -b], dim=1)
+    right = torch.cat([torch.linalg.solve(turn, a), a])
+    # Both factorisations are rounded to eps times the condition of the change of basis, and the
+    # trace form is trusted to 1e-8.
+    slack = max(1e-8, 100 * EPS * float(torch.linalg.cond(turn)) / size)
+    assert product_norm(left, right) == pytest.approx(float((extra @ a).norm()), rel=slack)
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_inner_product_of_products_is_the_dense_one(r, s, seed):

@@ -1,0 +1,66 @@
+"""The few things that make a file durable, and what a disk's refusals are called here."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["mapped_errors", "rename_durably", "sync_folder", "write_all"]
+
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turns what a full or failing disk says into errors that a peer can act upon.
+
+    Raises:
+        FedLoraError: OUT_OF_SPACE for a full disk, quota or size limit, UNAVAILABLE for a disk
+            that fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise FedLoraError(
+                Reason.OUT_OF_SPACE,
+                f"no room on the server: {error.strerror}",
+                hint="Free space in the state directory and try again",
+            ) from error
+        if error.errno == errno.EIO:
+            raise FedLoraError(
+                Reason.UNAVAILABLE,
+                f"the server's disk fails: {error.strerror}",
+                hint="Look at the disk of the state directory and try again",
+            ) from error
+        raise
+
+
+def write_all(handle: int, data: bytes) -> None:
+    """Writes all of `data`; the system may take less of it at a time."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def rename_durably(path: Path, target: Path) -> None:
+    """Gives a synced file its final name; the name is durable on return."""
+    if not target.parent.exists():
+        target.parent.mkdir(exist_ok=True)
+        sync_folder(target.parent.parent)
+    path.replace(target)
+    sync_folder(target.parent)

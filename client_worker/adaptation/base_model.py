@@ -1,0 +1,128 @@
+"""Loads a run's base model and tokenizer, in float32 on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from client_worker.adaptation.fingerprint import fingerprint, is_inside
+from client_worker.adaptation.random_base import random_model
+from client_worker.adaptation.sources import RANDOM_PREFIX, find_source
+from fedlora.adapters.spec import AdapterSpec, TaskType
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.seeds import derive_seed
+
+__all__ = ["LoadedBase", "load_base"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedBase:
+    """A base model as it was loaded; attaching an adapter changes `model` in place."""
+
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    """of the weights that stay frozen"""
+
+
+def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) -> LoadedBase:
+    """Loads the base model of a run and checks that it is the run's.
+
+    A head that the base does not bring is drawn from the seed, so that every worker of a run
+    begins with the same one.
+
+    Args:
+        spec: names the model, its task and its labels.
+        seed: of the run.
+        hub_cache: folder for downloads; None for the usual one.
+
+    Raises:
+        FedLoraError: INVALID_MODEL if it cannot be loaded, or has no weights for a module that the
+            run leaves frozen; BASE_MISMATCH if its fingerprint is not the one in the run.
+    """
+    base = spec.base_model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "base"))
+        if base.model_id.startswith(RANDOM_PREFIX):
+            family = base.model_id.removeprefix(RANDOM_PREFIX)
+            model, tokenizer = random_model(family, spec.task_type, _head(spec))
+        else:
+            model, tokenizer = _pretrained(spec, hub_cache)
+    if tokenizer.pad_token_id is None:
+        # Padding is masked and has no loss, so which token it is does not matter.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    found = fingerprint(model.state_dict(), trained=spec.modules_to_save)
+    if base.fingerprint and found != base.fingerprint:
+        raise FedLoraError(
+            Reason.BASE_MISMATCH,
+            f"the base model {base.model_id!r} has the fingerprint {found} here, "
+            f"expected {base.fingerprint}",
+            hint="Load the same weights as the other workers, or set model.revision",
+        )
+    return LoadedBase(model=model, tokenizer=tokenizer, fingerprint=found)
+
+
+def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
+    base = spec.base_model
+    source = find_source(base.model_id)
+    options: dict[str, Any] = {"local_files_only": source.is_local}
+    if base.revision:
+        options["revision"] = base.revision
+    if hub_cache is not None:
+        options["cache_dir"] = str(hub_cache)
+    classifies = spec.task_type is TaskType.SEQUENCE_CLASSIFICATION
+    loader = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+        model, info = loader.from_pretrained(
+            source.location,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # A head for other labels than the run's is replaced, and then counts as missing.
+            ignore_mismatched_sizes=classifies,
+            **_head(spec),
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the base model {base.model_id!r} cannot be loaded for {spec.task_type.value}: "
+            f"{str(error).strip()}",
+            hint="Name a folder or package on this machine, or a model of the hub that it reaches",
+        ) from error
+    _require_no_frozen_noise(spec, info)
+    return model, tokenizer
+
+
+def _head(spec: AdapterSpec) -> dict[str, Any]:
+    """What the configuration of a classifier says of its labels."""
+    if spec.task_type is not TaskType.SEQUENCE_CLASSIFICATION:
+        return {}
+    return {
+        "num_labels": len(spec.labels),
+        "id2label": dict(enumerate(spec.labels)),
+        "label2id": {label: i for i, label in enumerate(spec.labels)},
+    }
+
+
+def _require_no_frozen_noise(spec: AdapterSpec, info: dict[str, Any]) -> None:
+    """Weights that the checkpoint lacks are random; frozen, they would stay so."""
+    mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
+    missing = sorted({*info["missing_keys"], *mismatched})
+    if frozen := [name for name in missing if not is_inside(name, spec.modules_to_save)]:
+        modules = sorted({name.split(".")[-2] for name in frozen if "." in name})
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the base model {spec.base_model.model_id!r} brings no weights for "
+            f"{', '.join(frozen[:4])}, which would stay random and frozen",
+            hint=f"Train them: adapter.modules_to_save = {modules}".replace("'", '"'),
+        )

@@ -1,0 +1,1 @@
+"""Local training and scoring of an adapter."""

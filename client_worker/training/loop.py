@@ -1,0 +1,186 @@
+"""One round of local training: AdamW on the adapter and on the modules trained in full.
+
+The same adapter, data, seed and round give the same bits on one machine's CPU: the order of the
+examples, dropout and everything else random come from the seed, and the optimiser starts anew.
+
+A step's gradient is that of the mean over the *step's* targets. Each micro-batch contributes its
+sum of losses divided by the number of targets of the whole step, so that the step is the same
+however it is cut into forward passes, also where they hold unequal numbers of tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from client_worker.data.batches import batches_of_round, num_steps
+from client_worker.data.collate import Batch, pack, pad
+from client_worker.data.encoding import EncodedExample
+from client_worker.training.objective import forward, loss_sum
+from client_worker.training.precision import Precision
+from client_worker.training.schedule import round_factor, step_factor
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.seeds import derive_seed
+from fedlora.runs.spec import TrainingSpec
+
+__all__ = ["Course", "RoundResult", "TaskAbandoned", "train_round"]
+
+
+class TaskAbandoned(Exception):  # noqa: N818 - an outcome, not an error
+    """Training ended because its result no longer counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult:
+    """What a round came to."""
+
+    num_steps: int
+    num_processed: int
+    """examples seen, counting repeats"""
+    mean_loss: float
+    """over all targets, as they were met"""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Where a round stands in its run."""
+
+    round: int
+    num_rounds: int
+    seed: int
+
+
+def train_round(
+    model: nn.Module,
+    parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]],
+    examples: Sequence[EncodedExample],
+    spec: TrainingSpec,
+    course: Course,
+    *,
+    precision: Precision,
+    pad_id: int,
+    per_token: bool,
+    on_progress: Callable[[int, int, Mapping[str, float]], None],
+    should_abandon: Callable[[], bool],
+) -> RoundResult:
+    """Trains in place.
+
+    Args:
+        model: with gradients where something is to be trained.
+        parameters: the adapter's factors, and those of modules trained in full.
+        examples: at least one.
+        spec: how to train.
+        course: round and seed.
+        precision: device and autocast.
+        pad_id: token to pad with.
+        per_token: targets are tokens (causal LM).
+        on_progress: called after each step with steps done, steps in all, and loss and rate.
+        should_abandon: asked before each step.
+
+    Raises:
+        TaskAbandoned: once `should_abandon` says so.
+        FedLoraError: NOT_FINITE if the loss is not.
+    """
+    steps = num_steps(
+        len(examples),
+        batch_size=spec.batch_size,
+        local_epochs=spec.local_epochs,
+        local_steps=spec.local_steps,
+    )
+    optimizer = _optimizer(parameters, spec)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    share = round_factor(spec.schedule, round=course.round, num_rounds=course.num_rounds)
+    scaler = precision.scaler()
+    trained = [p for group in parameters for p in group]
+    order = batches_of_round(
+        [e.num_tokens for e in examples],
+        batch_size=spec.batch_size,
+        steps=steps,
+        generator=torch.Generator().manual_seed(derive_seed(course.seed, course.round, "order")),
+    )
+    began = time.perf_counter()
+    total_loss, total_targets, processed = 0.0, 0, 0
+    model.train()
+    with _seeded(precision.device, derive_seed(course.seed, course.round, "dropout")):
+        for step, chosen in enumerate(order):
+            if should_abandon():
+                raise TaskAbandoned
+            factor = share * step_factor(
+                step, num_steps=steps, warmup_fraction=spec.warmup_fraction
+            )
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            batches = list(
+                _micro_batches([examples[i] for i in chosen], spec, pad_id, per_token=per_token)
+            )
+            targets = max(1, sum(b.num_targets for b in batches))
+            loss = 0.0
+            for batch in batches:
+                placed = batch.to(precision.device)
+                with precision.autocast():
+                    logits = forward(model, placed.inputs)
+                summed = loss_sum(logits, placed.targets)
+                scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
+                loss += float(summed.detach())
+            if not math.isfinite(loss):
+                raise FedLoraError(
+                    Reason.NOT_FINITE,
+                    f"the training loss is {loss} in step {step + 1} of round {course.round}",
+                    hint="Lower training.learning_rate, or set training.max_gradient_norm",
+                )
+            scaler.unscale_(optimizer)
+            if spec.max_gradient_norm > 0:
+                nn.utils.clip_grad_norm_(trained, spec.max_gradient_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            total_loss, total_targets = total_loss + loss, total_targets + targets
+            processed += len(chosen)
+            on_progress(
+                step + 1,
+                steps,
+                {"train_loss": loss / targets, "learning_rate": spec.learning_rate * factor},
+            )
+    return RoundResult(
+        num_steps=steps,
+        num_processed=processed,
+        mean_loss=total_loss / total_targets,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _optimizer(
+    parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]], spec: TrainingSpec
+) -> torch.optim.Optimizer:
+    factors, head = parameters
+    groups = [{"params": list(factors), "lr": spec.learning_rate}]
+    if head:
+        groups.append({"params": list(head), "lr": spec.head_learning_rate or spec.learning_rate})
+    return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
+
+
+def _micro_batches(
+    examples: list[EncodedExample], spec: TrainingSpec, pad_id: int, *, per_token: bool
+) -> Iterator[Batch]:
+    size = spec.micro_batch_size or spec.batch_size
+    for begin in range(0, len(examples), size):
+        members = examples[begin : begin + size]
+        if spec.packing:
+            yield pack(members, pad_id=pad_id, max_tokens=spec.max_sequence_tokens)
+        else:
+            yield pad(members, pad_id=pad_id, per_token=per_token)
+
+
+@contextlib.contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Global generators run from `seed` inside, and are as before afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,59 @@
+"""Where and in which precision a model computes.
+
+Weights are float32 everywhere. On CUDA the arithmetic of matrices is bfloat16 where the device has
+it, else float16 with a scaled loss; on the CPU it is float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Precision"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """Device and autocast type."""
+
+    device: torch.device
+    autocast_dtype: torch.dtype | None
+
+    @classmethod
+    def of(cls, device: torch.device) -> Precision:
+        """The policy for a device."""
+        if device.type != "cuda":
+            return cls(device, None)
+        wide = torch.cuda.is_bf16_supported(including_emulation=False)
+        return cls(device, torch.bfloat16 if wide else torch.float16)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Around forward passes."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where gradients would underflow; does nothing elsewhere."""
+        needed = self.autocast_dtype is torch.float16
+        return torch.amp.GradScaler(self.device.type, enabled=needed)
+
+    def forget_peak(self) -> None:
+        """Starts a new measurement of `peak_bytes`."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_bytes(self) -> int:
+        """Most memory in use, in bytes.
+
+        On CUDA by tensors since `forget_peak`; on the CPU by the process since it began.
+        """
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # kibibytes on Linux

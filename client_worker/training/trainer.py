@@ -1,0 +1,224 @@
+"""The worker's model, adapter and data in one object: what the runner asks to train and score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client_worker.adaptation.attach import AdaptedModel, attach_adapter
+from client_worker.adaptation.base_model import load_base
+from client_worker.adaptation.packing import require_exact_packing
+from client_worker.data.config import DataConfig
+from client_worker.data.encoding import EncodedExample, encode_examples
+from client_worker.data.local_data import load_local_data
+from client_worker.device import torch_device
+from client_worker.training.evaluate import score, shard
+from client_worker.training.loop import Course, TaskAbandoned, train_round
+from client_worker.training.precision import Precision
+from fedlora.adapters.spec import AdapterLayout, TaskType
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, EvaluationSplit
+
+__all__ = ["LocalTrainer", "TaskAbandoned", "TrainingOutcome"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOutcome:
+    """What a round of local training came to."""
+
+    num_examples: int
+    """size of the data trained on, n_u of the weighted mean; passes over it do not count"""
+    num_steps: int
+    metrics: Mapping[str, float]
+    """train_loss, train_seconds, examples_per_second, peak_device_bytes"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedData:
+    """The worker's examples as tokens."""
+
+    train: Sequence[EncodedExample]
+    held_out: Sequence[EncodedExample]
+    test: Sequence[EncodedExample]
+
+
+class LocalTrainer:
+    """Trains and scores one adapter on one worker's data. `create` makes it."""
+
+    def __init__(
+        self, run: RunSpec, model: AdaptedModel, data: EncodedData, precision: Precision
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._data = data
+        self._precision = precision
+        self._per_token = run.adapter.task_type is TaskType.CAUSAL_LM
+
+    @classmethod
+    def create(
+        cls,
+        run: RunSpec,
+        *,
+        rank: int,
+        data: DataConfig,
+        slot: DataSlot | None,
+        device: str,
+        cache_dir: Path | None = None,
+        threads: int = 0,
+    ) -> LocalTrainer:
+        """Reads the data, loads the base model and attaches a fresh adapter.
+
+        Args:
+            run: the run's specification.
+            rank: of this worker's adapter.
+            data: this worker's files.
+            slot: its part of an experiment's file; None where all of it is its own.
+            device: as `client_worker.device.resolve_device` returned it.
+            cache_dir: base models from the hub are kept below it; None for the hub's own place.
+            threads: of torch on the CPU; 0 leaves torch's default.
+
+        Raises:
+            FedLoraError: INVALID_DATA, INVALID_CONFIG, INVALID_MODEL, BASE_MISMATCH,
+                UNSUPPORTED_METHOD or MISSING_EXTRA, each with the way out.
+        """
+        spec, training = run.adapter, run.training
+        if training.packing and spec.task_type is not TaskType.CAUSAL_LM:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
+                hint="Set training.packing = false",
+            )
+        if threads:
+            torch.set_num_threads(threads)
+        # The data first: what is wrong with them shows in a second, a model may take minutes.
+        examples = load_local_data(
+            data, task=spec.task_type, labels=spec.labels, slot=slot, seed=run.seed
+        )
+        base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
+        model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)
+        encoded = EncodedData(
+            **{
+                name: encode_examples(
+                    getattr(examples, name),
+                    base.tokenizer,
+                    max_tokens=training.max_sequence_tokens,
+                )
+                for name in ("train", "held_out", "test")
+            }
+        )
+        precision = Precision.of(torch_device(device))
+        model.module.to(precision.device)
+        if training.packing:
+            require_exact_packing(model.module.eval(), len(base.tokenizer))
+        if training.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        return cls(run, model, encoded, precision)
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """Where the adapter sits in the base model, and that model's fingerprint."""
+        return self._model.layout
+
+    @property
+    def num_train_examples(self) -> int:
+        """Examples to train on; held-out ones are not among them."""
+        return len(self._data.train)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter as it is now, under PEFT's names: on the CPU, in the run's wire dtype."""
+        return self._model.state()
+
+    def load_adapter(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts an adapter into the model, all of it or none.
+
+        Raises:
+            FedLoraError: MANIFEST_MISMATCH unless names, shapes and dtypes are this adapter's.
+        """
+        self._model.load_state(tensors)
+
+    def train(
+        self,
+        *,
+        round: int,
+        seed: int,
+        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        should_abandon: Callable[[], bool],
+    ) -> TrainingOutcome:
+        """One round of local training, from the adapter that is in the model.
+
+        Args:
+            round: counted from 1; decides the learning rate.
+            seed: of everything random in the round.
+            on_progress: called after each step with steps done, steps in all, metrics.
+            should_abandon: asked before each step.
+
+        Raises:
+            TaskAbandoned: once `should_abandon` says so; the adapter is then half trained.
+            FedLoraError: NOT_FINITE if the loss is not.
+        """
+        self._precision.forget_peak()
+        result = train_round(
+            self._model.module,
+            self._model.trainable(),
+            self._data.train,
+            self._run.training,
+            Course(round=round, num_rounds=self._run.rounds.num_rounds, seed=seed),
+            precision=self._precision,
+            pad_id=self._model.pad_id,
+            per_token=self._per_token,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+        return TrainingOutcome(
+            num_examples=self.num_train_examples,
+            num_steps=result.num_steps,
+            metrics={
+                "train_loss": result.mean_loss,
+                "train_seconds": result.seconds,
+                "examples_per_second": result.num_processed / result.seconds,
+                "peak_device_bytes": float(self._precision.peak_bytes()),
+            },
+        )
+
+    def evaluate(
+        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+    ) -> tuple[Evaluation, ...]:
+        """Scores of the adapter in the model; nothing for a set that has no examples.
+
+        Args:
+            scope: LOCAL scores the held-out examples; GLOBAL also a shard of the test set.
+            shard_index: which shard, from 0.
+            shard_count: how many workers share the test set.
+
+        Raises:
+            FedLoraError: INVALID_ARGUMENT for a shard that does not exist.
+        """
+        if not 0 <= shard_index < shard_count:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"there is no shard {shard_index} of {shard_count} (they are counted from 0)",
+            )
+        sets = {EvaluationSplit.HELD_OUT: list(self._data.held_out)}
+        if scope is EvaluationScope.GLOBAL:
+            sets[EvaluationSplit.TEST] = shard(self._data.test, shard_index, shard_count)
+        return tuple(
+            Evaluation(
+                scope=scope,
+                split=split,
+                num_examples=len(examples),
+                metrics=score(
+                    self._model.module,
+                    examples,
+                    precision=self._precision,
+                    pad_id=self._model.pad_id,
+                    per_token=self._per_token,
+                ),
+            )
+            for split, examples in sets.items()
+            if examples
+        )

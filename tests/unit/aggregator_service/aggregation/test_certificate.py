@@ -1,0 +1,226 @@
+"""The certificate against a dense float64 recomputation from the same files."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.builders import MODULES, contribution, normal, write_update
+from support.reference import ideal, mean_product, tail_norm
+
+from aggregator_service.aggregation.driver import aggregate, certify
+from aggregator_service.aggregation.registry import METHODS, create
+from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Factor, lora_key
+from fedlora.errors import FedLoraError, Reason
+from fedlora.tensors.manifest import DataType
+
+every_method = pytest.mark.parametrize("name", sorted(METHODS))
+
+
+def factors_in(path, module, scaling):
+    tensors = load_file(path)
+    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
+    return LoraFactors.fold(a, b, scaling)
+
+
+def dense_norms(contributions, published, s_out, base, s_base):
+    """Numerators and denominators by module, from d x k matrices."""
+    rows = {}
+    for module in MODULES:
+        cohort = [factors_in(c.path, module, c.scaling) for c in contributions]
+        w = torch.tensor([c.weight for c in contributions], dtype=torch.float64)
+        target, sent = ideal(cohort, w), factors_in(published, module, s_out)
+        start = factors_in(base, module, s_base)
+        starts = [LoraFactors(start.a_RK[: f.rank], start.b_DR[:, : f.rank]) for f in cohort]
+        values = torch.linalg.svdvals(target)
+        rows[module] = {
+            "ideal": float(target.norm()),
+            "change": float((target - ideal(starts, w)).norm()),
+            "error": float((sent.delta_weight() - target).norm()),
+            "mean": float((mean_product(cohort, w) - target).norm()),
+            "bound": tail_norm(target, sent.rank),
+            "sum": float(values.sum()),
+        }
+    return rows
+
+
+def check(entry, row, rel):
+    near = lambda value: pytest.approx(value, rel=rel, abs=1e-13)  # noqa: E731
+    assert entry.ideal_norm == near(row["ideal"])
+    assert entry.change_norm == near(row["change"])
+    for field, name in (
+        ("relative_error", "error"),
+        ("factor_mean_error", "mean"),
+        ("lower_bound", "bound"),
+    ):
+        assert getattr(entry, field) == near(row[name] / row["ideal"])
+        assert getattr(entry, f"{field}_vs_change") == near(row[name] / row["change"])
+    assert entry.effective_rank == near(row["sum"] ** 2 / row["ideal"] ** 2)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", list(DataType))
+@pytest.mark.parametrize("drift", [0.3, 1e-2])
+def test_it_agrees_with_the_dense_recomputation(name, dtype, drift, tmp_path):
+    base = write_update(tmp_path / "base", seed=1, dtype=dtype.torch_dtype)
+    cohort = [
+        contribution(
+            write_update(tmp_path / f"{u}", seed=2 + u, origin=base, drift=drift),
+            weight=1.0 + u,
+            scaling=2.0,
+        )
+        for u in range(4)
+    ]
+    output = tmp_path / "out"
+    outcome = aggregate(cohort, create(name), output=output, output_scaling=2.0, dtype=dtype)
+    certificate = certify(
+        cohort,
+        published=output,
+        published_scaling=2.0,
+        base=base,
+        base_scaling=2.0,
+        method_name=name,
+        measurements=outcome.measurements,
+    )
+    rows = dense_norms(cohort, output, 2.0, base, 2.0)
+    assert certificate.method == name
+    assert [e.module for e in certificate.modules] == sorted(MODULES)
+    for entry in certificate.modules:
+        check(entry, rows[entry.module], rel=1e-7)
+        assert entry.measurements == outcome.measurements[entry.module]
+    whole = {
+        key: math.hypot(*(row[key] for row in rows.values()))
+        for key in ("ideal", "change", "error", "mean", "bound")
+    }
+    whole["sum"] = sum(row["sum"] for row in rows.values())
+    check(certificate.overall, whole, rel=1e-7)
+
+
+@pytest.mark.parametrize("name", ["flora_na", "optimal"])
+def test_mixed_ranks_are_measured_against_slices_of_the_base(name, tmp_path):
+    base = write_update(tmp_path / "base", seed=1, rank=5)
+    cohort = [
+        contribution(
+            write_update(tmp_path / f"{u}", seed=2 + u, origin=base, rank=r), weight=1.0 + u
+        )
+        for u, r in enumerate((2, 5, 3))
+    ]
+    output = tmp_path / "out"
+    aggregate(cohort, create(name), output=output)
+    certificate = certify(
+        cohort, published=output, published_scaling=1.0, base=base, method_name=name
+    )
+    rows = dense_norms(cohort, output, 1.0, base, 1.0)
+    for entry in certificate.modules:
+        check(entry, rows[entry.module], rel=1e-7)
+        assert entry.rank == 5
+
+
+def test_the_gap_closed_is_0_for_fedit_1_for_optimal_and_between_for_flora_na(tmp_path):
+    cohort = [contribution(write_update(tmp_path / f"{u}", seed=u)) for u in range(4)]
+    gaps = {}
+    for name in METHODS:
+        output = tmp_path / name
+        aggregate(cohort, create(name), output=output)
+        certificate = certify(
+            cohort, published=output, published_scaling=1.0, base=None, method_name=name
+        )
+        gaps[name] = certificate.overall.gap_closed
+    # f32 rounding is 6e-8 of the norm, and the errors are of its order one.
+    assert gaps["fedit"] == pytest.approx(0.0, abs=1e-6)
+    assert gaps["optimal"] == pytest.approx(1.0, abs=1e-6)
+    assert 0.01 < gaps["flora_na"] < 0.99
+
+
+@every_method
+def test_there_is_no_gap_to_close_where_rounding_is_all_there_is(name, tmp_path):
+    path = write_update(tmp_path / "only", seed=3)
+    cohort = [contribution(path, worker=w) for w in "ab"]
+    output = tmp_path / "out"
+    aggregate(cohort, create(name), output=output, dtype=DataType.BF16)
+    certificate = certify(
+        cohort, published=output, published_scaling=1.0, base=path, method_name=name
+    )
+    for entry in (certificate.overall, *certificate.modules):
+        assert math.isnan(entry.gap_closed)
+        assert entry.factor_mean_error == 0.0
+        # eight bits of mantissa in each of two factors
+        assert 1e-4 < entry.relative_error < 2**-7
+        assert entry.change_norm == 0.0
+
+
+def test_an_error_planted_in_the_file_is_found(tmp_path):
+    cohort = [
+        contribution(write_update(tmp_path / f"{u}", seed=u, modules={"x": (24, 17)}))
+        for u in range(2)
+    ]
+    output = tmp_path / "out"
+    aggregate(cohort, create("optimal"), output=output, rank=8)
+    tensors = {k: v.double() for k, v in load_file(output).items()}
+    a, b = (lora_key("x", f) for f in (Factor.LORA_A, Factor.LORA_B))
+    target = ideal([factors_in(c.path, "x", 1.0) for c in cohort], torch.ones(2).double())
+    for size in (1e-2, 1e-5, 1e-8):
+        # Float64 tensors stand for a publication that rounds nothing.
+        u, s, vh = torch.linalg.svd(target, full_matrices=False)
+        left, right = u[:, :8] * s[:8], vh[:8]
+        planted = normal(5, 24, 8)
+        planted *= size * float(target.norm()) / float((planted @ right).norm())
+        tensors[a], tensors[b] = right.contiguous(), (left + planted).contiguous()
+        save_file(tensors, output)
+        certificate = certify(
+            cohort, published=output, published_scaling=1.0, base=None, method_name="optimal"
+        )
+        assert certificate.overall.relative_error == pytest.approx(size, rel=5e-3)
+
+
+def test_without_a_base_the_change_is_unknown(tmp_path):
+    cohort = [contribution(write_update(tmp_path / f"{u}", seed=u)) for u in range(2)]
+    aggregate(cohort, create("fedit"), output=tmp_path / "out")
+    overall = certify(
+        cohort,
+        published=tmp_path / "out",
+        published_scaling=1.0,
+        base=None,
+        method_name="fedit",
+    ).overall
+    assert math.isnan(overall.change_norm)
+    assert math.isnan(overall.relative_error_vs_change)
+    assert overall.relative_error > 0
+
+
+def test_updates_that_are_all_zero_lose_nothing(tmp_path):
+    path = write_update(tmp_path / "u", seed=1)
+    tensors = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in load_file(path).items()}
+    save_file(tensors, path)
+    cohort = [contribution(path)]
+    aggregate(cohort, create("optimal"), output=tmp_path / "out")
+    overall = certify(
+        cohort, published=tmp_path / "out", published_scaling=1.0, base=path, method_name="optimal"
+    ).overall
+    assert (overall.relative_error, overall.lower_bound, overall.effective_rank) == (0.0, 0.0, 0.0)
+
+
+def test_measurements_of_the_whole_are_means_over_modules(tmp_path):
+    cohort = [contribution(write_update(tmp_path / "u", seed=1))]
+    aggregate(cohort, create("fedit"), output=tmp_path / "out")
+    given = {m: {"sweeps": float(i)} for i, m in enumerate(sorted(MODULES))}
+    certificate = certify(
+        cohort,
+        published=tmp_path / "out",
+        published_scaling=1.0,
+        base=None,
+        method_name="fedit",
+        measurements=given,
+    )
+    assert certificate.overall.measurements == {"sweeps": 1.0}
+
+
+def test_a_file_of_other_modules_is_refused(tmp_path):
+    cohort = [contribution(write_update(tmp_path / "u", seed=1))]
+    other = write_update(tmp_path / "other", seed=1, modules={"encoder.0.query": (24, 17)})
+    with pytest.raises(FedLoraError, match="the published adapter does not fit") as caught:
+        certify(cohort, published=other, published_scaling=1.0, base=None, method_name="fedit")
+    assert caught.value.reason is Reason.LAYOUT_MISMATCH

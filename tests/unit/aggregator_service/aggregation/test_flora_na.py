@@ -1,0 +1,240 @@
+"""FLoRA-NA: its objective, its solver, and the readings taken where the paper is silent."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.builders import (
+    drifted,
+    normal,
+    rescaled_copies,
+    rotated_copies,
+    start,
+    unrelated,
+    weights,
+)
+from support.reference import (
+    EPS,
+    dense_scalar_als,
+    ideal,
+    mean_product,
+    relative_error,
+    scalar_objective,
+    tail_norm,
+)
+
+from aggregator_service.aggregation.base import Publication
+from aggregator_service.aggregation.centred import CentredCohort
+from aggregator_service.aggregation.fedit import FedIT
+from aggregator_service.aggregation.flora_na import FLoRANA
+from aggregator_service.aggregation.scalar_als import ScalarProblem, _to_blocks, concentration
+from fedlora.adapters.factors import LoraFactors
+from fedlora.errors import FedLoraError
+
+
+def problem(cohort, w, ridge=1e-8):
+    return ScalarProblem(CentredCohort.of(cohort, w / w.sum()), ridge=ridge)
+
+
+def solve(cohort, w, **options):
+    return FLoRANA(**options).aggregate_module(cohort, w, rank=max(f.rank for f in cohort))
+
+
+def test_two_clients_worked_by_hand():
+    # B A = (p1 2 + p2 1)(q1 1 + q2 2) with T = (2 * 1 + 1 * 2) / 2 = 2: reachable exactly,
+    # whereas the factor mean gives 1.5 * 1.5 = 2.25.
+    cohort = [
+        LoraFactors(torch.tensor([[a]]).double(), torch.tensor([[b]]).double())
+        for a, b in [(1.0, 2.0), (2.0, 1.0)]
+    ]
+    assert problem(cohort, weights(1, 1)).objective_at_mean == pytest.approx(0.0625, rel=1e-15)
+    result = solve(cohort, weights(1, 1)).factors
+    assert float(result.delta_weight()) == pytest.approx(2.0, rel=1e-7)
+
+
+@pytest.mark.parametrize("ranks", [[4, 4, 4], [2, 4, 3]])
+def test_the_objective_from_gram_blocks_is_the_dense_one(ranks):
+    cohort, w = unrelated(ranks), weights(3, 1, 2)
+    rank = max(ranks)
+    padded = [f.padded(rank) for f in cohort]
+    p, q = normal(1, 3), normal(2, 3)
+    from_gram = problem(cohort, w).objective(_to_blocks(p[None], w / w.sum()), _to_blocks(q[None]))
+    assert float(from_gram) == pytest.approx(scalar_objective(padded, w, p, q), rel=1e-12)
+
+
+def test_at_the_data_weights_the_objective_is_the_factor_means_error():
+    cohort, w = unrelated([4] * 4), weights(1, 2, 3, 4)
+    dense = float((mean_product(cohort, w) - ideal(cohort, w)).square().sum())
+    assert problem(cohort, w).objective_at_mean == pytest.approx(dense, rel=1e-12)
+
+
+def test_the_factor_means_error_keeps_its_digits_when_clients_barely_differ():
+    # Expanding |BA|^2 - 2<BA,T> + |T|^2 would leave no digit of a relative error of 1e-12.
+    near, far = (drifted(4, drift=drift) for drift in (2.0**-20, 2.0**-10))
+    w = weights(1, 1, 1, 1)
+    ratio = problem(near, w).objective_at_mean / problem(far, w).objective_at_mean
+    assert ratio == pytest.approx(2.0**-40, rel=1e-6)
+
+
+def test_every_half_step_is_a_dense_least_squares_step():
+    cohort, w = unrelated([4] * 5), weights(1, 2, 3, 4, 5)
+    begin = normal(7, 5)
+    dense = dense_scalar_als(cohort, w, begin, begin, sweeps=3)
+    for sweeps in (1, 2, 3):
+        (found,) = problem(cohort, w, ridge=1e-13).solve(
+            (begin[None], begin[None]), max_sweeps=sweeps, tolerance=0.0
+        )
+        assert found.objective == pytest.approx(dense.objectives[2 * sweeps], rel=1e-8)
+        assert found.sweeps == sweeps
+
+
+def test_the_objective_never_increases():
+    for cohort in (unrelated([4] * 5), rotated_copies(5, start(), noise=0.02)):
+        task, w = problem(cohort, weights(1, 2, 3, 4, 5)), normal(3, 1, 5)
+        last = math.inf
+        for sweeps in range(1, 30):
+            (found,) = task.solve((w, w), max_sweeps=sweeps, tolerance=0.0)
+            assert found.objective <= last * (1 + 1e-12)
+            last = found.objective
+
+
+def test_rescaled_copies_of_one_client_are_undone():
+    origin = start()
+    cohort, w = rescaled_copies([0.1, 1.0, 7.0, -3.0], origin), weights(1, 2, 3, 4)
+    assert relative_error(mean_product(cohort, w), origin.delta_weight()) > 0.1
+    result = solve(cohort, w)
+    # J reaches its rounding floor, and errors are roots of J.
+    assert relative_error(result.factors.delta_weight(), origin.delta_weight()) < 1e-6
+
+
+def test_the_best_of_the_starts_is_near_the_best_of_fifteen_for_rotated_copies():
+    cohort = rotated_copies(6, start(d=32, k=24), noise=0.02)
+    w, generator = weights(*[1.0] * 6), torch.Generator().manual_seed(5)
+    target = ideal(cohort, w)
+    found = (solve(cohort, w).factors.delta_weight() - target).norm()
+    task = problem(cohort, w)
+    oracle = task.solve(task.starts(15, generator), max_sweeps=200, tolerance=1e-8)
+    best = math.sqrt(min(s.objective for s in oracle))
+    assert float(found) <= 1.6 * best
+    assert float(found) < 0.2 * float((mean_product(cohort, w) - target).norm())
+
+
+def test_the_single_client_start_is_the_best_multiple_of_one_client():
+    cohort, w = unrelated([4] * 4), weights(1, 1, 5, 1)
+    target = ideal(cohort, w)
+    gaps = []
+    for f in cohort:
+        product = f.delta_weight()
+        c = float((product * target).sum() / product.square().sum())
+        gaps.append(float((c * product - target).norm()))
+    p, q = problem(cohort, w).starts(0, torch.Generator())
+    chosen = scalar_objective(cohort, w, p[1], q[1])
+    assert math.sqrt(chosen) == pytest.approx(min(gaps), rel=1e-12)
+    assert int(p[1].argmax()) == gaps.index(min(gaps))
+
+
+def test_the_solution_does_not_depend_on_how_a_pair_is_scaled():
+    cohort, w = unrelated([4] * 3), weights(1, 2, 3)
+    task, q = problem(cohort, w), normal(4, 1, 3)
+    one, other = (task.solve((q / t, q * t), max_sweeps=5, tolerance=0.0)[0] for t in (1.0, 1e3))
+    assert one.objective == pytest.approx(other.objective, rel=1e-6)
+    assert float(one.p_U.norm()) == pytest.approx(float(one.q_U.norm()), rel=1e-12)
+    assert float(one.p_U.sum()) >= 0
+
+
+def test_scales_are_inside_b_and_used_once():
+    # lora_alpha / r of 2, 0.5 and 4: folded factors are all that the objective sees.
+    raw, w = drifted(3), weights(1, 2, 3)
+    folded = [
+        LoraFactors.fold(f.a_RK, f.b_DR, s) for f, s in zip(raw, (2.0, 0.5, 4.0), strict=True)
+    ]
+    target = sum(w[u] / 6 * s * raw[u].delta_weight() for u, s in enumerate((2.0, 0.5, 4.0)))
+    dense = float((mean_product(folded, w) - target).square().sum())
+    assert problem(folded, w).objective_at_mean == pytest.approx(dense, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drift", [1e-6, 1e-3, 0.3, 3.0])
+def test_it_is_never_worse_than_fedit_once_both_are_rounded(dtype, drift):
+    for seed in range(6):
+        cohort, w = drifted(4, drift=drift, seed=seed), weights(4, 3, 2, 1)
+        target = ideal(cohort, w)
+        publication = Publication(dtype=dtype, scaling=2.0)
+        ours, theirs = (
+            m.aggregate_module(cohort, w, rank=4, publication=publication).factors
+            for m in (FLoRANA(), FedIT())
+        )
+        coordinates = CentredCohort.of(cohort, w / w.sum())
+        errors = [coordinates.error_of(publication.read_back(f)) for f in (ours, theirs)]
+        assert errors[0] <= errors[1]
+        dense = float((publication.read_back(ours).delta_weight() - target).norm())
+        assert errors[0] == pytest.approx(dense, rel=1e-6)
+
+
+def test_the_factor_mean_is_kept_where_rounding_drowns_the_gain():
+    cohort, w = drifted(4, drift=1e-5), weights(4, 3, 2, 1)
+    coarse = Publication(dtype=torch.bfloat16)
+    kept = FLoRANA().aggregate_module(cohort, w, rank=4, publication=coarse)
+    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    if kept.measurements["kept_factor_mean"]:
+        assert torch.equal(kept.factors.a_RK, mean.a_RK)
+    shared = [LoraFactors(cohort[0].a_RK, f.b_DR) for f in cohort]
+    exact = FLoRANA().aggregate_module(shared, w, rank=4)
+    assert exact.measurements["kept_factor_mean"] == 1.0
+    assert exact.measurements["sweeps"] == 0.0
+
+
+def test_measurements_tell_what_the_solver_did():
+    cohort, w = drifted(4), weights(1, 1, 1, 1)
+    found = solve(cohort, w, random_starts=3).measurements
+    assert found["starts"] == 5.0
+    assert 0 <= found["winning_start"] < 5
+    assert 1 <= found["sweeps"] <= 200
+    assert 0.25 <= found["concentration"] <= 0.5
+    assert all(math.isfinite(v) for v in found.values())
+
+
+def test_concentration_says_whether_one_client_is_being_published():
+    even = weights(1, 1, 1, 1)
+    assert concentration(even, even) == 0.25
+    one = weights(0, 1, 0, 0)
+    assert concentration(one, one) == 1.0
+
+
+def test_a_cap_on_concentration_keeps_single_clients_from_being_published():
+    cohort, w = rotated_copies(6, start(d=32, k=24), noise=0.02), weights(*[1.0] * 6)
+    free, capped = solve(cohort, w), solve(cohort, w, max_concentration=0.3)
+    assert free.measurements["concentration"] > 0.9
+    assert capped.measurements["concentration"] <= 0.3
+
+
+def test_mixed_ranks_are_padded_with_zero_components():
+    cohort, w = unrelated([2, 4]), weights(1, 1)
+    result = solve(cohort, w)
+    target = ideal(cohort, w)
+    error = float((result.factors.delta_weight() - target).norm())
+    padded = [f.padded(4) for f in cohort]
+    same = solve(padded, w)
+    torch.testing.assert_close(
+        result.factors.delta_weight(), same.factors.delta_weight(), rtol=0, atol=1000 * EPS
+    )
+    assert tail_norm(target, 4) <= error <= float((mean_product(cohort, w) - target).norm())
+
+
+def test_its_basis_stays_that_of_the_clients_for_ordinary_drift():
+    cohort, w = drifted(5, drift=0.1), weights(1, 2, 3, 4, 5)
+    result = solve(cohort, w).factors
+    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    rows = torch.nn.functional.cosine_similarity(result.a_RK, mean.a_RK, dim=1)
+    assert bool((rows > 0.99).all())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_sweeps": 0}, {"random_starts": -1}, {"ridge": 0.0}, {"max_concentration": 1.5}],
+)
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(FedLoraError, match="flora_na needs"):
+        FLoRANA(**options)

@@ -1,0 +1,65 @@
+"""Names and options become methods, or a message that says what would have."""
+
+from __future__ import annotations
+
+import pytest
+
+from aggregator_service.aggregation.gauge import Gauge
+from aggregator_service.aggregation.registry import METHODS, create, options
+from fedlora.errors import FedLoraError, Reason
+
+
+def test_rows_carry_their_methods_name_and_ranks():
+    for name, row in METHODS.items():
+        method = create(name)
+        assert method.name == row.name == name
+        assert method.mixed_ranks == row.mixed_ranks
+        assert isinstance(method, row.cls)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("flora-na", "flora_na"), ("FedIT", "fedit"), ("optimum", "optimal")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(wrong, right):
+    with pytest.raises(FedLoraError, match=f"Did you mean '{right}'") as caught:
+        create(wrong)
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+
+
+def test_a_name_near_nothing_is_answered_with_all():
+    with pytest.raises(FedLoraError, match="Known: fedit, flora_na, optimal"):
+        create("zzz")
+
+
+def test_options_are_the_fields_of_the_method():
+    assert [o.name for o in options("optimal")] == ["gauge", "core"]
+    assert options("fedit") == ()
+    assert create("optimal", {"gauge": "closest_a"}).gauge is Gauge.CLOSEST_A
+
+
+def test_an_unknown_option_is_answered_with_the_nearest():
+    with pytest.raises(FedLoraError, match="Did you mean 'max_sweeps'") as caught:
+        create("flora_na", {"max_sweep": 3})
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    with pytest.raises(FedLoraError, match="fedit has no options"):
+        create("fedit", {"rank": 3})
+
+
+def test_whole_floats_are_integers_as_on_wires_without_integers():
+    assert create("flora_na", {"max_sweeps": 50.0}).max_sweeps == 50
+    assert create("flora_na", {"tolerance": 0}).tolerance == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("flora_na", {"max_sweeps": 2.5}, "an integer"),
+        ("flora_na", {"max_sweeps": True}, "an integer"),
+        ("flora_na", {"ridge": "small"}, "a number"),
+        ("optimal", {"gauge": "best"}, "one of balanced"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(name, given, expected):
+    with pytest.raises(FedLoraError, match=f"expected {expected}") as caught:
+        create(name, given)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT

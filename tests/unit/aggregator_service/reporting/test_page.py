@@ -1,0 +1,144 @@
+"""report.html needs nothing but itself, says what was measured, and survives anything measured."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from support.sample_run import sample_certificate, sample_round, sample_run, sample_spec
+
+from aggregator_service.reporting import report_html
+from fedlora.adapters.spec import BaseModel
+from fedlora.runs.spec import RunPhase
+
+ROUNDS = [sample_round(i) for i in range(1, 7)]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text; refuses tags that are not closed."""
+
+    VOID = frozenset({"meta", "br", "img", "link"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "title"} & set(self._open):
+            self.text += data.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_page_loads_nothing_and_runs_nothing():
+    page = Page(report_html(sample_run(), ROUNDS))
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert not {"src", "href", "onclick", "onload"} & attributes.keys()
+    assert "url(" not in report_html(sample_run(), ROUNDS)
+    assert "@import" not in report_html(sample_run(), ROUNDS)
+
+
+def test_every_chart_is_well_formed_and_named():
+    html = report_html(sample_run(), ROUNDS)
+    charts = [part.split("</svg>")[0] for part in html.split("<svg")[1:]]
+    assert len(charts) == 8
+    for chart in charts:
+        assert ET.fromstring(f"<svg{chart}</svg>").attrib["aria-label"]
+
+
+def test_the_sentences_carry_the_numbers_of_the_run():
+    text = Page(report_html(sample_run(), ROUNDS)).text
+    overall = sample_certificate(6).overall
+    assert f"lost {100 * overall.relative_error_vs_change:.1f} %" in text
+    assert f"would have lost {100 * overall.factor_mean_error_vs_change:.1f} %" in text
+    assert f"{100 * ROUNDS[-1].metrics['test_accuracy']:.1f} %" in text
+    assert "108 MB" in text
+    assert "1 min 30 s" in text
+
+
+def test_names_from_workers_are_text_and_never_markup():
+    evil = "<script>alert(1)</script>"
+    run = sample_run()
+    run = replace(run, workers=(replace(run.workers[0], name=evil), *run.workers[1:]), reason=evil)
+    spec = sample_spec()
+    adapter = replace(spec.adapter, base_model=BaseModel(model_id=evil), labels=(evil, "x"))
+    entry = replace(ROUNDS[0].certificate.modules[0], module=evil)
+    certificate = replace(ROUNDS[0].certificate, modules=(entry,))
+    page = Page(
+        report_html(
+            replace(run, spec=replace(spec, adapter=adapter)),
+            [replace(ROUNDS[0], certificate=certificate)],
+        )
+    )
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert evil in page.text
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [],
+        [sample_round(1, certified=False)],
+        [sample_round(1)],
+        [sample_round(1), sample_round(2, certified=False)],
+        [sample_round(i, metric="token_accuracy") for i in (1, 2)],
+        [replace(sample_round(1), metrics={}, evaluations=(), phase_seconds={}, bytes_down=0)],
+        [sample_round(i) for i in range(1, 61)],
+    ],
+    ids=["none", "uncertified", "one", "last uncertified", "language model", "bare", "many"],
+)
+def test_whatever_was_measured_makes_a_page(rounds):
+    page = Page(report_html(sample_run(RunPhase.WAITING), rounds))
+    assert "sample" in page.text
+
+
+def test_figures_that_are_no_numbers_are_left_out():
+    overall = replace(
+        sample_certificate(1).overall,
+        gap_closed=math.nan,
+        relative_error_vs_change=math.nan,
+        lower_bound_vs_change=math.inf,
+    )
+    modules = tuple(
+        replace(m, relative_error_vs_change=math.nan) for m in sample_certificate(1).modules
+    )
+    certificate = replace(sample_certificate(1), overall=overall, modules=modules)
+    html = report_html(sample_run(), [replace(sample_round(1), certificate=certificate)])
+    assert "nan" not in html.lower().replace("flora_na", "")
+    assert "was avoided" not in html
+
+
+def test_many_layers_are_cut_to_the_worst_in_the_chart_of_layers():
+    entry = sample_certificate(1).modules[0]
+    modules = tuple(
+        replace(entry, module=f"layers.{i}.q_proj", relative_error_vs_change=i / 1000)
+        for i in range(300)
+    )
+    certificate = replace(sample_certificate(1), modules=modules)
+    html = report_html(sample_run(), [replace(sample_round(1), certificate=certificate)])
+    chart = html.split("<svg")[5]
+    assert ">299.q_proj<" in chart
+    assert ">10.q_proj<" not in chart
+
+
+def test_a_failed_run_says_why():
+    text = Page(report_html(sample_run(RunPhase.FAILED, reason="too few updates"), [])).text
+    assert "failed" in text
+    assert "too few updates" in text

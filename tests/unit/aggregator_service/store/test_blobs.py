@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save
+from support.adversarial_files import manifest, tensors
+
+from aggregator_service.store import blobs as blobs_module
+from aggregator_service.store.blobs import BlobStore, UploadWriter
+from fedlora.errors import FedLoraError, Reason
+
+DATA = save(tensors())
+DIGEST = hashlib.sha256(DATA).digest()
+
+
+def open_upload(store: BlobStore, key: str = "k", total: int = len(DATA)) -> UploadWriter:
+    return store.open_upload(key, total_bytes=total, manifest=manifest())
+
+
+def files(root: Path) -> list[str]:
+    return sorted(p.name for p in root.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("cut", range(1, len(DATA), 17))
+def test_an_upload_cut_anywhere_goes_on_there_even_after_a_restart(tmp_path: Path, cut: int):
+    writer = open_upload(BlobStore(tmp_path))
+    writer.write(0, DATA[:cut])
+    writer.suspend()
+    store = BlobStore(tmp_path)
+    assert store.durable_bytes("k") == cut
+    writer = open_upload(store)
+    assert writer.offset == cut
+    writer.write(cut, DATA[cut:])
+    assert writer.commit(len(DATA), DIGEST) == DIGEST.hex()
+    assert store.path(DIGEST.hex()).read_bytes() == DATA
+    assert files(tmp_path) == [DIGEST.hex()]
+
+
+def test_an_upload_is_written_by_one_stream_at_a_time(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    first = open_upload(store)
+    with pytest.raises(FedLoraError) as caught:
+        open_upload(store)
+    assert caught.value.reason is Reason.UNAVAILABLE
+    open_upload(store, "another").discard()
+    first.suspend()
+    open_upload(store).discard()
+
+
+def test_a_partial_file_that_is_no_beginning_of_the_upload_is_begun_anew(tmp_path: Path):
+    writer = open_upload(BlobStore(tmp_path))
+    writer.write(0, DATA[:100])
+    writer.suspend()
+    part = next(tmp_path.rglob("*.part"))
+    part.write_bytes(b"\xff" * 100)
+    writer = open_upload(BlobStore(tmp_path))
+    assert writer.offset == 0
+    writer.discard()
+
+
+@pytest.mark.parametrize(
+    ("total", "digest", "reason"),
+    [(len(DATA), bytes(32), Reason.DIGEST_MISMATCH), (7, DIGEST, Reason.DIGEST_MISMATCH)],
+)
+def test_other_bytes_than_the_commit_names_never_become_a_blob(
+    tmp_path: Path, total: int, digest: bytes, reason: Reason
+):
+    writer = open_upload(BlobStore(tmp_path))
+    writer.write(0, DATA)
+    with pytest.raises(FedLoraError) as caught:
+        writer.commit(total, digest)
+    assert caught.value.reason is reason
+    writer.discard()
+    assert files(tmp_path) == []
+
+
+def test_gaps_and_repeats_are_refused_and_change_nothing(tmp_path: Path):
+    writer = open_upload(BlobStore(tmp_path))
+    writer.write(0, DATA[:50])
+    for offset in (0, 49, 51):
+        with pytest.raises(FedLoraError) as caught:
+            writer.write(offset, DATA[50:60])
+        assert caught.value.reason is Reason.OFFSET_MISMATCH
+    writer.write(50, DATA[50:])
+    writer.commit(len(DATA), DIGEST)
+
+
+def test_a_damaged_blob_is_put_aside_and_never_used(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    made = store.new_temporary()
+    made.write_bytes(DATA)
+    sha256 = store.adopt(made)
+    store.verify(sha256)
+    data = bytearray(DATA)
+    data[60] ^= 1
+    store.path(sha256).write_bytes(data)
+    with pytest.raises(FedLoraError) as caught:
+        store.verify(sha256)
+    assert caught.value.reason is Reason.STATE_CORRUPT
+    assert not store.path(sha256).exists()
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+def test_files_in_the_making_are_swept_at_start(tmp_path: Path):
+    BlobStore(tmp_path).new_temporary().write_bytes(b"half")
+    BlobStore(tmp_path)
+    assert files(tmp_path) == []
+
+
+def test_a_full_disk_is_said_so_and_the_upload_can_be_resumed(tmp_path: Path, monkeypatch):
+    store = BlobStore(tmp_path)
+    writer = open_upload(store)
+    writer.write(0, DATA)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blobs_module.os, "fsync", full)
+        with pytest.raises(FedLoraError) as caught:
+            writer.commit(len(DATA), DIGEST)
+        assert caught.value.reason is Reason.OUT_OF_SPACE
+        writer.suspend()
+    writer = open_upload(store)
+    assert writer.offset == len(DATA)
+    writer.commit(len(DATA), DIGEST)
+    store.verify(DIGEST.hex())

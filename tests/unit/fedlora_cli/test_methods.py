@@ -1,0 +1,56 @@
+"""`fedlora methods` and the page it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from aggregator_service.aggregation.registry import METHODS, options
+from fedlora_cli.commands.methods import markdown, methods
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(methods)
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_page_in_docs_is_the_one_the_code_writes():
+    assert (ROOT / "docs" / "algorithms.md").read_text() == markdown(), "run `make docs`"
+
+
+def test_the_page_names_every_method_option_source_and_test_file():
+    page = run("--markdown")
+    for name, row in METHODS.items():
+        assert f"## {name}\n" in page
+        assert row.paper in page
+        assert all(f"| `{option.name}` |" in page for option in options(name))
+        source = row.cls.__module__.replace(".", "/") + ".py"
+        test = f"tests/unit/aggregator_service/aggregation/test_{name}.py"
+        assert source in page
+        assert test in page
+        assert (ROOT / source).is_file()
+        assert (ROOT / test).is_file()
+
+
+def test_json_lists_methods_with_their_options():
+    records = {record["name"]: record for record in json.loads(run("--json"))}
+    assert records.keys() == METHODS.keys()
+    assert records["fedit"]["mixed_ranks"] is False
+    gauge = records["optimal"]["options"][0]
+    assert gauge["default"] == "balanced"
+    assert "closest_a" in gauge["choices"]
+    assert all(option["help"] for record in records.values() for option in record["options"])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_table_shows_every_method(name):
+    assert name in run()
