@@ -67,7 +67,8 @@ def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
     with tempfile.TemporaryDirectory() as scratch:
         for round in range(1, run.rounds.num_rounds + 1):
             began = time.process_time()
-            contributions, losses, local = [], [], []
+            contributions, losses = [], []
+            local: list[Evaluation] = []
             for slot, worker in enumerate(workers):
                 worker.load_adapter(published)
                 outcome = worker.train(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -15,11 +16,16 @@ from client_worker.config import WorkerConfig, default_name
 from client_worker.device import capabilities, resolve_device, verify_device
 from client_worker.patience import Patience
 from client_worker.ports import Trainer, TrainerFactory
+from client_worker.runner import Runner
 from client_worker.stop import StopRequest
-from fedlora.errors import FedLoraError
+from client_worker.transport.client import FederationClient
+from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Registration
 from fedlora.telemetry import bind_context
+
+if TYPE_CHECKING:
+    from client_worker.training.trainer import LocalTrainer
 
 __all__ = ["run_worker"]
 
@@ -65,13 +71,8 @@ def _work(
     scratch: Path,
     create_trainer: TrainerFactory | None,
 ) -> int:
-    # Not above: these load transformers and peft, which look at the devices they find.
-    from client_worker.runner import Runner
-    from client_worker.training.trainer import LocalTrainer
-    from client_worker.transport.client import FederationClient
-
     def create(registration: Registration) -> Trainer:
-        return LocalTrainer.create(
+        return _local_trainer().create(
             registration.run,
             rank=registration.rank,
             data=config.data,
@@ -82,7 +83,7 @@ def _work(
         )
 
     log.info("starting", server=config.server, device=device)
-    with FederationClient(config.server) as federation:
+    with FederationClient(config.server, guard=stop.cancelling) as federation:
         return Runner(
             config,
             name=config.name or default_name(device),
@@ -92,10 +93,25 @@ def _work(
             stop=stop,
             patience=Patience(
                 limit_seconds=config.wait_for_server_seconds,
+                sleep=stop.sleep,
                 on_success=_sign_of_life(config.alive_file),
             ),
             scratch=scratch,
         ).run()
+
+
+def _local_trainer() -> type[LocalTrainer]:
+    # Imported when a model is loaded: transformers and peft take seconds, in which the worker has
+    # registered and beats already, and look at the devices they find.
+    try:
+        from client_worker.training.trainer import LocalTrainer
+    except ModuleNotFoundError as error:
+        raise FedLoraError(
+            Reason.MISSING_EXTRA,
+            f"training needs the package {error.name}, which is not installed",
+            hint="Install it with: pip install 'fedlora[worker]'",
+        ) from error
+    return LocalTrainer
 
 
 def _sign_of_life(file: Path | None) -> Callable[[], None]:

@@ -58,13 +58,12 @@ class Asking:
         self, what: str, attempt: Callable[[], T], *, transient: frozenset[Reason] = TRANSIENT
     ) -> T:
         """The same for an attempt that sees to its session itself."""
-        with self._stop.window():
-            try:
-                return self._patience.insist(what, attempt, transient=transient)
-            except FedLoraError as error:
-                raise RefusedError(error) from error
+        self._stop.check()
+        try:
+            return self._patience.insist(what, attempt, transient=transient)
+        except FedLoraError as error:
+            raise RefusedError(error) from error
 
     def rest(self, seconds: float) -> None:
         """Waits for a while, unless a signal comes."""
-        with self._stop.window():
-            self._patience.rest(seconds)
+        self._patience.rest(seconds)

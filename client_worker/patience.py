@@ -51,7 +51,8 @@ class Patience:
     Args:
         limit_seconds: longest time without any success; 0 for ever.
         on_success: called at each sign of life, from any thread.
-        clock, sleep, uniform: monotonic seconds, a pause, a random number in [0, 1).
+        clock, sleep, uniform: monotonic seconds; a pause, which may raise to end it all; a random
+            number in [0, 1).
     """
 
     def __init__(

@@ -115,6 +115,7 @@ class Runner:
         Raises:
             Exception: a mistake of ours, after leaving.
         """
+        self._stop.own()
         try:
             self._join()
             reason = self._go_through_tasks()

@@ -1,15 +1,23 @@
-"""SIGTERM and SIGINT: a flag that work looks at, and an exception where it only waits.
+"""SIGTERM and SIGINT: how each kind of work learns of them.
 
-A training step looks at `requested`. A call to the server, a pause before the next try, the
-loading of a model or an evaluation cannot look, so they run inside `window()`, in which the signal
-raises `Stopped`. Everywhere else (a file half written, an update half encoded) nothing is
-interrupted. A second signal meets the default action and ends the process at once.
+- A training step looks at `requested`.
+- A call to the server runs inside `cancelling(call.cancel)`, a pause is `sleep`: both end at once
+  and raise `Stopped`.
+- Loading a model and evaluating can do neither, so they run inside `window()`, in which the signal
+  handler itself raises `Stopped`, the way Ctrl-C does.
+
+The handler raises nowhere else, least of all inside gRPC: an exception between the lines of
+somebody's locking leaves the lock taken, and every later call waits for it (measured: two hangs in
+forty stops). Outside windows it only puts the signal into a queue; a thread takes it from there and
+cancels what is to be cancelled. A second signal meets the default action and ends the process.
 """
 
 from __future__ import annotations
 
+import queue
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -25,11 +33,24 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Whether this process was asked to end, and by which signal."""
+    """Whether this process was asked to end, and by which signal.
+
+    One thread owns it, the one that made it unless `own` says otherwise: only there is anything
+    raised or cancelled.
+    """
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
         self._armed = False
+        self._owner = threading.get_ident()
+        self._arrived: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
+        self._noticed = threading.Event()
+        self._lock = threading.Lock()
+        self._cancels: list[Callable[[], object]] = []
+
+    def own(self) -> None:
+        """Makes the calling thread the owner."""
+        self._owner = threading.get_ident()
 
     @property
     def requested(self) -> bool:
@@ -47,13 +68,41 @@ class StopRequest:
         return ExitCode.INTERRUPTED if self._signal is signal.SIGINT else ExitCode.OK
 
     def request(self, signum: signal.Signals = signal.SIGTERM) -> None:
-        """Asks the process to end; from any thread."""
+        """Asks the process to end; from any thread, but not from a signal handler."""
         self._signal = signum
+        with self._lock:
+            self._noticed.set()
+            for cancel in self._cancels:
+                cancel()
 
     def check(self) -> None:
-        """Raises `Stopped` if the process was asked to end."""
-        if self.requested:
+        """Raises `Stopped` in the owner's thread if the process was asked to end."""
+        if self.requested and threading.get_ident() == self._owner:
             raise Stopped
+
+    def sleep(self, seconds: float) -> None:
+        """Pauses, unless the process is asked to end."""
+        self._noticed.wait(seconds)
+        self.check()
+
+    @contextmanager
+    def cancelling(self, cancel: Callable[[], object]) -> Iterator[None]:
+        """Runs something that `cancel` ends; `Stopped` if it was ended."""
+        if threading.get_ident() != self._owner:
+            yield
+            return
+        with self._lock:
+            self._cancels.append(cancel)
+        try:
+            if self.requested:
+                cancel()
+            yield
+        except Exception:
+            self.check()
+            raise
+        finally:
+            with self._lock:
+                self._cancels.remove(cancel)
 
     @contextmanager
     def window(self) -> Iterator[None]:
@@ -69,16 +118,26 @@ class StopRequest:
     def handling_signals(self) -> Iterator[None]:
         """Takes SIGTERM and SIGINT for as long as it lasts; only in the main thread."""
         before = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
+        watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        watcher.start()
         try:
             yield
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+            self._arrived.put(None)
+            watcher.join()
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
-        self.request(signal.Signals(signum))
+        # SimpleQueue.put is reentrant; locks and events are not.
+        self._signal = signal.Signals(signum)
+        self._arrived.put(self._signal)
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         if self._armed:
             self._armed = False
             raise Stopped
+
+    def _watch(self) -> None:
+        while (signum := self._arrived.get()) is not None:
+            self.request(signum)

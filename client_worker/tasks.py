@@ -22,7 +22,7 @@ from client_worker.ports import Federation, Trainer
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
-from client_worker.training.trainer import TaskAbandoned
+from client_worker.training.loop import TaskAbandoned
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import (
     Acknowledgement,

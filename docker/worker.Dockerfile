@@ -56,5 +56,5 @@ USER 10001:10001
 VOLUME ["/worker"]
 # The server answers heartbeats every 15 s unless it is told otherwise: four of them unanswered.
 HEALTHCHECK --interval=10s --timeout=4s --start-period=120s --retries=1 \
-  CMD test -n "$(find "$FEDLORA_WORKER__ALIVE_FILE" -mmin -1)"
+  CMD ["sh", "-c", "test -n \"$(find $FEDLORA_WORKER__ALIVE_FILE -mmin -1)\""]
 ENTRYPOINT ["take-seat", "python", "-m", "client_worker"]

@@ -66,14 +66,15 @@ class LiveDisplay:
     def __init__(self, num_rounds: int, console: Console) -> None:
         self._view = RunView(num_rounds)
         self._console = console
+        self._started = time.monotonic()
+        self._since = time.time()
+        # Last: it draws once when it is made.
         self._live = Live(
             console=console,
             refresh_per_second=_REFRESHES_PER_SECOND,
             get_renderable=self._render,
             transient=True,
         )
-        self._started = time.monotonic()
-        self._since = time.time()
 
     def __enter__(self) -> Self:
         """Begins to draw."""
@@ -88,7 +89,7 @@ class LiveDisplay:
         """Takes an event; notices stay above the live part."""
         self._view.apply(event)
         # Of an earlier part of the run, replayed when it is resumed, only the state is of interest.
-        if event.time >= self._since and (text := notice_of(event)):
+        if event.time >= self._since and (text := notice_of(event, self._view)):
             self.notice(text)
 
     def rounds(self, reports: Sequence[RoundReport]) -> None:
@@ -136,9 +137,10 @@ class PlainDisplay:
     """
 
     def __init__(self, num_rounds: int, *, since: float | None = None) -> None:
-        self._num_rounds = num_rounds
+        self._view = RunView(num_rounds)
         self._since = time.time() if since is None else since
         self._told: dict[int, bool] = {}
+        """rounds that were printed, and whether with their certificate"""
 
     def __enter__(self) -> Self:
         """Nothing to prepare."""
@@ -149,13 +151,14 @@ class PlainDisplay:
 
     def event(self, event: RunEvent) -> None:
         """Prints what matters."""
+        self._view.apply(event)
         if event.time < self._since or event.type is EventType.WORKER_PROGRESS:
             return
-        text = notice_of(event)
+        text = notice_of(event, self._view)
         if event.type is EventType.ROUND_STARTED:
             cohort = event.detail.get("cohort")
             size = len(cohort) if isinstance(cohort, list) else 0
-            text = f"round {event.round}/{self._num_rounds} started with {size} workers"
+            text = f"round {event.round}/{self._view.num_rounds} started with {size} workers"
         elif event.type is EventType.WORKER_READY:
             text = f"{event.worker} is ready"
         if text:
@@ -165,9 +168,7 @@ class PlainDisplay:
         """Prints a round once it is complete, and again once it is certified."""
         for report in reports:
             certified = report.certificate is not None
-            if self._told.get(report.round, None) in (None, False) and (
-                report.round not in self._told or certified
-            ):
+            if report.round not in self._told or (certified and not self._told[report.round]):
                 self._told[report.round] = certified
                 self.notice(round_line(report))
 

@@ -61,13 +61,10 @@ def peft_snippet(spec: AdapterSpec, adapter: Path) -> str:
 
 def _base_folder(model_id: str) -> str:
     """What transformers needs to be told: the folder within a package, or the id itself."""
-    scheme, _, name = model_id.partition(":")
-    if scheme == "random":
+    if model_id.startswith("random:"):
         return "<the base model: random weights, made by each worker>"
-    if scheme != "package":
+    if importlib.util.find_spec("client_worker") is None:
         return model_id
-    spec = importlib.util.find_spec(name)
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        for config in sorted(Path(root).rglob("config.json")):
-            return str(config.parent)
-    return model_id
+    from client_worker.adaptation.sources import find_source
+
+    return find_source(model_id).location

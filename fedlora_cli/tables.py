@@ -16,14 +16,14 @@ _SCORES = ("accuracy", "token_accuracy", "loss")
 _COLUMNS = (
     ("round", ""),
     ("test", "published adapter, shared test set"),
-    ("own data", "published adapter, workers' held-out data"),
+    ("held-out", "published adapter, workers' held-out data"),
     ("local", "own adapters, workers' held-out data"),
-    ("gap", "local minus own data"),
+    ("gap", "local minus held-out"),
     ("error", "lost in aggregation, over what the round changed"),
-    ("A,B mean", "the same for averaging the factors"),
+    ("A,B", "the same for averaging the factors A and B"),
     ("bound", "least possible at that rank"),
-    ("MB up", ""),
-    ("MB down", ""),
+    ("up MB", ""),
+    ("down", ""),
     ("s", ""),
 )
 
@@ -45,7 +45,7 @@ def rounds_table(reports: Iterable[RoundReport], *, title: str = "") -> Table:
     if reports:
         what = score.replace("_", " ") if score else "score"
         table.caption = (
-            f"test, own data, local: {what} on the shared test set, of the published adapter on "
+            f"test, held-out, local: {what} on the shared test set, of the published adapter on "
             "the workers' own held-out data, of their own adapters there · error: share of the "
             "round's change lost in aggregation, beside that of averaging A and B and the least "
             "possible at this rank"
@@ -69,8 +69,8 @@ def round_cells(report: RoundReport, score: str = "") -> list[str]:
         *(_percent(v) if percent else _number(v) for v in scores),
         _percent(report.metrics.get("local_global_gap")),
         *(_percent(v) for v in errors),
-        f"{report.bytes_up / 1e6:.1f}",
-        f"{report.bytes_down / 1e6:.1f}",
+        _megabytes(report.bytes_up),
+        _megabytes(report.bytes_down),
         f"{sum(report.phase_seconds.values()):.1f}",
     ]
 
@@ -114,6 +114,11 @@ def _percent(value: float | None) -> str:
         return "–"
     percent = 100 * value
     return f"{percent:.1f}%" if abs(percent) >= 0.1 or percent == 0 else f"{percent:.1g}%"
+
+
+def _megabytes(num_bytes: int) -> str:
+    value = num_bytes / 1e6
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _number(value: float | None) -> str:

@@ -33,6 +33,11 @@ class RunView:
     workers: dict[str, WorkerView] = field(default_factory=dict)
     rounds: dict[int, RoundReport] = field(default_factory=dict)
 
+    @property
+    def has_ended(self) -> bool:
+        """Nothing more will happen, except that workers leave."""
+        return self.phase in ("completed", "stopped", "failed")
+
     def worker(self, name: str) -> WorkerView:
         """The worker of that name, new if it is the first time it is heard of."""
         return self.workers.setdefault(name, WorkerView(name))
@@ -104,9 +109,16 @@ _PHASES: Mapping[EventType, str] = {
 }
 
 
-def notice_of(event: RunEvent) -> str:
-    """A sentence for events that people should hear of as they happen; empty for the others."""
+def notice_of(event: RunEvent, view: RunView) -> str:
+    """A sentence for events that people should hear of as they happen; empty for the others.
+
+    Args:
+        event: what has happened.
+        view: the run, the event included.
+    """
     match event.type:
+        case EventType.WORKER_LEFT if view.has_ended:
+            return ""
         case EventType.WORKER_LOST:
             return f"{event.worker} is lost: no sign of life for too long"
         case EventType.WORKER_LEFT:

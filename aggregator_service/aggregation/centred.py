@@ -10,9 +10,9 @@ a_u = A_u - A~ (so sum_u w_u b_u = 0 and sum_u w_u a_u = 0):
 Each right-hand side is a product of small, exactly known factors, so its norm has full relative
 accuracy at any drift; |B A|^2 - 2 <B A, T> + |T|^2 has none below a relative error of 1e-7. An
 adapter in another basis than the clients' (`optimal`) cancels against the means only as a
-product; `product_norm` sees that and keeps the digits. Deviations are taken through a reference near all clients (the adapter
-they started from, else the first client): B_u - B_ref is exact for nearby floats, whereas
-B_u - B~ carries the rounding of the mean.
+product; `product_norm` sees that and keeps the digits. Deviations are taken through a reference
+near all clients (the adapter they started from, else the first client): B_u - B_ref is exact for
+nearby floats, whereas B_u - B~ carries the rounding of the mean.
 
 Clients of lower rank are padded with zero components, as in the factor mean they are part of.
 
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import product_norm, weighted_sum
+from fedlora.numerics import product_inner, product_norm, weighted_sum
 
 __all__ = ["CentredCohort"]
 
@@ -109,6 +109,26 @@ class CentredCohort:
             torch.cat([candidate.b_DR - mean.b_DR, mean.b_DR, -lost.b_DR], dim=1),
             torch.cat([candidate.a_RK, candidate.a_RK - mean.a_RK, lost.a_RK]),
         )
+
+    def excess_of(self, surrogate: LoraFactors) -> float:
+        """|B A - T|^2 - |B~ A~ - T|^2: negative where the surrogate beats the factor mean.
+
+        With X = B A - B~ A~ it is |X|^2 - 2 <X, T - B~ A~>, which costs r R (D + K) where
+        `error_of` costs R^2 (D + K), and has the right sign however close the two are.
+
+        Args:
+            surrogate: of this module, at the cohort's largest rank, in about the clients' basis
+                up to one scalar.
+        """
+        near = surrogate.to(torch.float64)
+        # (t B, A / t) is the same product; this t leaves nothing large in X's factors.
+        square, along = float(near.b_DR.square().sum()), float((near.b_DR * self.mean.b_DR).sum())
+        t = along / square if square > 0 and along > 0 else 1.0
+        a_RK, b_DR = near.a_RK / t, near.b_DR * t
+        left = torch.cat([b_DR - self.mean.b_DR, self.mean.b_DR], dim=1)
+        right = torch.cat([a_RK, a_RK - self.mean.a_RK])
+        lost = self.covariance()
+        return product_norm(left, right) ** 2 - 2 * product_inner(left, right, lost.b_DR, lost.a_RK)
 
     def change_from(self, start: LoraFactors, ranks: Sequence[int]) -> float:
         """|T - T_prev|, T_prev the mean of the products that the clients started from.

@@ -112,9 +112,9 @@ class FLoRANA:
             weighted_sum([f.a_RK for f in padded], best.q_U),
             weighted_sum([f.b_DR for f in padded], best.p_U),
         )
-        error = centred.error_of(publication.read_back(surrogate))
-        # Not below: also not a number, and equal.
-        keep_mean = not error < centred.error_of(publication.read_back(mean))
+        excess = centred.excess_of(publication.read_back(surrogate))
+        # Not below: also where they are equal, or not numbers.
+        keep_mean = not excess < centred.excess_of(publication.read_back(mean))
         p_U, q_U = (weights_U, weights_U) if keep_mean else (best.p_U, best.q_U)
         result = (mean if keep_mean else surrogate).to(members[0].dtype)
         return ModuleResult(

@@ -13,6 +13,7 @@ from itertools import groupby
 
 from aggregator_service.reporting import figures
 from aggregator_service.reporting.scale import (
+    finite,
     format_bytes,
     format_number,
     format_percent,
@@ -167,7 +168,7 @@ _HOW_TO_READ = (
 
 
 def _reading(report: RoundReport, rank: int) -> str:
-    e = _overall(report)
+    e, modules = _overall(report), report.certificate.modules if report.certificate else ()
     text = (
         f"<b>Round {report.round} in words.</b> The published adapter lost "
         f"{format_percent(e.relative_error_vs_change)} of what the workers changed in this round; "
@@ -182,7 +183,11 @@ def _reading(report: RoundReport, rank: int) -> str:
             f" Of the squared error that averaging A and B adds to the least possible one, "
             f"{format_percent(e.gap_closed)} was avoided."
         )
-    return text + f" The ideal mean has an effective rank of {format_number(e.effective_rank)}."
+    ranks = finite(m.effective_rank for m in modules)
+    if ranks:
+        mean = format_number(sum(ranks) / len(ranks))
+        text += f" A layer's ideal mean has an effective rank of {mean} on average."
+    return text
 
 
 def _costs(rounds: Sequence[RoundReport]) -> str:

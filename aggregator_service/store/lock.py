@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -34,8 +35,10 @@ class StateLock:
                 f"another aggregator (process {owner}) owns {root}",
                 hint="Stop it, or choose another server.state_dir",
             ) from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+        # The pid is for people: the lock holds without it, such as on a full disk.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Lets go of the directory."""

@@ -46,30 +46,27 @@ class SqliteStateStore:
         path: the database; created if it is not there.
 
     Raises:
-        FedLoraError: STATE_CORRUPT if the file is no database or one of a newer program.
+        FedLoraError: STATE_CORRUPT if the file is no database, a damaged one, or one of a newer
+            program; OUT_OF_SPACE or UNAVAILABLE if the disk is full or fails.
     """
 
     def __init__(self, path: Path) -> None:
         # isolation_level None: transactions are begun and ended here, in words.
-        self._db = sqlite3.connect(path, isolation_level=None)
+        with _mapped_errors(path):
+            self._db = sqlite3.connect(path, isolation_level=None)
         try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            (verdict,) = self._db.execute("PRAGMA quick_check").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
-            migrate(self._db)
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise FedLoraError(
-                Reason.STATE_CORRUPT,
-                f"{path} is damaged: {error}",
-                hint="Restore the state directory from a backup",
-            ) from error
+            with _mapped_errors(path):
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                (verdict,) = self._db.execute("PRAGMA quick_check").fetchone()
+                if verdict != "ok":
+                    raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
+                migrate(self._db)
         except BaseException:
             self._db.close()
             raise
+        self._path = path
 
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """See StateStore."""
@@ -195,7 +192,7 @@ class SqliteStateStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
+        with _mapped_errors(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -205,16 +202,49 @@ class SqliteStateStore:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.IntegrityError as error:
-            raise FedLoraError(Reason.ALREADY_EXISTS, f"already stored: {error}") from error
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                raise FedLoraError(
-                    Reason.OUT_OF_SPACE,
-                    f"the server cannot store its state: {error}",
-                    hint="Free space in the state directory and try again",
-                ) from error
+
+
+@contextlib.contextmanager
+def _mapped_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise FedLoraError(Reason.ALREADY_EXISTS, f"already stored: {error}") from error
+    except sqlite3.DatabaseError as error:
+        # The low byte is the code of which the rest is a variant. Errors of our own have none.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        reason, what, hint = _REFUSALS.get(code, (None, "", ""))
+        if reason is None:
             raise
+        raise FedLoraError(reason, f"{path} {what}: {error}", hint=hint) from error
+
+
+_DAMAGED = (Reason.STATE_CORRUPT, "is damaged", "Restore the state directory from a backup")
+_REFUSALS: Final = {
+    sqlite3.SQLITE_FULL: (
+        Reason.OUT_OF_SPACE,
+        "cannot grow",
+        "Free space in the state directory and try again",
+    ),
+    sqlite3.SQLITE_IOERR: (
+        Reason.UNAVAILABLE,
+        "cannot be read or written",
+        "Look at the disk of the state directory and try again",
+    ),
+    sqlite3.SQLITE_CANTOPEN: (
+        Reason.UNAVAILABLE,
+        "cannot be opened",
+        "Check the permissions of the state directory",
+    ),
+    sqlite3.SQLITE_READONLY: (
+        Reason.UNAVAILABLE,
+        "cannot be written",
+        "Check the permissions of the state directory",
+    ),
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+}
+"""SQLite's codes that are nobody's mistake: what it is here, and the way out"""
 
 
 def _dump(adapter: TypeAdapter[Any], value: object) -> str:

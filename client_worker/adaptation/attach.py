@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from client_worker.adaptation.base_model import LoadedBase
 from fedlora.adapters.names import PREFIX, Factor, parse_key
@@ -141,7 +144,9 @@ def attach_adapter(
         modules_to_save=list(spec.modules_to_save) or None,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by the older of two names.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         try:
             # Without a task type: peft would add heads of its own choice to modules_to_save.
             module = get_peft_model(base.model, config)
@@ -151,6 +156,7 @@ def attach_adapter(
                 f"the adapter cannot be attached to {spec.base_model.model_id!r}: {error}",
                 hint=f"Linear layers of this model: {', '.join(_linear_names(base.model))}",
             ) from error
+    _require_linear(module)
     _initialise(module, seed)
     # Trained in float32 whatever the base's dtype: small steps are lost in 16 bits.
     for parameter in module.parameters():
@@ -179,6 +185,19 @@ def _require_modules(model: nn.Module, wanted: tuple[str, ...], option: str) -> 
                 f"adapter.{option}: the base model has no module {name!r}",
                 hint=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(last)}",
             )
+
+
+def _require_linear(module: nn.Module) -> None:
+    for path, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            kind = layer.get_base_layer()
+            if not isinstance(kind, nn.Linear | Conv1D):
+                raise FedLoraError(
+                    Reason.INVALID_MODEL,
+                    f"module {path.removeprefix(PREFIX)!r} is no linear layer but "
+                    f"{type(kind).__name__}",
+                    hint="Name linear layers only in adapter.target_modules",
+                )
 
 
 def _linear_names(model: nn.Module) -> list[str]:
@@ -211,13 +230,6 @@ def _layout(state: Mapping[str, Tensor], base_fingerprint: str, dtype: DataType)
         parsed = parse_key(name)
         if parsed.factor is Factor.SAVED:
             saved.append(TensorInfo(name=name, shape=tuple(tensor.shape), dtype=dtype))
-        elif tensor.ndim != 2:
-            raise FedLoraError(
-                Reason.INVALID_MODEL,
-                f"module {parsed.path!r} is no linear layer: its factor has the shape "
-                f"{list(tensor.shape)}",
-                hint="Name linear layers only in adapter.target_modules",
-            )
         elif parsed.factor is Factor.LORA_A:
             in_features[parsed.path] = tensor.shape[1]
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from client_worker.adaptation.fingerprint import fingerprint, is_inside
 from client_worker.adaptation.random_base import random_model
@@ -82,16 +85,17 @@ def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
     classifies = spec.task_type is TaskType.SEQUENCE_CLASSIFICATION
     loader = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-        model, info = loader.from_pretrained(
-            source.location,
-            dtype=torch.float32,
-            output_loading_info=True,
-            # A head for other labels than the run's is replaced, and then counts as missing.
-            ignore_mismatched_sizes=classifies,
-            **_head(spec),
-            **options,
-        )
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
+            model, info = loader.from_pretrained(
+                source.location,
+                dtype=torch.float32,
+                output_loading_info=True,
+                # A head for other labels than the run's is replaced, and then counts as missing.
+                ignore_mismatched_sizes=classifies,
+                **_head(spec),
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise FedLoraError(
             Reason.INVALID_MODEL,
@@ -101,6 +105,20 @@ def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
         ) from error
     _require_no_frozen_noise(spec, info)
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without progress bars and load reports: what matters in them is raised or fits the run."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _head(spec: AdapterSpec) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line.rstrip())
             except json.JSONDecodeError as error:
                 raise FedLoraError(
                     Reason.INVALID_DATA,

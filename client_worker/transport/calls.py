@@ -1,9 +1,9 @@
-"""One gRPC call each: with a deadline, cancelled when the caller is interrupted, errors as ours."""
+"""One gRPC call each: with a deadline, open to being cancelled, its errors turned into ours."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -11,10 +11,13 @@ import grpc
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.status import from_rpc_error
 
-__all__ = ["CONTROL_SECONDS", "Method", "call", "stream", "transfer_seconds"]
+__all__ = ["CONTROL_SECONDS", "Guard", "Method", "call", "stream", "transfer_seconds", "unguarded"]
 
 R = TypeVar("R", covariant=True)
 M = TypeVar("M")
+
+Guard = Callable[[Callable[[], object]], AbstractContextManager[None]]
+"""is given what cancels a call, and runs the call such that it can be"""
 
 CONTROL_SECONDS = 20.0
 """deadline of a small call: gRPC's own retries take 3 s at most, a busy server's disk some more"""
@@ -37,12 +40,29 @@ class Method(Protocol[R]):
         ...
 
 
+class Responses(Protocol[R]):
+    """A response stream of a stub."""
+
+    def __iter__(self) -> Iterator[R]:
+        """The messages, as they come."""
+        ...
+
+    def cancel(self) -> bool:
+        """Ends the stream."""
+        ...
+
+
+def unguarded(cancel: Callable[[], object]) -> AbstractContextManager[None]:  # noqa: ARG001
+    """The guard that never cancels."""
+    return nullcontext()
+
+
 def transfer_seconds(num_bytes: int) -> float:
     """Deadline of a stream of `num_bytes`: that of the slowest link that is any use."""
     return _TRANSFER_FLOOR_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND
 
 
-def call(method: Method[M], request: Any, *, seconds: float, peer: str) -> M:
+def call(method: Method[M], request: Any, *, seconds: float, peer: str, guard: Guard) -> M:
     """The response to one request, or to a stream of them.
 
     Args:
@@ -50,33 +70,28 @@ def call(method: Method[M], request: Any, *, seconds: float, peer: str) -> M:
         request: a message, or an iterator of messages.
         seconds: deadline.
         peer: address, for errors.
+        guard: may cancel the call.
 
     Raises:
         FedLoraError: what the server raised, or the nearest to what went wrong on the way.
     """
-    with _errors(peer):
-        pending = method.future(request, timeout=seconds)
-        try:
-            return pending.result()
-        except BaseException:
-            # A signal that interrupts the wait, too, must not leave a call under way.
-            pending.cancel()
-            raise
+    pending = method.future(request, timeout=seconds)
+    with guard(pending.cancel), _errors(peer):
+        return pending.result()
 
 
 @contextmanager
-def stream(responses: Iterable[M], *, peer: str) -> Iterator[Iterator[M]]:
+def stream(responses: Responses[M], *, peer: str, guard: Guard) -> Iterator[Iterator[M]]:
     """The messages of a response stream, cancelled on leaving wherever it stands.
 
     Raises:
         FedLoraError: from the iterator, as `call` does.
     """
-    try:
-        yield _converting(responses, peer)
-    finally:
-        cancel = getattr(responses, "cancel", None)
-        if cancel is not None:
-            cancel()
+    with guard(responses.cancel):
+        try:
+            yield _converting(responses, peer)
+        finally:
+            responses.cancel()
 
 
 def _converting(responses: Iterable[M], peer: str) -> Iterator[M]:

@@ -14,7 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from client_worker.transport.calls import CONTROL_SECONDS, Method, call, stream, transfer_seconds
+from client_worker.transport.calls import (
+    CONTROL_SECONDS,
+    Guard,
+    Method,
+    call,
+    stream,
+    transfer_seconds,
+    unguarded,
+)
 from client_worker.transport.download import AdapterFolder, read_header
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
@@ -60,9 +68,11 @@ class FederationClient:
 
     Args:
         address: host:port.
+        guard: `StopRequest.cancelling`, so that a signal ends any call but `leave`.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, *, guard: Guard = unguarded) -> None:
+        self._guard = guard
         self._address = address
         self._channel = dial(address)
         self._stub = federation_pb2_grpc.FederationServiceStub(self._channel)
@@ -114,7 +124,14 @@ class FederationClient:
     def leave(self, token: str, reason: str) -> None:
         """Ends the session."""
         request = pb.LeaveRequest(session_token=token, reason=reason)
-        self._call(self._stub.Leave, request, seconds=_LEAVE_SECONDS)
+        # Unguarded: it is the last call of a worker that was stopped.
+        call(
+            self._stub.Leave,
+            request,
+            seconds=_LEAVE_SECONDS,
+            peer=self._address,
+            guard=unguarded,
+        )
 
     # --- tasks ---------------------------------------------------------------------------
 
@@ -168,7 +185,7 @@ class FederationClient:
             session_token=token, adapter_version=version, start_offset=offset
         )
         responses = self._stub.PullAdapter(request, timeout=transfer_seconds(expected_bytes))
-        with stream(responses, peer=self._address) as messages:
+        with stream(responses, peer=self._address, guard=self._guard) as messages:
             header = read_header(next(messages, None))
             path = adapters.find(header) or adapters.receive(header, messages, partial)
             return header, path
@@ -207,7 +224,7 @@ class FederationClient:
         return _checked(from_message(response, Acknowledgement), payload)
 
     def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
-        return call(method, request, seconds=seconds, peer=self._address)
+        return call(method, request, seconds=seconds, peer=self._address, guard=self._guard)
 
 
 def _upload(

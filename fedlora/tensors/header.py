@@ -9,7 +9,8 @@ Format: 8 bytes little-endian length N of the header, N bytes of JSON, the tenso
 
 The rules, in the order in which they are checked:
 
-1. N is at most `header_limit` and leaves room for itself in the file.
+1. The file's size leaves room for the run's tensors and a header of at most `header_limit`, and N
+   lies within both.
 2. The first byte is `{`.
 3. Strict JSON, no key twice in one object, no number but integers, and no more objects than the
    run has tensors (a megabyte of `{}` would cost more to parse than all other refusals).
@@ -34,6 +35,7 @@ __all__ = [
     "LENGTH_BYTES",
     "ParsedHeader",
     "TensorSpan",
+    "check_size",
     "data_order",
     "encode_header",
     "header_limit",
@@ -80,14 +82,24 @@ def header_limit(manifest: TensorManifest) -> int:
     return max(_MIN_HEADER_LIMIT, 2 * len(encode_header(manifest)))
 
 
+def check_size(total_bytes: int, manifest: TensorManifest) -> None:
+    """Refuses a size that no payload of these tensors has, before any byte of it is there.
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD.
+    """
+    least = LENGTH_BYTES + 2 + manifest.data_bytes
+    most = LENGTH_BYTES + header_limit(manifest) + manifest.data_bytes
+    if not least <= total_bytes <= most:
+        raise _invalid(f"it has {total_bytes} bytes, one with the run's tensors {least} to {most}")
+
+
 def parse_length(data: bytes, *, total_bytes: int, limit: int) -> int:
     """Length of the header from the first 8 bytes of a payload.
 
     Raises:
         FedLoraError: INVALID_PAYLOAD if it cannot be the length of a header.
     """
-    if total_bytes < LENGTH_BYTES + 2:
-        raise _invalid(f"expected at least {LENGTH_BYTES + 2} bytes, got {total_bytes}")
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     if not 2 <= length <= min(limit, total_bytes - LENGTH_BYTES):
         raise _invalid(

@@ -17,6 +17,7 @@ from fedlora.tensors.header import (
     LENGTH_BYTES,
     ParsedHeader,
     TensorSpan,
+    check_size,
     data_order,
     encode_header,
     header_limit,
@@ -131,6 +132,7 @@ def _read_file(path: Path) -> memoryview:
 
 def _read_header(data: bytes | memoryview, manifest: TensorManifest) -> ParsedHeader:
     total = len(data)
+    check_size(total, manifest)
     limit = header_limit(manifest)
     length = parse_length(bytes(data[:LENGTH_BYTES]), total_bytes=total, limit=limit)
     text = bytes(data[LENGTH_BYTES : LENGTH_BYTES + length])

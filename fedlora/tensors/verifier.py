@@ -16,6 +16,7 @@ from fedlora.tensors.header import (
     LENGTH_BYTES,
     ParsedHeader,
     TensorSpan,
+    check_size,
     header_limit,
     parse_header,
     parse_length,
@@ -42,14 +43,7 @@ class PayloadVerifier:
     def __init__(self, manifest: TensorManifest, total_bytes: int) -> None:
         self._manifest = manifest
         self._header_limit = header_limit(manifest)
-        least = LENGTH_BYTES + 2 + manifest.data_bytes
-        most = LENGTH_BYTES + self._header_limit + manifest.data_bytes
-        if not least <= total_bytes <= most:
-            raise FedLoraError(
-                Reason.INVALID_PAYLOAD,
-                f"{total_bytes} bytes are declared; with the run's tensors a payload has {least} "
-                f"to {most}",
-            )
+        check_size(total_bytes, manifest)
         self._total = total_bytes
         self._position = 0
         self._head = bytearray()

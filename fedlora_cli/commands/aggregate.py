@@ -81,12 +81,11 @@ def aggregate(
     from aggregator_service.aggregation import registry
     from aggregator_service.aggregation.driver import Contribution, certify
     from aggregator_service.aggregation.driver import aggregate as combine
-    from aggregator_service.engine import resolve_device
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
 
     began = time.perf_counter()
     aggregator = registry.create(method, _options(option or []))
-    element, where = _data_type(dtype), resolve_device(device)
+    element, where = _data_type(dtype), _device(device)
     _check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
     folders = [read_peft_folder(folder) for folder in adapters]
     _check_kin(folders)
@@ -190,6 +189,16 @@ def _data_type(name: str) -> DataType:
         raise FedLoraError(
             Reason.INVALID_ARGUMENT, f"--dtype: expected one of {known}, got {name!r}"
         ) from error
+
+
+def _device(name: str) -> str:
+    from aggregator_service.engine import resolve_device
+
+    try:
+        return str(resolve_device(name))
+    except FedLoraError as error:
+        text = error.message.replace("server.device", "--device")
+        raise FedLoraError(error.reason, text, hint=error.hint) from error
 
 
 def _weights(text: str, folders: Sequence[AdapterFolder]) -> list[float]:

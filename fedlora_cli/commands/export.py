@@ -43,7 +43,7 @@ def export(
         )
     else:
         output().print(
-            f"version {done.adapter_version} (round {done.round}), {done.total_bytes / 1e6:.1f} MB "
+            f"version {done.adapter_version} (round {done.round}), {done.total_bytes / 1e6:.3g} MB "
             f"-> {out}",
             highlight=False,
             soft_wrap=True,

@@ -1,4 +1,7 @@
-"""Files that a worker might send and the server must refuse, each with the reason it must give."""
+"""Files that a worker might send and the server must refuse, each with the reason it must give.
+
+`python -m support.adversarial_files` (in tests/) prints the table of tests/adversarial/README.md.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import deserialize
 from safetensors.torch import save
 
 from fedlora.errors import Reason
@@ -27,6 +31,9 @@ def manifest(dtype: DataType = DataType.F32) -> TensorManifest:
             TensorInfo(name=BIAS, shape=(3,), dtype=dtype),
         )
     )
+
+
+MANIFEST = manifest()
 
 
 def tensors(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -70,12 +77,32 @@ def with_tensor(name: str, tensor: torch.Tensor | None, old: str | None = None) 
 
 @dataclass(frozen=True)
 class Hostile:
-    """One file, the reason it must be refused with, and what safetensors 0.8 does with it."""
+    """One file and the reason it must be refused with."""
 
     name: str
     data: bytes
     reason: Reason
-    manifest: TensorManifest = manifest()
+    manifest: TensorManifest = MANIFEST
+
+    def __repr__(self) -> str:
+        """Without the bytes, which may be many."""
+        return f"Hostile({self.name!r}, {len(self.data)} bytes, {self.reason})"
+
+    @property
+    def library_verdict(self) -> str:
+        """What the safetensors library does with the file; it may need a minute for a large one."""
+        if len(self.data) > _LIBRARY_LIMIT:
+            return "not asked"
+        try:
+            deserialize(self.data)
+        # The library raises its own error, KeyError, or what Rust's panics become.
+        except BaseException as error:  # noqa: BLE001
+            return f"refuses ({type(error).__name__})"
+        return "**accepts**"
+
+
+_LIBRARY_LIMIT = 5_500_000
+"""bytes; the zero-size tensors above it cost the library seconds, a million of them a minute"""
 
 
 P, M, N = Reason.INVALID_PAYLOAD, Reason.MANIFEST_MISMATCH, Reason.NOT_FINITE
@@ -106,6 +133,33 @@ def structural() -> Iterator[Hostile]:
     yield Hostile("truncated-by-one", honest[:-1], P)
     yield Hostile("trailing-byte", honest + b"\0", P)
     yield Hostile("nan-literal", raw(text.replace(b"[0,", b"[NaN,", 1), DATA), P)
+    yield Hostile("header-length-1", struct.pack("<Q", 1) + honest[8:], P)
+    yield Hostile("header-cut", struct.pack("<Q", len(text) - 1) + text + DATA, P)
+    yield Hostile("text-after-header", raw(text + b"{}", DATA), P)
+    yield Hostile("byte-order-mark", raw(b"\xef\xbb\xbf" + text, DATA), P)
+    yield Hostile("nul-after-header", raw(text + b"\0", DATA), P)
+    yield Hostile("raw-control-character", raw(text.replace(b'"bias"', b'"bi\nas"'), DATA), P)
+    yield Hostile("comment", raw(text + b"/**/", DATA), P)
+
+
+def bombs() -> Iterator[Hostile]:
+    """Files that cost more to parse than to send."""
+    room = 1024**2 - 100
+    yield Hostile("deep-objects", raw(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), P)
+    yield Hostile("350000-objects", raw(b'{"a":[' + b"{}," * (room // 3) + b"1]}", DATA), P)
+    yield Hostile("350000-strings", raw(b'{"a":[' + b'"",' * (room // 3) + b"1]}", DATA), M)
+    yield Hostile("500000-numbers", raw(b'{"a":[' + b"1," * (room // 2) + b"1]}", DATA), M)
+    yield Hostile("number-of-1-mb", raw(b'{"a":' + b"9" * room + b"}", DATA), P)
+    longest = b",".join([b"9" * 4300] * (room // 4301))
+    yield Hostile("240-longest-numbers", raw(b'{"a":[' + longest + b"]}", DATA), M)
+    keys = b",".join(b'"%d":1' % i for i in range(100_000))
+    yield Hostile("100000-keys", raw(b"{" + keys[:room].rpartition(b",")[0] + b"}", DATA), M)
+    yield Hostile("metadata-5-mb", bent(lambda h: h.update(__metadata__={"x": "y" * 5_000_000})), P)
+    for count in (100_000, 1_000_000):
+        empty = b",".join(
+            b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(count)
+        )
+        yield Hostile(f"{count}-zero-size-tensors", raw(b"{" + empty + b"}"), P)
 
 
 def entry_level() -> Iterator[Hostile]:
@@ -129,19 +183,42 @@ def entry_level() -> Iterator[Hostile]:
     yield Hostile("entry-no-object", bent(lambda h: h.update({A: 5})), P)
     yield Hostile("metadata-no-object", bent(lambda h: h.update(__metadata__=["x"])), P)
     yield Hostile("metadata-no-string", bent(lambda h: h.update(__metadata__={"x": 1})), P)
+    yield Hostile("metadata-null", bent(lambda h: h.update(__metadata__=None)), P)
+    doubled = b'{"__metadata__": {"x": "1", "x": "2"}, ' + json.dumps(entries()).encode()[1:]
+    yield Hostile("metadata-key-twice", raw(doubled, DATA), P)
+    yield Hostile(
+        "metadata-half-surrogate", bent(lambda h: h.update(__metadata__={"x": "\ud800"})), P
+    )
     yield Hostile("metadata-5-kib", bent(lambda h: h.update(__metadata__={"x": "y" * 5000})), P)
     yield Hostile("shape-product-overflow", bent(lambda h: h[A].update(shape=[2**33, 2**33])), M)
     yield Hostile("shape-negative", bent(lambda h: h[A].update(shape=[-2, -6])), M)
     yield Hostile("shape-fractional", bent(lambda h: h[A].update(shape=[2.0, 6])), P)
     yield Hostile("shape-boolean", bent(lambda h: h[BIAS].update(shape=[True, 3])), M)
     yield Hostile("shape-64-dimensions", bent(lambda h: h[A].update(shape=[1] * 62 + [2, 6])), M)
-    yield Hostile("shape-100000-dimensions", bent(lambda h: h[A].update(shape=[1] * 100_000)), M)
+    yield Hostile(
+        "shape-100000-dimensions", bent(lambda h: h[A].update(shape=[1] * 99_998 + [2, 6])), M
+    )
     yield Hostile("zero-size", bent(lambda h: h[A].update(shape=[0, 6])), M)
     for dtype in ("F64", "C64", "BOOL", "F8_E8M0", "F8_E4M3", "I32", "f32", "X", ""):
         yield Hostile(f"dtype-{dtype}", bent(lambda h, d=dtype: h[A].update(dtype=d)), M)
     yield Hostile("dtype-number", bent(lambda h: h[A].update(dtype=7)), M)
+    yield Hostile("dtype-null", bent(lambda h: h[A].update(dtype=None)), M)
+    yield Hostile("shape-text", bent(lambda h: h[A].update(shape="2,6")), M)
+    yield Hostile("shape-nested", bent(lambda h: h[A].update(shape=[[2], 6])), M)
+    yield Hostile("shape-flat", bent(lambda h: h[A].update(shape=[12])), M)
+    yield Hostile("shape-extra-dimension", bent(lambda h: h[A].update(shape=[2, 6, 1])), M)
+    yield Hostile("offsets-text", bent(lambda h: h[A].update(data_offsets="0,48")), P)
+    yield Hostile("offsets-swapped", bent(_swap_offsets), P)
+    extra = {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}
+    yield Hostile("zero-size-beside", bent(lambda h: h.update(evil=extra)), M)
     many = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(15_000)}
     yield Hostile("15000-zero-size-tensors", raw(json.dumps(many).encode()), P)
+
+
+def _swap_offsets(header: dict[str, Any]) -> None:
+    """Bytes of one tensor given out as another's: lengths do not fit."""
+    a, b = header[A], header[B]
+    a["data_offsets"], b["data_offsets"] = b["data_offsets"], a["data_offsets"]
 
 
 def names() -> Iterator[Hostile]:
@@ -161,14 +238,21 @@ def names() -> Iterator[Hostile]:
         "",
     ):
         yield Hostile(f"name-{name!r}", with_tensor(name, a, old=A), M)
+    half = bent(lambda h: h.update({"\ud800": h.pop(A)}))
+    yield Hostile("name-half-surrogate", half, M)
+    yield Hostile("name-2-mb", with_tensor("n" * 2_000_000, a, old=A), P)
     yield Hostile("name-1-mb", with_tensor("n" * 1_000_000, a, old=A), M)
     swapped = tensors()
     swapped[A], swapped[B] = swapped[B], swapped[A]
     yield Hostile("a-and-b-swapped", save(swapped), M)
     yield Hostile("transposed", save({**tensors(), A: a.T.contiguous()}), M)
     for rank in (RANK - 1, RANK + 1):
-        yield Hostile(f"rank-{rank}", save({**tensors(), A: torch.randn(rank, IN)}), M)
-    yield Hostile("other-dtype", save(tensors(torch.bfloat16)), M)
+        a, b = torch.zeros(rank, IN), torch.zeros(OUT, rank)
+        yield Hostile(f"rank-{rank}", save({**tensors(), A: a, B: b}), M)
+        yield Hostile(f"rank-{rank}-in-a-alone", save({**tensors(), A: a}), M)
+    for sent, wanted in (("BF16", "F32"), ("F32", "BF16"), ("F16", "BF16"), ("BF16", "F16")):
+        file = save(tensors(DataType(sent.lower()).torch_dtype))
+        yield Hostile(f"{sent}-for-{wanted}", file, M, manifest(DataType(wanted.lower())))
 
 
 def values() -> Iterator[Hostile]:
@@ -183,4 +267,19 @@ def values() -> Iterator[Hostile]:
                     yield Hostile(label, save(changed), N, manifest(dtype))
 
 
-HOSTILE = tuple((*structural(), *entry_level(), *names(), *values()))
+FILES = (*structural(), *bombs(), *entry_level(), *names())
+HOSTILE = (*FILES, *values())
+
+
+def table(*, library: bool) -> str:
+    """The files as a table; with what the library says of each, if asked."""
+    head = ["file", "bytes", "refused with"] + ["safetensors 0.8"] * library
+    rows = [head, ["---"] * len(head)]
+    for case in FILES:
+        row = [f"`{ascii(case.name)[1:-1]}`", f"{len(case.data)}", case.reason.value]
+        rows.append(row + [case.library_verdict] * library)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table(library=True))  # noqa: T201

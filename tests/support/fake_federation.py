@@ -39,7 +39,7 @@ from fedlora.runs.tasks import (
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.wire.convert import from_message, to_message
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 90.0
 """longest a test waits for a condition before it fails"""
 
 

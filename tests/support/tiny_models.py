@@ -1,74 +1,102 @@
-"""Randomly initialised transformers models of a few kilobytes, wrapped by the real peft."""
+"""Base models of a few thousand weights with tokenizers trained on the spot, saved to a folder.
+
+Their layers are not square, so that no test passes with in_features and out_features swapped.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+TEXTS = (
+    "file system archiver and backup tool",
+    "small game of cards with funny graphics",
+    "network daemon that speaks an old protocol",
+    "font with serifs designed for books",
+    "library to read and write sound files",
+)
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+REWRITING_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content if loop.last else 'cut' }} </s> "
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+"""shortens every turn once another follows, as templates that drop earlier reasoning do"""
 
 
-def classifier(seed: int = 0):
-    from transformers import BertConfig, BertForSequenceClassification
+def word_tokenizer(*, encoder: bool) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer; with [CLS] and [SEP] around a text for an encoder."""
+    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
+    core.train_from_iterator(
+        TEXTS, trainers.WordPieceTrainer(vocab_size=160, special_tokens=special)
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    if encoder:
+        core.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
+    else:
+        names |= {"bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **names)
 
-    torch.manual_seed(seed)
+
+def save_tiny_bert(folder: Path, *, seed: int = 0, dropout: float = 0.0) -> Path:
+    """An encoder without a head."""
+    tokenizer = word_tokenizer(encoder=True)
     config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=40,
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=24,
-        max_position_embeddings=16,
-        num_labels=3,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    return BertForSequenceClassification(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
-def causal_lm(seed: int = 0):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
+def save_tiny_llama(folder: Path, *, seed: int = 0, chat_template: str | None = None) -> Path:
+    """A decoder with grouped keys and values: k_proj and v_proj are not square."""
+    tokenizer = word_tokenizer(encoder=False)
+    tokenizer.chat_template = chat_template
     config = LlamaConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=40,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=16,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    return LlamaForCausalLM(config).eval()
-
-
-def gpt2(seed: int = 0):
-    """Its Conv1D layers store their weight in x out."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16)
-    return GPT2LMHeadModel(config).eval()
-
-
-def adapted(model, *, seed: int, **config):
-    """The model with a LoRA adapter whose A, B and head are all random."""
-    from peft import LoraConfig, get_peft_model
-
-    wrapped = get_peft_model(model, LoraConfig(**config)).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return wrapped
-
-
-def delta_weights(wrapped) -> dict[str, torch.Tensor]:
-    """peft's own s B A of every adapted module, out x in, by path."""
-    found = {}
-    for name, module in wrapped.base_model.model.named_modules():
-        if hasattr(module, "get_delta_weight") and hasattr(module, "lora_A"):
-            delta = module.get_delta_weight("default").detach().double()
-            found[name] = delta.T if getattr(module, "fan_in_fan_out", False) else delta
-    return found
-
-
-def logits(wrapped) -> torch.Tensor:
-    with torch.no_grad():
-        return wrapped(input_ids=torch.arange(8).reshape(2, 4)).logits
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

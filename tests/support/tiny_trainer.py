@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-from client_worker.training.trainer import TaskAbandoned, TrainingOutcome
 
+from client_worker.training.loop import TaskAbandoned
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Registration
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -20,6 +21,14 @@ LAYOUT = AdapterLayout(
 )
 
 STEPS = 3
+
+
+@dataclass(frozen=True)
+class TinyOutcome:
+    """What `TinyTrainer.train` returns."""
+
+    num_examples: int
+    metrics: Mapping[str, float]
 
 
 class TinyTrainer:
@@ -64,7 +73,7 @@ class TinyTrainer:
         seed: int,
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
-    ) -> TrainingOutcome:
+    ) -> TinyOutcome:
         step = 0
         while step < STEPS or self._endless:
             step += 1
@@ -76,7 +85,7 @@ class TinyTrainer:
         self._tensors = {name: t + noise[name] for name, t in self._tensors.items()}
         self.trained.append((round, seed))
         metrics = {"train_loss": 0.5, "train_seconds": 0.1, "grad_norm": float("inf")}
-        return TrainingOutcome(num_examples=64, num_steps=STEPS, metrics=metrics)
+        return TinyOutcome(num_examples=64, metrics=metrics)
 
     def evaluate(
         self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1

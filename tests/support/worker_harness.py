@@ -51,7 +51,7 @@ class Worker:
         thread.start()
 
         def wait() -> int:
-            thread.join(30)
+            thread.join(90)
             assert codes, "the worker did not end"
             return codes[0]
 
@@ -79,7 +79,7 @@ def worker(
         trainers.append(TinyTrainer(registration, on_step=on_step, endless=endless))
         return trainers[-1]
 
-    with FederationClient(address) as client:
+    with FederationClient(address, guard=stop.cancelling) as client:
         runner = Runner(
             config,
             name=name,

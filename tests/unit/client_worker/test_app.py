@@ -58,7 +58,7 @@ def test_a_signal_ends_the_process_at_once_and_in_good_order(
     with server, process(str(SCRIPT), server.address, *mode) as running:
         server.wait_until(lambda: moment(server))
         running.send_signal(signum)
-        _, log = running.communicate(timeout=20)
+        _, log = running.communicate(timeout=60)
     assert running.returncode == code, log
     assert [r.reason for r in server.requests("Leave")] == [f"stopped by {signum.name}"]
     assert not server.updates

@@ -1,8 +1,10 @@
 import signal
+import threading
 
 import pytest
 
 from client_worker.stop import Stopped, StopRequest
+from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 
 
@@ -39,3 +41,58 @@ def test_after_the_first_signal_the_second_meets_the_default_action():
 
 def test_no_except_exception_swallows_a_stop():
     assert not issubclass(Stopped, Exception)
+
+
+def test_outside_a_window_the_handler_raises_nothing_but_cancels_what_waits():
+    stop, cancelled = StopRequest(), threading.Event()
+    with stop.handling_signals(), pytest.raises(Stopped), stop.cancelling(cancelled.set):
+        signal.raise_signal(signal.SIGTERM)
+        assert cancelled.wait(10)  # the handler has returned: only another thread can have done it
+        raise FedLoraError(Reason.UNAVAILABLE, "the call was cancelled")
+
+
+def test_a_call_begun_after_the_request_is_cancelled_at_once():
+    stop, cancelled = StopRequest(), []
+    stop.request()
+    with stop.cancelling(lambda: cancelled.append(True)):
+        assert cancelled == [True]
+
+
+def test_an_error_without_a_request_stays_what_it_is():
+    stop = StopRequest()
+    with pytest.raises(FedLoraError), stop.cancelling(lambda: None):
+        raise FedLoraError(Reason.UNAVAILABLE, "away")
+
+
+def test_what_is_over_is_not_cancelled():
+    stop, cancelled = StopRequest(), []
+    with stop.cancelling(lambda: cancelled.append(True)):
+        pass
+    stop.request()
+    assert not cancelled
+
+
+def test_other_threads_calls_go_on():
+    stop, outcome = StopRequest(), []
+
+    def beat() -> None:
+        with stop.cancelling(lambda: outcome.append("cancelled")):
+            stop.request()
+            stop.check()
+            outcome.append("answered")
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    thread.join(10)
+    assert outcome == ["answered"]
+    with pytest.raises(Stopped):
+        stop.check()
+
+
+def test_a_pause_ends_with_the_signal():
+    stop = StopRequest()
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGTERM])
+    with stop.handling_signals():
+        timer.start()
+        with pytest.raises(Stopped):
+            stop.sleep(60)

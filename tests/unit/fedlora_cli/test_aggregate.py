@@ -10,7 +10,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 from support.builders import MODULES, write_folder
-from support.tiny_models import adapted, causal_lm, classifier, delta_weights, gpt2, logits
+from support.peft_models import adapted, causal_lm, classifier, delta_weights, gpt2, logits
 from typer.testing import CliRunner
 
 from fedlora.adapters.names import Factor, lora_key

@@ -80,6 +80,31 @@ def test_a_planted_error_of_1e_8_near_the_factor_means_is_right_to_six_digits():
     assert coordinates.error_of(published) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("scalar", [1.0, -1.0, 1e3])
+def test_the_excess_over_the_factor_mean_is_the_dense_one(scalar):
+    cohort, w, other = unrelated([4, 4, 4]), weights(1, 2, 3), start(seed=12)
+    target = ideal(cohort, w)
+    dense = float((other.delta_weight() - target).square().sum())
+    dense -= float((mean_product(cohort, w) - target).square().sum())
+    scaled = LoraFactors(other.a_RK / scalar, other.b_DR * scalar)
+    assert centred(cohort, w).excess_of(scaled) == pytest.approx(dense, rel=1e-11)
+
+
+@pytest.mark.parametrize("scalar", [1.0, 37.0])
+def test_the_excess_has_the_right_sign_where_the_gain_is_far_below_rounding_of_the_norm(scalar):
+    cohort, w = drifted(4, drift=1e-5), weights(1, 1, 1, 1)
+    coordinates = centred(cohort, w, start())
+    mean, lost = coordinates.mean, coordinates.covariance().delta_weight()
+    # A step along the best answer for B lowers |BA - T|, here by 1e-10 of |T|.
+    step = lost @ torch.linalg.pinv(mean.a_RK)
+    for sign in (1.0, -1.0):
+        moved = LoraFactors(mean.a_RK / scalar, (mean.b_DR + sign * step) * scalar)
+        excess = coordinates.excess_of(moved)
+        expected = float((sign * step @ mean.a_RK - lost).square().sum() - lost.square().sum())
+        assert excess == pytest.approx(expected, rel=1e-3)
+        assert (excess < 0) == (sign > 0)
+
+
 def test_the_change_is_the_dense_one_for_one_rank():
     cohort, w, origin = drifted(5), weights(1, 2, 3, 4, 5), start()
     dense = float((ideal(cohort, w) - origin.delta_weight()).norm())

@@ -173,17 +173,23 @@ def test_it_is_never_worse_than_fedit_once_both_are_rounded(dtype, drift):
         assert errors[0] == pytest.approx(dense, rel=1e-6)
 
 
-def test_the_factor_mean_is_kept_where_rounding_drowns_the_gain():
-    cohort, w = drifted(4, drift=1e-5), weights(4, 3, 2, 1)
-    coarse = Publication(dtype=torch.bfloat16)
-    kept = FLoRANA().aggregate_module(cohort, w, rank=4, publication=coarse)
-    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
-    if kept.measurements["kept_factor_mean"]:
-        assert torch.equal(kept.factors.a_RK, mean.a_RK)
-    shared = [LoraFactors(cohort[0].a_RK, f.b_DR) for f in cohort]
-    exact = FLoRANA().aggregate_module(shared, w, rank=4)
-    assert exact.measurements["kept_factor_mean"] == 1.0
-    assert exact.measurements["sweeps"] == 0.0
+def test_the_factor_mean_is_kept_where_nothing_beats_it():
+    common = normal(5, 4, 17)
+    cohort = [LoraFactors(common, normal(60 + u, 24, 4)) for u in range(4)]
+    w = weights(4, 3, 2, 1)
+    kept, mean = (m.aggregate_module(cohort, w, rank=4) for m in (FLoRANA(), FedIT()))
+    assert kept.measurements["kept_factor_mean"] == 1.0
+    assert kept.measurements["winning_start"] == 0.0
+    assert torch.equal(kept.factors.a_RK, mean.factors.a_RK)
+    assert torch.equal(kept.factors.b_DR, mean.factors.b_DR)
+
+
+def test_a_start_must_be_meaningfully_better_to_win():
+    # All starts meet in one point: the one nearest the factor mean is taken.
+    cohort, w = drifted(5, drift=0.1), weights(1, 2, 3, 4, 5)
+    found = solve(cohort, w, random_starts=8).measurements
+    assert found["winning_start"] == 0.0
+    assert found["kept_factor_mean"] == 0.0
 
 
 def test_measurements_tell_what_the_solver_did():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.builders import write_folder, write_update
-from support.tiny_models import adapted, causal_lm, classifier, delta_weights, gpt2, logits
+from support.peft_models import adapted, causal_lm, classifier, delta_weights, gpt2, logits
 
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.adapters.peft_files import (

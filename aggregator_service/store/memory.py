@@ -1,0 +1,134 @@
+"""The state of all runs in dictionaries: what a store has to do, said as plainly as it can be.
+
+For tests and for what needs no file. The SQLite store passes the same tests and is compared with
+this one step by step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import Certificate, RoundReport, RunEvent
+
+__all__ = ["InMemoryStateStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """Everything stored; each key begins with the run's id."""
+
+    runs: dict[str, tuple[RunState, float]] = field(default_factory=dict)
+    events: dict[tuple[str, int], RunEvent] = field(default_factory=dict)
+    """by sequence number"""
+    updates: dict[tuple[str, int, str], UpdateRecord] = field(default_factory=dict)
+    """by round and worker"""
+    adapters: dict[tuple[str, int], AdapterRecord] = field(default_factory=dict)
+    """by version"""
+    reports: dict[tuple[str, int], RoundReport] = field(default_factory=dict)
+    """by round"""
+    certificates: dict[tuple[str, int], Certificate] = field(default_factory=dict)
+    """by round"""
+
+    def copy(self) -> _Tables:
+        """The same contents in dictionaries of their own."""
+        return _Tables(*(dict(getattr(self, f.name)) for f in fields(self)))
+
+
+class InMemoryStateStore:
+    """A StateStore (see `rounds.ports`) that ends with its process."""
+
+    def __init__(self) -> None:
+        self._tables = _Tables()
+
+    def load_runs(self) -> tuple[tuple[RunState, float], ...]:
+        """See StateStore."""
+        rows = self._tables.runs.values()
+        return tuple(sorted(rows, key=lambda row: (row[0].created_at, row[0].run_id)))
+
+    def commit(self, transaction: Transaction) -> None:
+        """See StateStore."""
+        # All or nothing: the copy takes the tables' place once everything has gone in.
+        tables, state = self._tables.copy(), transaction.state
+        run_id, name = state.run_id, state.spec.name
+        others = (other.spec.name for other, _ in tables.runs.values() if other.run_id != run_id)
+        _require_new(name in others, f"run {name!r}")
+        tables.runs[run_id] = (state, transaction.clock)
+        for event in transaction.events:
+            _require_new((run_id, event.sequence) in tables.events, f"event {event.sequence}")
+            tables.events[run_id, event.sequence] = event
+        for update in transaction.updates:
+            _require_new(_is_known(tables, run_id, update), f"update {update.update_id!r}")
+            tables.updates[run_id, update.round, update.worker] = update
+        for adapter in transaction.adapters:
+            key = (run_id, adapter.version)
+            _require_new(key in tables.adapters, f"version {adapter.version}")
+            tables.adapters[key] = adapter
+        for report in transaction.reports:
+            tables.reports[run_id, report.round] = report
+        for round, certificate in transaction.certificates:
+            tables.certificates[run_id, round] = certificate
+        self._tables = tables
+
+    def events(
+        self, run_id: str, *, first_sequence: int = 1, limit: int = 1000
+    ) -> tuple[RunEvent, ...]:
+        """See StateStore."""
+        rows = sorted(self._tables.events.items(), key=lambda row: row[0])
+        chosen = [e for (run, s), e in rows if run == run_id and s >= first_sequence]
+        return tuple(chosen[:limit])
+
+    def updates(self, run_id: str, round: int) -> tuple[UpdateRecord, ...]:
+        """See StateStore."""
+        rows = sorted(self._tables.updates.items(), key=lambda row: row[0])
+        return tuple(u for (run, number, _), u in rows if (run, number) == (run_id, round))
+
+    def update_by_key(self, run_id: str, idempotency_key: str) -> UpdateRecord | None:
+        """See StateStore."""
+        for (run, _, _), update in self._tables.updates.items():
+            if run == run_id and update.idempotency_key == idempotency_key:
+                return update
+        return None
+
+    def adapter(self, run_id: str, version: int) -> AdapterRecord | None:
+        """See StateStore."""
+        return self._tables.adapters.get((run_id, version))
+
+    def adapters(self, run_id: str) -> tuple[AdapterRecord, ...]:
+        """See StateStore."""
+        stored = self._tables.adapters
+        return tuple(stored[key] for key in sorted(stored) if key[0] == run_id)
+
+    def reports(self, run_id: str) -> tuple[RoundReport, ...]:
+        """See StateStore."""
+        stored, certificates = self._tables.reports, self._tables.certificates
+        return tuple(
+            replace(stored[key], certificate=certificates.get(key))
+            for key in sorted(stored)
+            if key[0] == run_id
+        )
+
+    def certified_rounds(self, run_id: str) -> frozenset[int]:
+        """See StateStore."""
+        return frozenset(round for run, round in self._tables.certificates if run == run_id)
+
+    def close(self) -> None:
+        """See StateStore."""
+
+
+def _is_known(tables: _Tables, run_id: str, update: UpdateRecord) -> bool:
+    return (
+        (run_id, update.round, update.worker) in tables.updates
+        or any(u.update_id == update.update_id for u in tables.updates.values())
+        or any(
+            run == run_id and u.idempotency_key == update.idempotency_key
+            for (run, _, _), u in tables.updates.items()
+        )
+    )
+
+
+def _require_new(known: bool, what: str) -> None:
+    if known:
+        raise FedLoraError(Reason.ALREADY_EXISTS, f"already stored: {what}")

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from support.worker_runs import (
+    causal_spec,
+    classifier_spec,
+    completion_rows,
+    labelled_rows,
+    trainer_for,
+    worker_run,
+    write_jsonl,
+)
+
+from client_worker.data.config import DataConfig
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import PartitionSpec
+from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
+from fedlora.tensors.manifest import DataType, TensorManifest
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "labelled.jsonl"
+    return DataConfig(
+        path=str(write_jsonl(path, labelled_rows(50, test=17))),
+        split_column="split",
+        held_out_fraction=0.2,
+    )
+
+
+@pytest.fixture(scope="module")
+def completions(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "completions.jsonl"
+    return DataConfig(path=str(write_jsonl(path, completion_rows(20))), held_out_fraction=0.3)
+
+
+@pytest.fixture(scope="module")
+def trainer(bert, labelled):
+    return trainer_for(worker_run(classifier_spec(bert)), labelled)
+
+
+def one_round(trainer, **changes):
+    options = {"round": 1, "seed": 1, "on_progress": lambda *_: None}
+    return trainer.train(**{**options, "should_abandon": lambda: False, **changes})
+
+
+def test_a_workers_own_scores_are_those_of_its_held_out_rows(trainer):
+    (own,) = trainer.evaluate(EvaluationScope.LOCAL)
+    assert (own.scope, own.split) == (EvaluationScope.LOCAL, EvaluationSplit.HELD_OUT)
+    assert own.num_examples == 7
+    assert trainer.num_train_examples == 26
+
+
+def test_the_published_adapter_is_scored_on_held_out_rows_and_a_test_shard(trainer):
+    scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=1, shard_count=4)
+    assert [(s.split.value, s.num_examples) for s in scores] == [("held_out", 7), ("test", 4)]
+    assert all(s.scope is EvaluationScope.GLOBAL for s in scores)
+    assert set(scores[1].metrics) == {"accuracy", "loss"}
+
+
+def test_shards_pool_to_the_whole_test_set_exactly(trainer):
+    def test_scores(index, count):
+        scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=index, shard_count=count)
+        return next(s for s in scores if s.split is EvaluationSplit.TEST)
+
+    whole = test_scores(0, 1)
+    shards = [test_scores(i, 5) for i in range(5)]
+    assert sum(s.num_examples for s in shards) == whole.num_examples == 17
+    for metric, value in whole.metrics.items():
+        pooled = sum(s.metrics[metric] * s.num_examples for s in shards) / 17
+        assert pooled == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(trainer, index, count):
+    with pytest.raises(FedLoraError, match="there is no shard"):
+        trainer.evaluate(EvaluationScope.GLOBAL, shard_index=index, shard_count=count)
+
+
+def test_a_shard_beyond_a_small_test_set_scores_nothing(trainer):
+    scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=30, shard_count=40)
+    assert [s.split for s in scores] == [EvaluationSplit.HELD_OUT]
+
+
+def test_scoring_changes_nothing_and_knows_no_dropout(bert, labelled):
+    trainer = trainer_for(worker_run(classifier_spec(bert, lora_dropout=0.5)), labelled)
+    one_round(trainer)
+    before = trainer.adapter()
+    first, second = (trainer.evaluate(EvaluationScope.GLOBAL) for _ in range(2))
+    assert first == second
+    assert all(torch.equal(t, before[n]) for n, t in trainer.adapter().items())
+
+
+def test_training_teaches_what_the_labels_are(bert, labelled):
+    trainer = trainer_for(worker_run(classifier_spec(bert), local_epochs=20.0), labelled)
+    one_round(trainer)
+    (_, test) = trainer.evaluate(EvaluationScope.GLOBAL)
+    assert test.metrics["accuracy"] > 0.9
+
+
+def test_a_language_model_is_scored_by_loss_perplexity_and_tokens(llama, completions):
+    trainer = trainer_for(worker_run(causal_spec(llama), local_epochs=3.0), completions)
+    (before,) = trainer.evaluate(EvaluationScope.LOCAL)
+    one_round(trainer)
+    (after,) = trainer.evaluate(EvaluationScope.LOCAL)
+    assert before.num_examples == 6
+    assert after.metrics["loss"] < before.metrics["loss"]
+    assert after.metrics["perplexity"] == pytest.approx(math.exp(after.metrics["loss"]))
+    assert 0 <= after.metrics["token_accuracy"] <= 1
+
+
+def test_the_outcome_tells_what_a_round_took(bert, labelled):
+    outcome = one_round(trainer_for(worker_run(classifier_spec(bert)), labelled))
+    assert outcome.num_examples == 26
+    assert outcome.num_steps == 7
+    assert set(outcome.metrics) == {
+        "train_loss",
+        "train_seconds",
+        "examples_per_second",
+        "peak_device_bytes",
+    }
+    assert all(value > 0 for value in outcome.metrics.values())
+
+
+def test_workers_of_one_run_begin_with_one_adapter_and_one_layout(bert, labelled):
+    run = worker_run(classifier_spec(bert))
+    partition = PartitionSpec(num_slots=2)
+    one, two = (
+        trainer_for(run, labelled, slot=DataSlot(index=i, partition=partition)) for i in (0, 1)
+    )
+    assert one.layout == two.layout
+    assert all(torch.equal(t, two.adapter()[n]) for n, t in one.adapter().items())
+    assert one.num_train_examples + two.num_train_examples < 33
+
+
+def test_the_optimiser_begins_anew_each_round(bert, labelled):
+    run = worker_run(classifier_spec(bert))
+    used, fresh = trainer_for(run, labelled), trainer_for(run, labelled)
+    start = used.adapter()
+    one_round(used, seed=9)
+    used.load_adapter(start)
+    one_round(used, round=2)
+    one_round(fresh, round=2)
+    assert all(torch.equal(t, fresh.adapter()[n]) for n, t in used.adapter().items())
+
+
+@pytest.mark.parametrize("dtype", list(DataType))
+def test_an_adapter_in_the_wires_dtype_goes_out_and_comes_in(bert, labelled, dtype):
+    run = replace(worker_run(classifier_spec(bert)), wire_dtype=dtype)
+    trainer = trainer_for(run, labelled, rank=2)
+    one_round(trainer)
+    sent = trainer.adapter()
+    assert not trainer.layout.manifest(2, dtype).difference(TensorManifest.of(sent))
+    other = trainer_for(run, labelled, rank=2)
+    other.load_adapter(sent)
+    assert all(torch.equal(t, sent[n]) for n, t in other.adapter().items())
+
+
+def test_an_adapter_of_another_rank_is_refused(bert, labelled, trainer):
+    other = trainer_for(worker_run(classifier_spec(bert)), labelled, rank=2)
+    with pytest.raises(FedLoraError, match=r"expected f32 \[2, 24\], got f32 \[4, 24\]"):
+        other.load_adapter(trainer.adapter())
+
+
+def test_packing_is_refused_for_a_classifier(bert, labelled):
+    with pytest.raises(FedLoraError, match=r"training\.packing is for causal_lm") as caught:
+        trainer_for(worker_run(classifier_spec(bert), packing=True), labelled)
+    assert caught.value.reason is Reason.INVALID_CONFIG
+
+
+def test_broken_data_are_told_before_the_model_is_looked_at(labelled):
+    run = worker_run(classifier_spec("./no-such-model"))
+    with pytest.raises(FedLoraError, match="no column 'txet'"):
+        trainer_for(run, replace(labelled, text_column="txet"))
+    with pytest.raises(FedLoraError, match="no-such-model' does not exist"):
+        trainer_for(run, labelled)

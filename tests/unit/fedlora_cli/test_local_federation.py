@@ -1,0 +1,158 @@
+"""`fedlora run` with real processes: killed, interrupted, resumed; nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedlora.exit_codes import ExitCode
+
+ROOT = Path(__file__).parents[3]
+
+CONFIG = """
+[run]
+name = "tiny"
+[model]
+base = "random:bert"
+task = "sequence_classification"
+labels = ["a", "b"]
+[adapter]
+r = 2
+target_modules = ["query"]
+modules_to_save = ["classifier"]
+[method]
+name = "fedit"
+[rounds]
+num_rounds = 2
+[training]
+local_steps = 2
+batch_size = 4
+max_sequence_tokens = 16
+[data]
+path = "rows.jsonl"
+split_column = "split"
+[data.partition]
+scheme = "iid"
+num_slots = 2
+[workers]
+devices = ["cpu"]
+"""
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture
+def config(tmp_path):
+    rows = [
+        {
+            "text": f"{'up' if i % 2 else 'down'} {i}",
+            "label": "ab"[i % 2],
+            "split": "test" if i % 4 == 0 else "train",
+        }
+        for i in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "tiny.toml").write_text(CONFIG)
+    return tmp_path / "tiny.toml"
+
+
+class Command:
+    """`fedlora run CONFIG ...` as a process in a folder of its own."""
+
+    def __init__(self, config: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "fedlora_cli", "run", str(config), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=config.parent,
+            env=dict(os.environ) | {"PYTHONPATH": str(ROOT)},
+            text=True,
+        )
+        self.children: set[psutil.Process] = set()
+
+    def read_until(self, words: str) -> None:
+        """Reads output up to a line with these words, and notes the children there are."""
+        for line in self.process.stdout:
+            if words in line:
+                self.children |= set(psutil.Process(self.process.pid).children(recursive=True))
+                return
+        raise AssertionError(f"{words!r} never came; {self.process.stderr.read()}")
+
+    def finish(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=300)
+        return self.process.returncode, out, err
+
+    def no_child_is_left(self) -> bool:
+        return not any(
+            child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in self.children
+        )
+
+
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
+    folder = config.parent / "runs" / "tiny"
+
+    killed = Command(config, "--plain")
+    killed.read_until("starting 2 workers")
+    until(lambda: len(psutil.Process(killed.process.pid).children(recursive=True)) == 3)
+    killed.children |= set(psutil.Process(killed.process.pid).children(recursive=True))
+    killed.process.kill()
+    killed.finish()
+    until(killed.no_child_is_left)
+
+    interrupted = Command(config, "--json")
+    interrupted.read_until('"round_completed"')
+    assert len(interrupted.children) == 3
+    interrupted.process.send_signal(signal.SIGINT)
+    code, _, err = interrupted.finish()
+    assert code == ExitCode.INTERRUPTED
+    assert "the same command resumes the run" in err
+    assert interrupted.no_child_is_left()
+
+    code, out, err = Command(config).finish()
+    assert code == 0, err
+    assert "PeftModel.from_pretrained" in out
+    assert (folder / "final" / "adapter_model.safetensors").is_file()
+    assert "<svg" in (folder / "report.html").read_text()
+    metrics = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [m["round"] for m in metrics] == [1, 2]
+    history = events(folder)
+    assert [e["sequence"] for e in history] == list(range(1, len(history) + 1))
+    assert sum(e["type"] == "run_created" for e in history) == 1
+
+    code, out, err = Command(config).finish()
+    assert (code, "complete already" in out) == (0, True)
+    code, _, err = Command(config, "--set", "rounds.num_rounds=3").finish()
+    assert code == ExitCode.USAGE
+    assert "rounds.num_rounds: 2 -> 3" in err
+
+
+def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):
+    (config.parent / "rows.jsonl").unlink()
+    command = Command(config, "--run-dir", "elsewhere")
+    command.read_until("starting 2 workers")
+    code, _, err = command.finish()
+    assert code == ExitCode.USAGE
+    assert "the run has failed" in err
+    assert "rows.jsonl" in err
+    assert command.no_child_is_left()
+    assert (config.parent / "elsewhere" / "events.jsonl").is_file()

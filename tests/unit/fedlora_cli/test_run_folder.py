@@ -1,0 +1,83 @@
+"""A run's folder: new, resumable, another run's, or no run's at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora_cli.configuration import load
+from fedlora_cli.run_folder import RunFolder
+
+CONFIG = """
+[run]
+name = "t"
+[model]
+base = "m"
+task = "causal_lm"
+[adapter]
+target_modules = ["q"]
+[data]
+path = "rows.jsonl"
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "t.toml"
+    file.write_text(CONFIG)
+    return lambda *overrides: load(file, overrides, environ={})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path / "runs" / "t")
+
+
+def test_a_new_folder_gets_the_resolved_configuration(config, folder, tmp_path):
+    assert folder.prepare(config("rounds.num_rounds=3", "workers.count=5"), fresh=False) is False
+    again = load(folder.config_file, environ={})
+    assert again.run == config("rounds.num_rounds=3").run
+    assert again.section("workers")["count"] == 5
+    assert again.section("data")["path"] == str(tmp_path / "rows.jsonl")
+
+
+def test_the_same_configuration_goes_on(config, folder):
+    folder.prepare(config(), fresh=False)
+    assert folder.prepare(config(), fresh=False) is True
+
+
+def test_what_does_not_change_the_result_may_change(config, folder):
+    folder.prepare(config(), fresh=False)
+    other = config("workers.count=3", "server.idle_timeout_seconds=9", "worker.threads=1")
+    assert folder.prepare(other, fresh=False) is True
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(config, folder):
+    folder.prepare(config(), fresh=False)
+    with pytest.raises(FedLoraError) as caught:
+        folder.prepare(config("rounds.num_rounds=9", "method.gauge=x"), fresh=False)
+    assert caught.value.reason is Reason.ALREADY_EXISTS
+    assert "rounds.num_rounds: 8 -> 9" in str(caught.value)
+    assert 'method.gauge: unset -> "x"' in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
+def test_fresh_removes_the_earlier_run(config, folder):
+    folder.prepare(config(), fresh=False)
+    (folder.root / "state").mkdir()
+    assert folder.prepare(config("rounds.num_rounds=9"), fresh=True) is False
+    assert not (folder.root / "state").exists()
+
+
+def test_a_folder_that_holds_something_else_is_never_touched(config, folder):
+    folder.root.mkdir(parents=True)
+    (folder.root / "thesis.txt").write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(FedLoraError, match="holds no fedlora run"):
+            folder.prepare(config(), fresh=fresh)
+    assert (folder.root / "thesis.txt").read_text() == "precious"
+
+
+def test_a_folder_in_which_nothing_has_run_has_no_run(folder):
+    assert folder.run() is None
+    assert folder.rounds() == ()
