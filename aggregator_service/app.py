@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import structlog
 
@@ -43,7 +44,7 @@ class Aggregator:
         self.address = ""
         """host:port it serves on, once entered"""
 
-    async def __aenter__(self) -> Aggregator:
+    async def __aenter__(self) -> Self:
         """Opens the state, serves, and starts the run given."""
         config = self._config
         config.state_dir.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,7 @@ async def serve(
     async with Aggregator(config, run) as aggregator:
         if ready is not None:
             ready(aggregator.address)
-        waits = [asyncio.ensure_future(stopping.wait())]
+        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(stopping.wait())]
         if run is not None and config.exit_when_done:
             waits.append(asyncio.ensure_future(_settled_and_told(aggregator)))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

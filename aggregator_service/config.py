@@ -1,4 +1,4 @@
-"""How the aggregator runs on its machine; `fedlora.config` fills it from file, environment, flags."""
+"""How one aggregator process runs; `fedlora.config` fills it from file, environment, flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AggregatorConfig:
     """Settings of one aggregator process."""
 
     address: str = "127.0.0.1:8400"
-    """host:port to serve on, 0 for any free port; the default is reachable from this machine only"""
+    """host:port to serve on, port 0 for any free one; 127.0.0.1 is this machine only"""
     state_dir: Path = Path("fedlora-state")
     """database and adapters; one process owns it"""
     export_dir: Path | None = None

@@ -6,20 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-import grpc
-from fedlora.adapters.peft_files import adapter_config_json
-from fedlora.tensors.safetensors_io import FilePayload
-
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import RunActor
-from aggregator_service.transport.errors import answering, streaming
+from aggregator_service.transport.errors import Context, answering, streaming
+from fedlora.adapters.peft_files import adapter_config_json
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.report import RunEvent
 from fedlora.runs.spec import RunSpec
+from fedlora.tensors.safetensors_io import FilePayload
 from fedlora.wire.convert import from_message, to_message
 
 __all__ = ["AdminServicer"]
@@ -33,30 +31,24 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @answering
     async def CreateRun(
-        self, request: pb.CreateRunRequest, context: grpc.aio.ServicerContext
+        self, request: pb.CreateRunRequest, context: Context
     ) -> pb.CreateRunResponse:
         spec = from_message(request.spec, RunSpec)
         run = await self._coordinator.create_run(spec, start=request.start)
         return pb.CreateRunResponse(run=to_message(run, pb.Run))
 
     @answering
-    async def StartRun(
-        self, request: pb.StartRunRequest, context: grpc.aio.ServicerContext
-    ) -> pb.StartRunResponse:
+    async def StartRun(self, request: pb.StartRunRequest, context: Context) -> pb.StartRunResponse:
         run = await self._coordinator.start_run(request.run)
         return pb.StartRunResponse(run=to_message(run, pb.Run))
 
     @answering
-    async def StopRun(
-        self, request: pb.StopRunRequest, context: grpc.aio.ServicerContext
-    ) -> pb.StopRunResponse:
+    async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
         run = await self._coordinator.stop_run(request.run, request.reason[:500])
         return pb.StopRunResponse(run=to_message(run, pb.Run))
 
     @answering
-    async def ListRuns(
-        self, request: pb.ListRunsRequest, context: grpc.aio.ServicerContext
-    ) -> pb.ListRunsResponse:
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         response = pb.ListRunsResponse()
         for actor in self._coordinator.runs():
             # A layout can be long; GetRun has it.
@@ -65,15 +57,13 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return response
 
     @answering
-    async def GetRun(
-        self, request: pb.GetRunRequest, context: grpc.aio.ServicerContext
-    ) -> pb.GetRunResponse:
+    async def GetRun(self, request: pb.GetRunRequest, context: Context) -> pb.GetRunResponse:
         run = describe(self._coordinator.run(request.run).state)
         return pb.GetRunResponse(run=to_message(run, pb.Run))
 
     @answering
     async def ListRounds(
-        self, request: pb.ListRoundsRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ListRoundsRequest, context: Context
     ) -> pb.ListRoundsResponse:
         actor = self._coordinator.run(request.run)
         response = pb.ListRoundsResponse()
@@ -87,7 +77,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @answering
     async def GetRoundReport(
-        self, request: pb.GetRoundReportRequest, context: grpc.aio.ServicerContext
+        self, request: pb.GetRoundReportRequest, context: Context
     ) -> pb.GetRoundReportResponse:
         actor = self._coordinator.run(request.run)
         reports = await self._coordinator.reports(actor)
@@ -103,7 +93,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @streaming
     async def WatchRun(
-        self, request: pb.WatchRunRequest, context: grpc.aio.ServicerContext
+        self, request: pb.WatchRunRequest, context: Context
     ) -> AsyncIterator[pb.WatchRunResponse]:
         actor = self._coordinator.run(request.run)
         sequence = max(1, request.first_sequence)
@@ -121,7 +111,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @streaming
     async def ExportAdapter(
-        self, request: pb.ExportAdapterRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ExportAdapterRequest, context: Context
     ) -> AsyncIterator[pb.ExportAdapterResponse]:
         actor = self._coordinator.run(request.run)
         version = request.adapter_version if request.HasField("adapter_version") else None

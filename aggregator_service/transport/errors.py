@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
 import structlog
@@ -12,18 +12,21 @@ import structlog
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.status import to_status
 
-__all__ = ["answering", "streaming"]
+__all__ = ["Context", "answering", "streaming"]
 
 log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+"""the stubs' ServicerContext takes arguments, the class at run time does not"""
 
 
 def answering(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
     """Wraps a servicer method that returns one message."""
 
     @functools.wraps(method)
-    async def wrapper(self: Any, request: Any, context: grpc.aio.ServicerContext) -> R:
+    async def wrapper(self: Any, request: Any, context: Context) -> R:
         try:
             return await method(self, request, context)
         except Exception as error:  # noqa: BLE001 - the boundary: nothing of ours may leak
@@ -36,9 +39,7 @@ def streaming(method: Callable[..., AsyncIterator[R]]) -> Callable[..., AsyncIte
     """Wraps a servicer method that yields messages."""
 
     @functools.wraps(method)
-    async def wrapper(
-        self: Any, request: Any, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[R]:
+    async def wrapper(self: Any, request: Any, context: Context) -> AsyncIterator[R]:
         try:
             async for message in method(self, request, context):
                 yield message
@@ -48,7 +49,7 @@ def streaming(method: Callable[..., AsyncIterator[R]]) -> Callable[..., AsyncIte
     return wrapper
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: Exception, method: str) -> NoReturn:
+async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
         raise error
     if isinstance(error, FedLoraError):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
-from fedlora.tensors.safetensors_io import FilePayload
-
 from aggregator_service.coordinator import Coordinator
-from aggregator_service.transport.errors import answering, streaming
+from aggregator_service.transport.errors import Context, answering, streaming
 from aggregator_service.uploads import Chunk, Commit, Uploads
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
@@ -17,6 +14,7 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.tasks import Capabilities, Evaluation, Progress, UpdateHeader
+from fedlora.tensors.safetensors_io import FilePayload
 from fedlora.wire.convert import from_message, to_message
 
 __all__ = ["FederationServicer"]
@@ -30,9 +28,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self._uploads = uploads
 
     @answering
-    async def Register(
-        self, request: pb.RegisterRequest, context: grpc.aio.ServicerContext
-    ) -> pb.RegisterResponse:
+    async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
         registration = await self._coordinator.register(
             name=request.worker_name,
             run_name=request.run_name,
@@ -43,7 +39,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
 
     @answering
     async def ConfirmAdapter(
-        self, request: pb.ConfirmAdapterRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ConfirmAdapterRequest, context: Context
     ) -> pb.ConfirmAdapterResponse:
         layout = from_message(request.layout, AdapterLayout)
         fingerprint = await self._coordinator.confirm_adapter(request.session_token, layout)
@@ -51,14 +47,14 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
 
     @answering
     async def AwaitTask(
-        self, request: pb.AwaitTaskRequest, context: grpc.aio.ServicerContext
+        self, request: pb.AwaitTaskRequest, context: Context
     ) -> pb.AwaitTaskResponse:
         task = await self._coordinator.await_task(request.session_token, request.max_wait_seconds)
         return pb.AwaitTaskResponse(task=to_message(task, pb.Task))
 
     @streaming
     async def PullAdapter(
-        self, request: pb.PullAdapterRequest, context: grpc.aio.ServicerContext
+        self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[pb.PullAdapterResponse]:
         header, path = await self._coordinator.open_adapter(
             request.session_token, request.adapter_version
@@ -83,7 +79,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     async def PushUpdate(
         self,
         request: AsyncIterator[pb.PushUpdateRequest],
-        context: grpc.aio.ServicerContext,
+        context: Context,
     ) -> pb.PushUpdateResponse:
         first = await anext(aiter(request), None)
         if first is None or first.WhichOneof("message") != "header":
@@ -97,14 +93,14 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
 
     @answering
     async def GetUploadStatus(
-        self, request: pb.GetUploadStatusRequest, context: grpc.aio.ServicerContext
+        self, request: pb.GetUploadStatusRequest, context: Context
     ) -> pb.GetUploadStatusResponse:
         status = await self._uploads.status(request.session_token, request.idempotency_key)
         return to_message(status, pb.GetUploadStatusResponse)
 
     @answering
     async def ReportEvaluation(
-        self, request: pb.ReportEvaluationRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
         evaluations = tuple(from_message(e, Evaluation) for e in request.evaluations)
         await self._coordinator.report_evaluation(
@@ -114,7 +110,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
 
     @answering
     async def ReportMetrics(
-        self, request: pb.ReportMetricsRequest, context: grpc.aio.ServicerContext
+        self, request: pb.ReportMetricsRequest, context: Context
     ) -> pb.ReportMetricsResponse:
         self._coordinator.report_progress(
             request.session_token, from_message(request.progress, Progress)
@@ -123,7 +119,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
 
     @answering
     async def Heartbeat(
-        self, request: pb.HeartbeatRequest, context: grpc.aio.ServicerContext
+        self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
         directive = self._coordinator.heartbeat(request.session_token, request.task_id)
         return pb.HeartbeatResponse(
@@ -131,9 +127,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         )
 
     @answering
-    async def Leave(
-        self, request: pb.LeaveRequest, context: grpc.aio.ServicerContext
-    ) -> pb.LeaveResponse:
+    async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         await self._coordinator.leave(request.session_token, request.reason)
         return pb.LeaveResponse()
 

@@ -71,10 +71,13 @@ class AdapterSpec:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise FedLoraError(Reason.INVALID_ARGUMENT, f"adapter.r must be at least 1, got {self.r}")
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT, f"adapter.r must be at least 1, got {self.r}"
+            )
         if not (math.isfinite(self.lora_alpha) and self.lora_alpha > 0):
             raise FedLoraError(
-                Reason.INVALID_ARGUMENT, f"adapter.lora_alpha must be positive, got {self.lora_alpha}"
+                Reason.INVALID_ARGUMENT,
+                f"adapter.lora_alpha must be positive, got {self.lora_alpha}",
             )
         if not 0 <= self.lora_dropout < 1:
             raise FedLoraError(

@@ -205,6 +205,8 @@ def test_the_run_ends_with_a_result_and_the_workers_leave_in_good_order(
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    rounds = [json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").open()]
+    rounds = [
+        json.loads(line) for line in (tmp_path / RUN / "metrics.jsonl").read_text().splitlines()
+    ]
     assert len(rounds) == 4
     assert (tmp_path / RUN / "report.html").stat().st_size > 1000
