@@ -231,7 +231,9 @@ class RunActor:
     async def _drive(self) -> None:
         while not self._state.phase.is_final:
             for name, worker in list(self._state.workers.items()):
-                silent = self._monotonic() - self._last_seen.get(name, 0.0)
+                # One that has registered this very moment may not have been noted yet.
+                heard = self._last_seen.setdefault(name, self._monotonic())
+                silent = self._monotonic() - heard
                 alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
                 if alive and silent > self._worker_timeout:
                     await self._apply_quietly(WorkerLost(name))

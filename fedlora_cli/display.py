@@ -111,7 +111,8 @@ class LiveDisplay:
         parts: list[RenderableType] = []
         if view.rounds:
             latest = sorted(view.rounds)[-_LATEST_ROUNDS:]
-            parts += [rounds_table([view.rounds[r] for r in latest]), Text()]
+            table = rounds_table([view.rounds[r] for r in latest], legend=False)
+            parts += [table, Text()]
         return Group(*parts, head, self._workers())
 
     def _workers(self) -> Table:

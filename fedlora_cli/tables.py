@@ -28,8 +28,8 @@ _COLUMNS = (
 )
 
 
-def rounds_table(reports: Iterable[RoundReport], *, title: str = "") -> Table:
-    """Rounds with scores, certificate, traffic and time; legend below."""
+def rounds_table(reports: Iterable[RoundReport], *, title: str = "", legend: bool = True) -> Table:
+    """Rounds with scores, certificate, traffic and time; what the columns mean below."""
     reports = tuple(reports)
     table = Table(
         title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1)
@@ -42,7 +42,7 @@ def rounds_table(reports: Iterable[RoundReport], *, title: str = "") -> Table:
         )
     for report in reports:
         table.add_row(*round_cells(report, score))
-    if reports:
+    if reports and legend:
         what = score.replace("_", " ") if score else "score"
         table.caption = (
             f"test, held-out, local: {what} on the shared test set, of the published adapter on "

@@ -72,7 +72,7 @@ class RunView:
         if event.type is EventType.UPDATE_COMMITTED:
             worker.completed_steps = worker.total_steps = 0
             size = _number(event.detail, "total_bytes") or 0.0
-            worker.activity = f"sent {size / 1e6:.1f} MB"
+            worker.activity = f"sent {size / 1e6:.2g} MB"
 
     def _apply_to_run(self, event: RunEvent) -> None:
         self.phase = _PHASES.get(event.type, self.phase)

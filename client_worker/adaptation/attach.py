@@ -97,7 +97,14 @@ class AdaptedModel:
                 hint="Set training.gradient_checkpointing = false",
             )
         # The reentrant kind gives no gradients below frozen inputs.
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if hasattr(base, "activation_checkpointing_enable"):
+            base.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": False}
+            )
+        else:  # its name in the first releases of transformers 5
+            base.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
 
     def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The adapter's factors, and the parameters of modules_to_save."""

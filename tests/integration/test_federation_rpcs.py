@@ -356,6 +356,15 @@ async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: P
         watch.cancel()
 
 
+async def test_nobody_is_lost_at_the_moment_of_joining(tmp_path: Path):
+    async with serving(tmp_path, run_spec(num_workers=20)) as served:
+        await asyncio.gather(*(served.worker(f"w-{i}") for i in range(20)))
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test"))
+        types = [m.event.type async for m in watch]
+        assert types.count(admin_pb2.EVENT_TYPE_WORKER_READY) == 20
+        assert admin_pb2.EVENT_TYPE_WORKER_LOST not in types
+
+
 async def test_progress_reaches_those_who_watch(tmp_path: Path):
     async with serving(tmp_path, run_spec()) as served:
         parts = await start_round(served, "w-0", "w-1")

@@ -1,4 +1,4 @@
-"""Base models of a few thousand weights with tokenizers trained on the spot, saved to a folder.
+"""Base models of a few thousand weights and their tokenizers, made on the spot in a folder.
 
 Their layers are not square, so that no test passes with in_features and out_features swapped.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -25,6 +25,8 @@ TEXTS = (
     "library to read and write sound files",
 )
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>")
+
 CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}"
     "{% if add_generation_prompt %}<assistant> {% endif %}"
@@ -39,18 +41,19 @@ REWRITING_TEMPLATE = (
 
 
 def word_tokenizer(*, encoder: bool) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer; with [CLS] and [SEP] around a text for an encoder."""
-    core = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """A WordPiece tokenizer of the words in TEXTS; with [CLS] and [SEP] around a text for an encoder."""
+    words = sorted({word for text in TEXTS for word in text.split()})
+    letters = sorted({letter for word in words for letter in word})
+    pieces = [*SPECIAL, *words, *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    core = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
     core.normalizer = normalizers.BertNormalizer(lowercase=True)
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
-    core.train_from_iterator(
-        TEXTS, trainers.WordPieceTrainer(vocab_size=160, special_tokens=special)
-    )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     if encoder:
         core.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            single="[CLS] $A [SEP]",
+            special_tokens=[(mark, vocabulary[mark]) for mark in ("[CLS]", "[SEP]")],
         )
         names |= {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     else:

@@ -1,3 +1,4 @@
+import os
 import signal
 import threading
 
@@ -45,10 +46,16 @@ def test_no_except_exception_swallows_a_stop():
 
 def test_outside_a_window_the_handler_raises_nothing_but_cancels_what_waits():
     stop, cancelled = StopRequest(), threading.Event()
-    with stop.handling_signals(), pytest.raises(Stopped), stop.cancelling(cancelled.set):
-        signal.raise_signal(signal.SIGTERM)
-        assert cancelled.wait(10)  # the handler has returned: only another thread can have done it
-        raise FedLoraError(Reason.UNAVAILABLE, "the call was cancelled")
+
+    def call() -> None:
+        with stop.cancelling(cancelled.set):
+            signal.raise_signal(signal.SIGTERM)
+            # The handler has returned: only another thread can cancel now.
+            assert cancelled.wait(10)
+            raise FedLoraError(Reason.UNAVAILABLE, "the call was cancelled")
+
+    with stop.handling_signals(), pytest.raises(Stopped):
+        call()
 
 
 def test_a_call_begun_after_the_request_is_cancelled_at_once():
@@ -91,7 +98,7 @@ def test_other_threads_calls_go_on():
 
 def test_a_pause_ends_with_the_signal():
     stop = StopRequest()
-    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGTERM])
+    timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM])
     with stop.handling_signals():
         timer.start()
         with pytest.raises(Stopped):
