@@ -8,7 +8,8 @@ import sys
 from aggregator_service.app import serve
 from aggregator_service.config import AggregatorConfig
 from fedlora.config import load_config
-from fedlora.errors import FedLoraError, Reason
+from fedlora.errors import FedLoraError
+from fedlora.exit_codes import exit_code_of
 from fedlora.telemetry.logs import configure_logging
 
 __all__ = ["main"]
@@ -22,7 +23,7 @@ def main() -> int:
         return asyncio.run(serve(config.build("server", AggregatorConfig), config.run))
     except FedLoraError as error:
         print(f"fedlora-aggregator: {error}", file=sys.stderr)  # noqa: T201
-        return 2 if error.reason in (Reason.INVALID_CONFIG, Reason.INVALID_ARGUMENT) else 1
+        return exit_code_of(error)
 
 
 if __name__ == "__main__":

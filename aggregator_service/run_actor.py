@@ -351,7 +351,8 @@ class RunActor:
         )
         await self._store.call(lambda s: s.commit(transaction))
         self._state = state
-        if certificates:
+        if certificates or reports:
+            # Report and certificate become ready in either order; whoever looks gets both.
             reports = await self._store.call(lambda s: s.reports(state.run_id))
         self._notify()
         self._observer.committed(state, events, reports)

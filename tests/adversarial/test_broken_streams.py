@@ -70,7 +70,7 @@ def test_no_three_messages_can_be_lost_unnoticed():
             try:
                 sequence.accept(offset, len(data))
             except FedLoraError as error:
-                assert error.reason is Reason.OFFSET_MISMATCH
+                assert error.reason is Reason.OFFSET_MISMATCH  # noqa: PT017
                 break
             accepted += 1
         assert accepted == gone[0]

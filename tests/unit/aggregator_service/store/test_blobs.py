@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import errno
 import hashlib
+import os
+import random
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save
 from support.adversarial_files import manifest, tensors
 
-from aggregator_service.store import blobs as blobs_module
 from aggregator_service.store.blobs import BlobStore, UploadWriter
 from fedlora.errors import FedLoraError, Reason
 
@@ -110,21 +110,58 @@ def test_files_in_the_making_are_swept_at_start(tmp_path: Path):
     assert files(tmp_path) == []
 
 
-def test_a_full_disk_is_said_so_and_the_upload_can_be_resumed(tmp_path: Path, monkeypatch):
+def test_an_upload_nobody_went_on_with_for_a_week_is_swept_at_start(tmp_path: Path):
     store = BlobStore(tmp_path)
+    for key in ("old", "new"):
+        writer = open_upload(store, key)
+        writer.write(0, DATA[:100])
+        writer.suspend()
+        if key == "old":
+            (part,) = (tmp_path / "uploads").iterdir()
+            week_ago = part.stat().st_mtime - 7 * 24 * 3600 - 60
+            os.utime(part, (week_ago, week_ago))
+    store = BlobStore(tmp_path)
+    assert store.durable_bytes("old") == 0
+    assert store.durable_bytes("new") == 100
+
+
+def test_every_bit_of_a_blob_is_under_its_digest(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    for seed in range(200):
+        made = store.new_temporary()
+        made.write_bytes(DATA)
+        sha256 = store.adopt(made)
+        bit = random.Random(seed).randrange(8 * len(DATA))
+        data = bytearray(DATA)
+        data[bit // 8] ^= 1 << bit % 8
+        store.path(sha256).write_bytes(data)
+        with pytest.raises(FedLoraError) as caught:
+            store.verify(sha256)
+        assert caught.value.reason is Reason.STATE_CORRUPT, f"bit {bit}"
+
+
+def test_a_missing_blob_is_said_to_be_missing(tmp_path: Path):
+    with pytest.raises(FedLoraError, match="found no file") as caught:
+        BlobStore(tmp_path).verify("a" * 64)
+    assert caught.value.reason is Reason.STATE_CORRUPT
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"]
+)
+def test_only_a_digest_has_a_path(tmp_path: Path, name: str):
+    with pytest.raises(AssertionError, match="no SHA-256"):
+        BlobStore(tmp_path).path(name)
+
+
+def test_equal_files_are_one_blob(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    for _ in range(2):
+        made = store.new_temporary()
+        made.write_bytes(DATA)
+        store.adopt(made)
     writer = open_upload(store)
     writer.write(0, DATA)
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(blobs_module.os, "fsync", full)
-        with pytest.raises(FedLoraError) as caught:
-            writer.commit(len(DATA), DIGEST)
-        assert caught.value.reason is Reason.OUT_OF_SPACE
-        writer.suspend()
-    writer = open_upload(store)
-    assert writer.offset == len(DATA)
     writer.commit(len(DATA), DIGEST)
+    assert files(tmp_path) == [DIGEST.hex()]
     store.verify(DIGEST.hex())
