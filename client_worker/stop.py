@@ -3,18 +3,23 @@
 - A training step looks at `requested`.
 - A call to the server runs inside `cancelling(call.cancel)`, a pause is `sleep`: both end at once
   and raise `Stopped`.
-- Loading a model and evaluating can do neither, so they run inside `window()`, in which the signal
-  handler itself raises `Stopped`, the way Ctrl-C does.
+- Loading a model and evaluating can do neither, so they run inside `window()`, in which a signal
+  handler raises `Stopped`, the way Ctrl-C does.
 
-The handler raises nowhere else, least of all inside gRPC: an exception between the lines of
-somebody's locking leaves the lock taken, and every later call waits for it (measured: two hangs in
-forty stops). Outside windows it only puts the signal into a queue; a thread takes it from there and
-cancels what is to be cancelled. A second signal meets the default action and ends the process.
+Two things that were measured decide the rest. An exception raised by a handler inside gRPC leaves
+gRPC's locks taken, and every later call waits for them: so no handler raises outside a window. And
+a main thread that waits for a lock may never run a handler: so signals are read from a pipe, which
+C code fills wherever the signal arrived, by a thread that then cancels what is to be cancelled and
+wakes the main thread with SIGURG, a signal that means nothing to anybody else, until it has left
+its window.
+
+A second signal ends the process on the spot, with code 128 + its number.
 """
 
 from __future__ import annotations
 
-import queue
+import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +31,8 @@ from fedlora.exit_codes import ExitCode
 __all__ = ["StopRequest", "Stopped"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_WAKE = signal.SIGURG
+_WAKE_SECONDS = 0.05
 
 
 class Stopped(BaseException):
@@ -43,7 +50,6 @@ class StopRequest:
         self._signal: signal.Signals | None = None
         self._armed = False
         self._owner = threading.get_ident()
-        self._arrived: queue.SimpleQueue[signal.Signals | None] = queue.SimpleQueue()
         self._noticed = threading.Event()
         self._lock = threading.Lock()
         self._cancels: list[Callable[[], object]] = []
@@ -68,7 +74,7 @@ class StopRequest:
         return ExitCode.INTERRUPTED if self._signal is signal.SIGINT else ExitCode.OK
 
     def request(self, signum: signal.Signals = signal.SIGTERM) -> None:
-        """Asks the process to end; from any thread, but not from a signal handler."""
+        """Asks the process to end; from any thread."""
         self._signal = signum
         with self._lock:
             self._noticed.set()
@@ -117,27 +123,42 @@ class StopRequest:
     @contextmanager
     def handling_signals(self) -> Iterator[None]:
         """Takes SIGTERM and SIGINT for as long as it lasts; only in the main thread."""
-        before = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
-        watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        before = {s: signal.signal(s, self._on_signal) for s in (*_SIGNALS, _WAKE)}
+        arrivals, arrived = os.pipe()
+        os.set_blocking(arrived, False)
+        before_pipe = signal.set_wakeup_fd(arrived, warn_on_full_buffer=False)
+        main = threading.get_ident()
+        watcher = threading.Thread(
+            target=self._watch, args=(arrivals, main), name="signals", daemon=True
+        )
         watcher.start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(before_pipe)
             for signum, handler in before.items():
                 signal.signal(signum, handler)
-            self._arrived.put(None)
+            os.close(arrived)
             watcher.join()
+            os.close(arrivals)
 
-    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
-        # SimpleQueue.put is reentrant; locks and events are not.
-        self._signal = signal.Signals(signum)
-        self._arrived.put(self._signal)
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        if self._armed:
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        if self._armed and self.requested:
             self._armed = False
             raise Stopped
 
-    def _watch(self) -> None:
-        while (signum := self._arrived.get()) is not None:
-            self.request(signum)
+    def _watch(self, arrivals: int, main: int) -> None:
+        while True:
+            waking = self._armed and self.requested
+            ready, _, _ = select.select([arrivals], [], [], _WAKE_SECONDS if waking else None)
+            numbers = os.read(arrivals, 64) if ready else b""
+            if ready and not numbers:
+                return
+            asked = [number for number in numbers if number in _SIGNALS]
+            for number in asked:
+                if self.requested:
+                    os._exit(128 + number)
+                self.request(signal.Signals(number))
+            # Its own wake-up calls come through the pipe, too: they are not to be answered.
+            if self._armed and self.requested and (asked or not ready):
+                signal.pthread_kill(main, _WAKE)

@@ -63,6 +63,8 @@ def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) ->
         # Padding is masked and has no loss, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.pad_token_id = tokenizer.pad_token_id
+    # A cache of keys and values is for generation; it also stands against packing.
+    model.config.use_cache = False
     found = fingerprint(model.state_dict(), trained=spec.modules_to_save)
     if base.fingerprint and found != base.fingerprint:
         raise FedLoraError(

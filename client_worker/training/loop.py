@@ -11,6 +11,7 @@ however it is cut into forward passes, also where they hold unequal numbers of t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,6 @@ def train_round(
     peaks = [group["lr"] for group in optimizer.param_groups]
     share = round_factor(spec.schedule, round=course.round, num_rounds=course.num_rounds)
     scaler = precision.scaler()
-    trained = [p for group in parameters for p in group]
     order = batches_of_round(
         [e.num_tokens for e in examples],
         batch_size=spec.batch_size,
@@ -117,18 +117,9 @@ def train_round(
             )
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            batches = list(
-                _micro_batches([examples[i] for i in chosen], spec, pad_id, per_token=per_token)
-            )
+            batches = _micro_batches([examples[i] for i in chosen], spec, pad_id, per_token)
             targets = max(1, sum(b.num_targets for b in batches))
-            loss = 0.0
-            for batch in batches:
-                placed = batch.to(precision.device)
-                with precision.autocast():
-                    logits = forward(model, placed.inputs)
-                summed = loss_sum(logits, placed.targets)
-                scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
-                loss += float(summed.detach())
+            loss = _backward(model, batches, targets, precision, scaler)
             if not math.isfinite(loss):
                 raise FedLoraError(
                     Reason.NOT_FINITE,
@@ -137,7 +128,7 @@ def train_round(
                 )
             scaler.unscale_(optimizer)
             if spec.max_gradient_norm > 0:
-                nn.utils.clip_grad_norm_(trained, spec.max_gradient_norm)
+                nn.utils.clip_grad_norm_(itertools.chain(*parameters), spec.max_gradient_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -156,6 +147,25 @@ def train_round(
     )
 
 
+def _backward(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    targets: int,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+) -> float:
+    """Adds the gradient of the step's mean loss; returns the sum of losses over its targets."""
+    loss = 0.0
+    for batch in batches:
+        placed = batch.to(precision.device)
+        with precision.autocast():
+            logits = forward(model, placed.inputs)
+        summed = loss_sum(logits, placed.targets)
+        scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
+        loss += float(summed.detach())
+    return loss
+
+
 def _optimizer(
     parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]], spec: TrainingSpec
 ) -> torch.optim.Optimizer:
@@ -167,15 +177,13 @@ def _optimizer(
 
 
 def _micro_batches(
-    examples: list[EncodedExample], spec: TrainingSpec, pad_id: int, *, per_token: bool
-) -> Iterator[Batch]:
+    examples: Sequence[EncodedExample], spec: TrainingSpec, pad_id: int, per_token: bool
+) -> list[Batch]:
     size = spec.micro_batch_size or spec.batch_size
-    for begin in range(0, len(examples), size):
-        members = examples[begin : begin + size]
-        if spec.packing:
-            yield pack(members, pad_id=pad_id, max_tokens=spec.max_sequence_tokens)
-        else:
-            yield pad(members, pad_id=pad_id, per_token=per_token)
+    parts = [examples[begin : begin + size] for begin in range(0, len(examples), size)]
+    if spec.packing:
+        return [pack(part, pad_id=pad_id, max_tokens=spec.max_sequence_tokens) for part in parts]
+    return [pad(part, pad_id=pad_id, per_token=per_token) for part in parts]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -28,9 +27,7 @@ class ScoreSums:
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits, B x V of a classifier or B x T x V of a causal LM, in float32."""
-    # A cache of keys and values is for generation; it also blocks checkpointing and packing.
-    options: dict[str, Any] = {"use_cache": False} if _has_cache(model) else {}
-    logits: Tensor = model(**inputs, **options).logits
+    logits: Tensor = model(**inputs).logits
     return logits.float()
 
 
@@ -52,10 +49,4 @@ def score_sums(logits: Tensor, batch: Batch) -> ScoreSums:
     return ScoreSums(
         loss=float((losses_BT.sum(1) / counts_B).double().sum()),
         correct=float((correct_BT.sum(1) / counts_B).double().sum()),
-    )
-
-
-def _has_cache(model: nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "is_decoder", False)) or hasattr(
-        getattr(model, "config", None), "use_cache"
     )

@@ -23,7 +23,7 @@ from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import decode
 from fedlora.tensors.verifier import PayloadVerifier
 
-# Some 3 ms in fact; the bound has to hold on any machine under any load.
+# Less than 50 ms in fact; the bound has to hold on any machine under any load.
 MOST_CPU_SECONDS = 1.0
 MOST_MEMORY_BYTES = 32 * 1024**2
 

@@ -41,7 +41,7 @@ REWRITING_TEMPLATE = (
 
 
 def word_tokenizer(*, encoder: bool) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer of the words in TEXTS; with [CLS] and [SEP] around a text for an encoder."""
+    """A WordPiece tokenizer of the words in TEXTS; for an encoder with [CLS] and [SEP] around."""
     words = sorted({word for text in TEXTS for word in text.split()})
     letters = sorted({letter for word in words for letter in word})
     pieces = [*SPECIAL, *words, *letters, *(f"##{letter}" for letter in letters)]

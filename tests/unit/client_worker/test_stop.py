@@ -1,5 +1,6 @@
-import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,14 +10,28 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 
 
+def noticed(stop: StopRequest) -> None:
+    """Returns once the signal just raised has become a request."""
+    with pytest.raises(Stopped):
+        stop.sleep(60)
+
+
 @pytest.mark.parametrize(
     ("signum", "code"),
     [(signal.SIGTERM, ExitCode.OK), (signal.SIGINT, ExitCode.INTERRUPTED)],
 )
-def test_a_signal_within_a_window_raises_and_sets_the_exit_code(signum: signal.Signals, code: int):
+def test_a_signal_ends_a_wait_for_a_lock_within_a_window(signum: signal.Signals, code: int):
     stop = StopRequest()
-    with stop.handling_signals(), pytest.raises(Stopped), stop.window():
-        signal.raise_signal(signum)
+    # To a thread of its own: the main thread is not interrupted by the signal itself.
+    elsewhere = threading.Timer(0.05, signal.raise_signal, [signum])
+
+    def work() -> None:
+        with stop.window():
+            elsewhere.start()
+            threading.Event().wait()
+
+    with stop.handling_signals(), pytest.raises(Stopped):
+        work()
     assert stop.exit_code == code
     assert signum.name in stop.reason
 
@@ -25,19 +40,31 @@ def test_outside_a_window_nothing_is_interrupted_and_the_next_window_does_not_op
     stop = StopRequest()
     with stop.handling_signals():
         signal.raise_signal(signal.SIGTERM)
-        assert stop.requested
+        noticed(stop)
         with pytest.raises(Stopped), stop.window():
             pytest.fail("the window opened")
 
 
-def test_after_the_first_signal_the_second_meets_the_default_action():
-    stop = StopRequest()
-    before = signal.getsignal(signal.SIGTERM)
-    with stop.handling_signals():
-        signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_what_took_the_signals_before_takes_them_afterwards():
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    with StopRequest().handling_signals():
+        assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] != before
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert not [t for t in threading.enumerate() if t.name == "signals"]
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_on_the_spot(second: signal.Signals):
+    script = (
+        "import signal, threading\n"
+        "from client_worker.stop import StopRequest\n"
+        "with StopRequest().handling_signals():\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        f"    signal.raise_signal({int(second)})\n"
+        "    threading.Event().wait()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 128 + second
 
 
 def test_no_except_exception_swallows_a_stop():
@@ -98,7 +125,7 @@ def test_other_threads_calls_go_on():
 
 def test_a_pause_ends_with_the_signal():
     stop = StopRequest()
-    timer = threading.Timer(0.05, os.kill, [os.getpid(), signal.SIGTERM])
+    timer = threading.Timer(0.05, signal.raise_signal, [signal.SIGTERM])
     with stop.handling_signals():
         timer.start()
         with pytest.raises(Stopped):

@@ -1,137 +1,42 @@
+"""What only the SQLite store has: a file, a disk, and a process that may be killed."""
+
 from __future__ import annotations
 
+import os
+import random
 import sqlite3
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from support.runs import MachineDriver, run_spec
+from support.runs import run_spec
 
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import AdapterRecord
-from aggregator_service.store.lock import StateLock
-from aggregator_service.store.migrations import SCHEMA_VERSION
+from aggregator_service.rounds.state import RunState
 from aggregator_service.store.sqlite import SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.report import Certificate, CertificateEntry, EventType, RoundReport, RunEvent
+from fedlora.runs.report import EventType, RunEvent
 
-NAN = float("nan")
-ENTRY = CertificateEntry(
-    ideal_norm=1.0,
-    change_norm=0.5,
-    relative_error=0.1,
-    factor_mean_error=0.2,
-    lower_bound=0.05,
-    relative_error_vs_change=0.2,
-    factor_mean_error_vs_change=0.4,
-    lower_bound_vs_change=0.1,
-    gap_closed=NAN,
-    rank=4,
-    effective_rank=2.5,
-)
+TESTS = Path(__file__).parents[3]
+STATE = RunState(run_id="r", spec=run_spec(), created_at=0.0)
 
 
-@pytest.fixture
-def driver() -> MachineDriver:
-    driver = MachineDriver(run_spec(slots=2))
-    driver.start_training("w-0", "w-1")
-    return driver
-
-
-@pytest.fixture
-def store(tmp_path: Path):
-    store = SqliteStateStore(tmp_path / "db")
-    yield store
-    store.close()
-
-
-def event(sequence: int) -> RunEvent:
-    return RunEvent(
-        sequence=sequence, type=EventType.ROUND_STARTED, time=1.5, detail={"cohort": ["a"]}
+def events(first: int, last: int, text: str = "") -> tuple[RunEvent, ...]:
+    return tuple(
+        RunEvent(sequence=i, type=EventType.RUN_CREATED, time=0.0, detail={"text": text})
+        for i in range(first, last + 1)
     )
 
 
-def test_a_run_comes_back_as_it_was_stored(tmp_path: Path, driver: MachineDriver):
+def test_what_was_committed_is_there_after_a_restart(tmp_path: Path):
     store = SqliteStateStore(tmp_path / "db")
-    driver.commit("w-0")
-    store.commit(Transaction(state=driver.state, clock=12.5, events=(event(1),)))
+    store.commit(Transaction(state=STATE, clock=12.5, events=events(1, 3)))
     store.close()
     again = SqliteStateStore(tmp_path / "db")
-    assert again.load_runs() == ((driver.state, 12.5),)
-    assert again.events(driver.state.run_id) == (event(1),)
+    assert again.load_runs() == ((STATE, 12.5),)
+    assert again.events("r") == events(1, 3)
     again.close()
-
-
-def test_a_transaction_is_all_or_nothing(store: SqliteStateStore, driver: MachineDriver):
-    update = driver.update("w-0")
-    store.commit(Transaction(state=driver.state, clock=1.0, updates=(update,)))
-    changed = replace(driver.state, reason="never stored")
-    for twin in (
-        replace(update, update_id="x", idempotency_key="other"),
-        replace(update, update_id="x", worker="w-1"),
-    ):
-        with pytest.raises(FedLoraError) as caught:
-            store.commit(Transaction(state=changed, clock=2.0, events=(event(1),), updates=(twin,)))
-        assert caught.value.reason is Reason.ALREADY_EXISTS
-    assert store.load_runs() == ((driver.state, 1.0),)
-    assert store.events(driver.state.run_id) == ()
-    assert store.updates(driver.state.run_id, 1) == (update,)
-    assert store.update_by_key(driver.state.run_id, update.idempotency_key) == update
-    assert store.update_by_key(driver.state.run_id, "unknown") is None
-
-
-def test_two_runs_of_one_name_cannot_be(store: SqliteStateStore, driver: MachineDriver):
-    store.commit(Transaction(state=driver.state, clock=0.0))
-    with pytest.raises(FedLoraError) as caught:
-        store.commit(Transaction(state=replace(driver.state, run_id="run-2"), clock=0.0))
-    assert caught.value.reason is Reason.ALREADY_EXISTS
-
-
-def test_a_published_version_never_changes(store: SqliteStateStore, driver: MachineDriver):
-    adapter = AdapterRecord(version=1, round=1, sha256="a" * 64, total_bytes=9, rank=4)
-    store.commit(Transaction(state=driver.state, clock=0.0, adapters=(adapter,)))
-    with pytest.raises(FedLoraError):
-        store.commit(
-            Transaction(
-                state=driver.state, clock=0.0, adapters=(replace(adapter, sha256="b" * 64),)
-            )
-        )
-    assert store.adapter(driver.state.run_id, 1) == adapter
-    assert store.adapter(driver.state.run_id, 2) is None
-    assert store.adapters(driver.state.run_id) == (adapter,)
-
-
-def test_a_certificate_joins_its_report_later_and_keeps_its_nan(
-    store: SqliteStateStore, driver: MachineDriver
-):
-    run_id = driver.state.run_id
-    report = RoundReport(
-        round=1,
-        method="fedit",
-        base_version=0,
-        adapter_version=1,
-        adapter_sha256="a" * 64,
-        cohort=("w-0",),
-        updates=(),
-    )
-    store.commit(Transaction(state=driver.state, clock=0.0, reports=(report,)))
-    assert store.reports(run_id) == (report,)
-    assert store.certified_rounds(run_id) == frozenset()
-    certificate = Certificate(method="fedit", overall=ENTRY, modules=(ENTRY,))
-    store.commit(Transaction(state=driver.state, clock=0.0, certificates=((1, certificate),)))
-    (found,) = store.reports(run_id)
-    assert store.certified_rounds(run_id) == {1}
-    assert found.certificate is not None
-    assert found.certificate.overall.gap_closed != found.certificate.overall.gap_closed
-    assert replace(found.certificate.overall, gap_closed=0.0) == replace(ENTRY, gap_closed=0.0)
-
-
-def test_events_are_paged_from_any_sequence(store: SqliteStateStore, driver: MachineDriver):
-    events = tuple(event(i) for i in range(1, 8))
-    store.commit(Transaction(state=driver.state, clock=0.0, events=events))
-    run_id = driver.state.run_id
-    assert store.events(run_id, first_sequence=3, limit=2) == events[2:4]
-    assert store.events(run_id, first_sequence=2**64) == ()
 
 
 def test_every_commit_is_synced_not_only_written(tmp_path: Path):
@@ -144,28 +49,99 @@ def test_every_commit_is_synced_not_only_written(tmp_path: Path):
     assert pragma == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
-def test_a_state_of_a_newer_program_is_refused_naming_both_versions(tmp_path: Path):
-    SqliteStateStore(tmp_path / "db").close()
-    with sqlite3.connect(tmp_path / "db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
-    with pytest.raises(FedLoraError, match=f"schema 99.*{SCHEMA_VERSION}"):
-        SqliteStateStore(tmp_path / "db")
+def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path):
+    """Void unless at least 20 commits were acknowledged around each kill."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    script = [sys.executable, str(TESTS / "support" / "store_process.py"), str(tmp_path)]
+    acknowledged, generator = 0, random.Random(7)
+    for _ in range(3):
+        wanted = acknowledged + generator.randrange(20, 60)
+        with subprocess.Popen(script, stdout=subprocess.PIPE, text=True, env=environment) as writer:
+            assert writer.stdout is not None
+            while acknowledged < wanted:
+                line = writer.stdout.readline()
+                assert line, f"the process ended with {writer.wait()}"
+                assert int(line) in (acknowledged + 1, acknowledged + 2)
+                acknowledged = int(line)
+            writer.kill()
+            rest = [int(line) for line in writer.stdout.read().split("\n")[:-1]]
+        acknowledged = max([acknowledged, *rest])
+        store = SqliteStateStore(tmp_path / "state.db")
+        ((state, clock),) = store.load_runs()
+        # One commit may have been made whose acknowledgement nobody heard.
+        assert state.last_sequence in (acknowledged, acknowledged + 1)
+        assert clock == state.last_sequence
+        stored = range(1, state.last_sequence + 1)
+        assert [e.sequence for e in store.events("r", limit=10**6)] == list(stored)
+        assert {u.update_id for u in store.updates("r", 1)} == {f"u-{i}" for i in stored}
+        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        store.close()
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
-    (tmp_path / "db").write_bytes(b"not a database" * 1000)
-    with pytest.raises(FedLoraError) as caught:
+def test_a_full_disk_refuses_the_transaction_and_takes_the_next_once_there_is_room(tmp_path: Path):
+    store = SqliteStateStore(tmp_path / "db")
+    store.commit(Transaction(state=STATE, clock=1.0, events=events(1, 1)))
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    large = Transaction(state=STATE, clock=2.0, events=events(2, 50, "x" * 4000))
+    with pytest.raises(FedLoraError, match="cannot grow") as caught:
+        store.commit(large)
+    assert caught.value.reason is Reason.OUT_OF_SPACE
+    assert store.load_runs() == ((STATE, 1.0),)
+    assert store.events("r") == events(1, 1)
+    store._db.execute("PRAGMA max_page_count = 100000")
+    store.commit(large)
+    assert len(store.events("r")) == 50
+    store.close()
+
+
+# --- files that are no store ----------------------------------------------------------------
+
+
+def filled(path: Path) -> bytes:
+    store = SqliteStateStore(path)
+    store.commit(Transaction(state=STATE, clock=1.0, events=events(1, 200, "x" * 200)))
+    store.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9])
+def test_a_database_cut_short_is_damaged(tmp_path: Path, kept: float):
+    data = filled(tmp_path / "db")
+    (tmp_path / "db").write_bytes(data[: int(kept * len(data))])
+    with pytest.raises(FedLoraError, match="is damaged") as caught:
         SqliteStateStore(tmp_path / "db")
     assert caught.value.reason is Reason.STATE_CORRUPT
 
 
-def test_a_state_directory_has_one_owner_and_names_it(tmp_path: Path):
-    import os
+def test_a_database_with_a_page_overwritten_is_damaged(tmp_path: Path):
+    data = bytearray(filled(tmp_path / "db"))
+    for page in range(4096, len(data), 4096):
+        damaged = data.copy()
+        damaged[page : page + 100] = b"\xff" * 100
+        (tmp_path / "db").write_bytes(damaged)
+        with pytest.raises(FedLoraError) as caught:
+            SqliteStateStore(tmp_path / "db")
+        assert caught.value.reason is Reason.STATE_CORRUPT, f"page at {page}"
 
-    lock = StateLock(tmp_path)
-    with pytest.raises(FedLoraError, match=str(os.getpid())) as caught:
-        StateLock(tmp_path)
-    assert caught.value.reason is Reason.STATE_LOCKED
-    lock.release()
-    StateLock(tmp_path).release()
+
+def test_a_file_that_is_no_database_is_damaged(tmp_path: Path):
+    (tmp_path / "db").write_bytes(b"not a database" * 1000)
+    with pytest.raises(FedLoraError, match="is damaged") as caught:
+        SqliteStateStore(tmp_path / "db")
+    assert caught.value.reason is Reason.STATE_CORRUPT
+
+
+def test_a_path_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
+    (tmp_path / "db").mkdir()
+    with pytest.raises(FedLoraError, match="cannot be opened") as caught:
+        SqliteStateStore(tmp_path / "db")
+    assert caught.value.reason is Reason.UNAVAILABLE
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_the_disk(tmp_path: Path):
+    store = SqliteStateStore(tmp_path / "db")
+    store._db.execute("DROP TABLE reports")
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        store.reports("r")
+    store.close()

@@ -9,7 +9,7 @@ import pytest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import tensor_pb2
-from fedlora.wire.stream import receive_payload
+from fedlora.wire.stream import ChunkSequence, receive_payload
 
 DATA = bytes(range(200)) * 5
 CHUNK = 25
@@ -85,3 +85,52 @@ def test_repeated_oversized_and_foreign_messages_are_refused():
     with pytest.raises(FedLoraError) as caught:
         receive(whole, max_chunk_bytes=CHUNK - 1)
     assert caught.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        tensor_pb2.PayloadCommit(total_bytes=len(DATA) - 1, sha256=hashlib.sha256(DATA).digest()),
+        tensor_pb2.PayloadCommit(total_bytes=len(DATA), sha256=bytes(32)),
+        tensor_pb2.PayloadCommit(),
+    ],
+)
+def test_a_commit_that_contradicts_the_header_is_refused(commit: tensor_pb2.PayloadCommit):
+    with pytest.raises(FedLoraError, match="the header names 1000 bytes") as caught:
+        receive([*messages()[:-1], pb.PullAdapterResponse(commit=commit)])
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_what_follows_the_commit_is_not_read():
+    stream = iter([*messages(), pb.PullAdapterResponse(header=pb.AdapterHeader())])
+    received = bytearray()
+    receive_payload(
+        stream,
+        total_bytes=len(DATA),
+        sha256=hashlib.sha256(DATA).digest(),
+        max_chunk_bytes=CHUNK,
+        sink=received.extend,
+    )
+    assert received == DATA
+    assert next(stream).WhichOneof("message") == "header"
+
+
+def test_a_refused_chunk_leaves_the_sequence_where_it_was():
+    sequence = ChunkSequence(total_bytes=100, max_chunk_bytes=10, start_offset=20)
+    for offset, size, reason in (
+        (19, 5, Reason.OFFSET_MISMATCH),
+        (21, 5, Reason.OFFSET_MISMATCH),
+        (20, 0, Reason.INVALID_ARGUMENT),
+        (20, 11, Reason.TOO_LARGE),
+    ):
+        with pytest.raises(FedLoraError) as caught:
+            sequence.accept(offset, size)
+        assert caught.value.reason is reason
+        assert sequence.offset == 20
+    for offset in range(20, 90, 10):
+        sequence.accept(offset, 10)
+    with pytest.raises(FedLoraError, match="100 bytes were declared") as caught:
+        ChunkSequence(total_bytes=100, max_chunk_bytes=50, start_offset=60).accept(60, 41)
+    assert caught.value.reason is Reason.TOO_LARGE
+    sequence.accept(90, 10)
+    assert sequence.offset == sequence.total_bytes
