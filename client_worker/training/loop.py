@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from client_worker.data.batches import batches_of_round, num_steps
 from client_worker.data.collate import Batch, pack, pad
@@ -70,6 +70,7 @@ def train_round(
     per_token: bool,
     on_progress: Callable[[int, int, Mapping[str, float]], None],
     should_abandon: Callable[[], bool],
+    offsets_V: Tensor | None = None,
 ) -> RoundResult:
     """Trains in place.
 
@@ -84,6 +85,7 @@ def train_round(
         per_token: targets are tokens (causal LM).
         on_progress: called after each step with steps done, steps in all, and loss and rate.
         should_abandon: asked before each step.
+        offsets_V: added to the logits (`objective.label_offsets`).
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
@@ -119,7 +121,7 @@ def train_round(
                 group["lr"] = peak * factor
             batches = _micro_batches([examples[i] for i in chosen], spec, pad_id, per_token)
             targets = max(1, sum(b.num_targets for b in batches))
-            loss = _backward(model, batches, targets, precision, scaler)
+            loss = _backward(model, batches, targets, precision, scaler, offsets_V)
             if not math.isfinite(loss):
                 raise FedLoraError(
                     Reason.NOT_FINITE,
@@ -153,6 +155,7 @@ def _backward(
     targets: int,
     precision: Precision,
     scaler: torch.amp.GradScaler,
+    offsets_V: Tensor | None,
 ) -> float:
     """Adds the gradient of the step's mean loss; returns the sum of losses over its targets."""
     loss = 0.0
@@ -160,7 +163,7 @@ def _backward(
         placed = batch.to(precision.device)
         with precision.autocast():
             logits = forward(model, placed.inputs)
-        summed = loss_sum(logits, placed.targets)
+        summed = loss_sum(logits, placed.targets, offsets_V)
         scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
         loss += float(summed.detach())
     return loss

@@ -5,16 +5,20 @@ Shape suffixes: B rows, T tokens, V classes or vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from client_worker.data.collate import Batch
 from client_worker.data.encoding import IGNORED
 
-__all__ = ["ScoreSums", "forward", "loss_sum", "score_sums"]
+__all__ = ["ScoreSums", "forward", "label_offsets", "loss_sum", "score_sums"]
+
+_LEAST_SHARE = 1e-9
+"""of a label the worker does not have: its logit then takes no part in the worker's softmax"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,34 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits.float()
 
 
-def loss_sum(logits: Tensor, targets: Tensor) -> Tensor:
+def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -> Tensor | None:
+    """What is added to the logits while training on labels that are not evenly spread.
+
+    A worker whose labels are skewed learns first of all how frequent they are *there*, and the
+    mean of such heads knows nothing anywhere. With `strength * log(share of label)` added to the
+    logits in training only, the frequencies need not be learnt (Menon et al. 2021, "Long-tail
+    learning via logit adjustment", arXiv:2007.07314, Eq. 10; for skewed federated clients: Zhang
+    et al. 2022, arXiv:2209.00189).
+
+    Args:
+        targets: the worker's labels, one an example.
+        num_labels: V.
+        strength: 1 is the balanced softmax.
+
+    Returns:
+        V numbers, or None where strength is 0.
+    """
+    if strength == 0:
+        return None
+    counts_V = torch.bincount(torch.tensor(targets), minlength=num_labels).double()
+    shares_V = (counts_V / counts_V.sum()).clamp(min=_LEAST_SHARE)
+    return (strength * shares_V.log()).float()
+
+
+def loss_sum(logits: Tensor, targets: Tensor, offsets_V: Tensor | None = None) -> Tensor:
     """Cross-entropy summed over all targets that are not IGNORED."""
+    if offsets_V is not None:
+        logits = logits + offsets_V.to(logits.device)
     return cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )

@@ -18,6 +18,7 @@ from client_worker.data.local_data import load_local_data
 from client_worker.device import torch_device
 from client_worker.training.evaluate import score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
+from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
@@ -58,6 +59,15 @@ class LocalTrainer:
         self._data = data
         self._precision = precision
         self._per_token = run.adapter.task_type is TaskType.CAUSAL_LM
+        self._offsets_V = (
+            None
+            if self._per_token
+            else label_offsets(
+                [e.targets[0] for e in data.train],
+                num_labels=len(run.adapter.labels),
+                strength=run.training.logit_adjustment,
+            )
+        )
 
     @classmethod
     def create(
@@ -92,6 +102,13 @@ class LocalTrainer:
                 Reason.INVALID_CONFIG,
                 f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
                 hint="Set training.packing = false",
+            )
+        if training.logit_adjustment and spec.task_type is TaskType.CAUSAL_LM:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "training.logit_adjustment is for sequence_classification, and the task is "
+                f"{spec.task_type.value}",
+                hint="Set training.logit_adjustment = 0",
             )
         if threads:
             torch.set_num_threads(threads)
@@ -173,6 +190,7 @@ class LocalTrainer:
             per_token=self._per_token,
             on_progress=on_progress,
             should_abandon=should_abandon,
+            offsets_V=self._offsets_V,
         )
         return TrainingOutcome(
             num_examples=self.num_train_examples,

@@ -170,6 +170,9 @@ class TrainingSpec:
     """trade time for memory"""
     packing: bool = False
     """pack several examples into one sequence (causal_lm)"""
+    logit_adjustment: float = 0.0
+    """correction for a worker's own label frequencies while it trains (sequence_classification):
+    logits get this times the log of each label's share; 1 is the balanced softmax, 0 is none"""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -189,6 +192,8 @@ class TrainingSpec:
             raise _invalid("training.max_sequence_tokens must be at least 2")
         if not 0 <= self.warmup_fraction < 1:
             raise _invalid("training.warmup_fraction must lie in [0, 1)")
+        if self.logit_adjustment < 0:
+            raise _invalid("training.logit_adjustment must not be negative")
         if self.max_gradient_norm < 0 or self.weight_decay < 0:
             raise _invalid(
                 "training.max_gradient_norm and training.weight_decay must not be negative"

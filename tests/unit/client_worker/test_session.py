@@ -58,5 +58,5 @@ def test_every_state_can_be_reached_and_gone_is_final():
 
 
 def test_the_documentation_shows_the_table():
-    text = Path("docs/worker.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "worker.md").read_text()
     assert f"```mermaid\n{mermaid()}\n```" in text

@@ -64,6 +64,7 @@ def test_a_partial_file_that_is_no_beginning_of_the_upload_is_begun_anew(tmp_pat
 @pytest.mark.parametrize(
     ("total", "digest", "reason"),
     [(len(DATA), bytes(32), Reason.DIGEST_MISMATCH), (7, DIGEST, Reason.DIGEST_MISMATCH)],
+    ids=["digest", "size"],
 )
 def test_other_bytes_than_the_commit_names_never_become_a_blob(
     tmp_path: Path, total: int, digest: bytes, reason: Reason

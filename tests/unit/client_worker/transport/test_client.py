@@ -116,7 +116,7 @@ def test_a_blip_in_an_idempotent_call_is_not_even_noticed():
     assert server.count("Heartbeat") == 3
 
 
-def test_no_retry_policy_stands_on_a_call_that_must_not_run_twice():
+def test_no_retry_policy_stands_on_a_call_that_must_not_run_twice(tmp_path: Path):
     # gRPC loses messages of a stream that it retries by itself (measured).
     payload = encode(adapter(seed=1))
     with FakeFederation([train_task()]) as server, FederationClient(server.address) as client:
@@ -128,7 +128,7 @@ def test_no_retry_policy_stands_on_a_call_that_must_not_run_twice():
         header = header_of(registration, payload)
         for attempt in (
             lambda: client.push_update(header, payload, max_chunk_bytes=CHUNK),
-            lambda: client.pull_adapter(token, 0, folder=Path("none"), expected_bytes=1),
+            lambda: client.pull_adapter(token, 0, folder=tmp_path, expected_bytes=1),
             lambda: client.await_task(token, max_wait_seconds=0),
             lambda: client.leave(token, ""),
             lambda: client.report_metrics(token, progress),
@@ -138,7 +138,6 @@ def test_no_retry_policy_stands_on_a_call_that_must_not_run_twice():
             assert caught.value.reason is Reason.UNAVAILABLE
     for method in ("PushUpdate", "PullAdapter", "AwaitTask", "Leave", "ReportMetrics"):
         assert server.count(method) == 1, method
-    Path("none").rmdir()
 
 
 # --- uploads -----------------------------------------------------------------------------
