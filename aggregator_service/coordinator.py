@@ -28,6 +28,7 @@ from aggregator_service.rounds.events import (
     WorkerLeft,
     WorkerRegistered,
 )
+from aggregator_service.rounds.membership import session_epoch
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import Observer, RunActor
@@ -236,7 +237,7 @@ class Coordinator:
             )
         actor = self._run_to_join(run_name)
         before = actor.state.workers.get(name)
-        token, digest = issue(actor.state.run_id, name, before.epoch + 1 if before else 1)
+        token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
         mixed = registry.METHODS[actor.state.spec.method.name].mixed_ranks
         transition = await actor.apply(
             WorkerRegistered(
@@ -291,8 +292,14 @@ class Coordinator:
                 return task
             await actor.wait_for_change(left)
 
-    async def open_adapter(self, token: str, version: int) -> tuple[AdapterHeader, Path]:
-        """The file of a published version at the worker's rank, and the header that goes before."""
+    async def open_adapter(
+        self, token: str, version: int, start_offset: int
+    ) -> tuple[AdapterHeader, Path]:
+        """The file of a published version at the worker's rank, and the header that goes before.
+
+        Raises:
+            FedLoraError: NOT_FOUND, or OFFSET_MISMATCH for an offset beyond the end.
+        """
         actor, worker = self.session(token)
         record = await self.adapter(actor, version)
         rank = actor.state.workers[worker].rank
@@ -306,7 +313,12 @@ class Coordinator:
             sha256=bytes.fromhex(record.sha256),
             manifest=expected_manifest(actor.state, record.rank),
         )
-        actor.count_download(record.total_bytes)
+        if start_offset > record.total_bytes:
+            raise FedLoraError(
+                Reason.OFFSET_MISMATCH,
+                f"start_offset is {start_offset}, the adapter has {record.total_bytes} bytes",
+            )
+        actor.count_download(record.total_bytes - start_offset)
         return header, self.blobs.path(record.sha256)
 
     async def report_evaluation(

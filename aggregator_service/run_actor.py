@@ -355,6 +355,14 @@ class RunActor:
             # Report and certificate become ready in either order; whoever looks gets both.
             reports = await self._store.call(lambda s: s.reports(state.run_id))
         self._notify()
+        for event in events:
+            log.info(
+                event.type.value,
+                run=state.spec.name,
+                round=event.round,
+                **({"worker": event.worker} if event.worker else {}),
+                **_shown(event),
+            )
         self._observer.committed(state, events, reports)
 
     def _notify(self) -> None:
@@ -367,3 +375,8 @@ class RunActor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _shown(event: RunEvent) -> dict[str, object]:
+    """The event's plain facts, for a log line; lists and tables are in the store."""
+    return {k: v for k, v in event.detail.items() if isinstance(v, str | int | float)}

@@ -15,7 +15,13 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.seeds import derive_seed
 
-__all__ = ["confirm_adapter", "register_worker", "sample_cohort", "set_worker_state"]
+__all__ = [
+    "confirm_adapter",
+    "register_worker",
+    "sample_cohort",
+    "session_epoch",
+    "set_worker_state",
+]
 
 
 def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState, Fact]:
@@ -50,7 +56,7 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
     worker = WorkerRecord(
         name=event.name,
         state=WorkerState.JOINING,
-        epoch=old.epoch + 1 if old else 1,
+        epoch=session_epoch(old, event.instance_id),
         session_hash=event.session_hash,
         instance_id=event.instance_id,
         capabilities=event.capabilities,
@@ -65,11 +71,22 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
         detail={
             "device": event.capabilities.device_name,
             "rank": rank,
-            "replaced_session": old is not None,
+            "replaced_session": old is not None and old.instance_id != event.instance_id,
             **({"data_slot": slot} if slot is not None else {}),
         },
     )
     return state.with_worker(worker), fact
+
+
+def session_epoch(old: WorkerRecord | None, instance_id: str) -> int:
+    """Epoch of a new session: a new process fences the old one, a retry of the same does not.
+
+    A retry that overtakes its original leaves a process with a token that is unknown rather than
+    fenced, so it registers once more instead of ending.
+    """
+    if old is None:
+        return 1
+    return old.epoch if old.instance_id == instance_id else old.epoch + 1
 
 
 def confirm_adapter(state: RunState, event: AdapterConfirmed) -> tuple[RunState, tuple[Fact, ...]]:

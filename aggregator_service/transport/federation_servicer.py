@@ -57,15 +57,9 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[pb.PullAdapterResponse]:
         header, path = await self._coordinator.open_adapter(
-            request.session_token, request.adapter_version
+            request.session_token, request.adapter_version, request.start_offset
         )
         yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
-        if request.start_offset > header.total_bytes:
-            raise FedLoraError(
-                Reason.OFFSET_MISMATCH,
-                f"start_offset is {request.start_offset}, the adapter has "
-                f"{header.total_bytes} bytes",
-            )
         chunks = FilePayload(path).chunks(request.start_offset, MAX_CHUNK_BYTES)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             message = pb.PullAdapterResponse()

@@ -269,6 +269,18 @@ async def test_a_newer_process_fences_the_older_one_and_keeps_its_place(tmp_path
         assert (await new.task()).task_id == task.task_id
 
 
+async def test_a_retried_registration_of_one_process_fences_nobody(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        worker = await served.worker("w-0")
+        overtaken = worker.token
+        again = await worker.register()
+        assert not again.replaced_session
+        worker.token = overtaken
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.task(max_wait_seconds=0)
+        assert reason_of(caught.value) == "UNKNOWN_SESSION", "it registers again, and goes on"
+
+
 async def test_an_adapter_is_pulled_whole_or_from_an_offset(tmp_path: Path):
     async with serving(tmp_path, run_spec(num_rounds=1)) as served:
         parts = await start_round(served, "w-0", "w-1")

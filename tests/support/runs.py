@@ -90,7 +90,7 @@ class MachineDriver:
             self.feed(
                 WorkerRegistered(
                     name=name,
-                    instance_id="i",
+                    instance_id=f"i-{self.now}",
                     session_hash=f"hash-{name}-{self.now}",
                     capabilities=Capabilities(max_rank=max_rank),
                     takes_mixed_ranks=True,

@@ -281,27 +281,33 @@ def test_of_many_streams_of_one_upload_one_gets_it(tmp_path: Path):
     writers[0].discard()
 
 
-def test_a_stream_cancelled_in_mid_write_ends_after_the_write(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(("end", "kept"), [("suspend", 100), ("discard", 0)])
+def test_a_stream_cancelled_in_mid_write_ends_after_the_write(
+    tmp_path: Path, monkeypatch, end: str, kept: int
+):
     store = BlobStore(tmp_path)
     writer = open_upload(store)
-    writing, go_on = threading.Event(), threading.Event()
-    write = os.write
+    writing, closed = threading.Event(), threading.Event()
+    write, close = os.write, os.close
+    closed_too_early: list[bool] = []
 
     def slow(handle: int, data: memoryview) -> int:
-        if len(data) == 100:
-            writing.set()
-            assert go_on.wait(30)
+        writing.set()
+        # Long enough for an end that does not wait its turn; one that does never comes.
+        closed_too_early.append(closed.wait(0.3))
         return write(handle, data)
 
-    monkeypatch.setattr(os, "write", slow)
-    with ThreadPoolExecutor(2) as threads:
+    def noted(handle: int) -> None:
+        close(handle)
+        closed.set()
+
+    with monkeypatch.context() as patched, ThreadPoolExecutor(2) as threads:
+        patched.setattr(os, "write", slow)
+        patched.setattr(os, "close", noted)
         last = threads.submit(writer.write, 0, DATA[:100])
         assert writing.wait(30)
-        end = threads.submit(writer.suspend)
-        with pytest.raises(FedLoraError, match="still open"):
-            open_upload(store)
-        assert not end.done()
-        go_on.set()
+        ending = threads.submit(getattr(writer, end))
         last.result(30)
-        end.result(30)
-    assert open_upload(store).offset == 100
+        ending.result(30)
+    assert closed_too_early == [False]
+    assert open_upload(store).offset == kept
