@@ -17,12 +17,14 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 DATA = Path(__file__).parent / "data" / "debian_sections.jsonl"
-LABELS = (
-    "admin database electronics fonts games graphics mail math net science sound text video web"
-).split()
+LABELS = [
+    *("admin", "database", "electronics", "fonts", "games", "graphics", "mail"),
+    *("math", "net", "science", "sound", "text", "video", "web"),
+]
 
 
 def main() -> None:
+    """Loads base model and adapter, classifies the test split, prints the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapter", type=Path, help="PEFT folder, such as runs/quickstart/final")
     adapter = parser.parse_args().adapter

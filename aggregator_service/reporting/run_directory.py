@@ -21,10 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedlora.adapters.peft_files import write_peft_folder
-
 from aggregator_service.reporting.page import report_html
 from aggregator_service.reporting.records import from_record, to_record
+from fedlora.adapters.peft_files import write_peft_folder
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.config import load_config, run_entries, toml_text
 from fedlora.errors import FedLoraError, Reason

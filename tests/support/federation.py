@@ -46,10 +46,12 @@ def config(tmp_path: Path, **settings: Any) -> AggregatorConfig:
 @asynccontextmanager
 async def serving(tmp_path: Path, run: RunSpec | None, **settings: Any) -> AsyncIterator[Served]:
     """An aggregator in this process and one channel to it."""
-    async with Aggregator(config(tmp_path, **settings), run) as aggregator:
-        async with connected(aggregator.address) as served:
-            served.aggregator = aggregator
-            yield served
+    async with (
+        Aggregator(config(tmp_path, **settings), run) as aggregator,
+        connected(aggregator.address) as served,
+    ):
+        served.aggregator = aggregator
+        yield served
 
 
 @asynccontextmanager

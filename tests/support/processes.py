@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from fedlora.runs.spec import RunSpec
 
@@ -89,7 +90,7 @@ class ServerProcess:
         line = next(x for x in status.splitlines() if x.startswith("RssAnon:"))
         return int(line.split()[1]) * 1024
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
