@@ -17,8 +17,9 @@ from client_worker.data.encoding import IGNORED
 
 __all__ = ["ScoreSums", "forward", "label_offsets", "loss_sum", "score_sums"]
 
-_LEAST_SHARE = 1e-9
-"""of a label the worker does not have: its logit then takes no part in the worker's softmax"""
+_ABSENT = -1e4
+"""offset of a label the worker does not have: its probability, and so its gradient, is exactly 0
+in float32. A merely tiny gradient would not do, because Adam divides by its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -
 
     A worker whose labels are skewed learns first of all how frequent they are *there*, and the
     mean of such heads knows nothing anywhere. With `strength * log(share of label)` added to the
-    logits in training only, the frequencies need not be learnt (Menon et al. 2021, "Long-tail
-    learning via logit adjustment", arXiv:2007.07314, Eq. 10; for skewed federated clients: Zhang
-    et al. 2022, arXiv:2209.00189).
+    logits in training only, the frequencies need not be learnt, and labels that the worker does
+    not have take no part (Menon et al. 2021, "Long-tail learning via logit adjustment",
+    arXiv:2007.07314, Eq. 10; for skewed federated clients: Zhang et al. 2022, arXiv:2209.00189).
 
     Args:
         targets: the worker's labels, one an example.
@@ -55,8 +56,8 @@ def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -
     if strength == 0:
         return None
     counts_V = torch.bincount(torch.tensor(targets), minlength=num_labels).double()
-    shares_V = (counts_V / counts_V.sum()).clamp(min=_LEAST_SHARE)
-    return (strength * shares_V.log()).float()
+    offsets_V = strength * (counts_V / counts_V.sum()).log()
+    return torch.where(counts_V > 0, offsets_V, _ABSENT).float()
 
 
 def loss_sum(logits: Tensor, targets: Tensor, offsets_V: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.worker_runs import (
+    LABELS,
     causal_spec,
     classifier_spec,
     completion_rows,
@@ -170,6 +171,27 @@ def test_packing_is_refused_for_a_classifier(bert, labelled):
     with pytest.raises(FedLoraError, match=r"training\.packing is for causal_lm") as caught:
         trainer_for(worker_run(classifier_spec(bert), packing=True), labelled)
     assert caught.value.reason is Reason.INVALID_CONFIG
+
+
+def test_logit_adjustment_is_refused_for_a_language_model(llama, completions):
+    with pytest.raises(FedLoraError, match=r"training\.logit_adjustment is for sequence_class"):
+        trainer_for(worker_run(causal_spec(llama), logit_adjustment=1.0), completions)
+
+
+def test_logit_adjustment_spares_the_labels_a_worker_does_not_have(bert, tmp_path):
+    rows = [row for row in labelled_rows(24) if row["label"] != "net"]
+    data = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), held_out_fraction=0.0)
+
+    def head_moved(strength: float) -> float:
+        run = worker_run(classifier_spec(bert), logit_adjustment=strength, max_gradient_norm=0.0)
+        trainer = trainer_for(run, data)
+        name = "base_model.model.classifier.bias"
+        before = trainer.adapter()[name]
+        one_round(trainer)
+        return float((trainer.adapter()[name] - before)[LABELS.index("net")].abs())
+
+    assert head_moved(0.0) > 1e-2
+    assert head_moved(1.0) == 0
 
 
 def test_broken_data_are_told_before_the_model_is_looked_at(labelled):
