@@ -48,3 +48,12 @@ def test_perplexity_is_that_of_the_pooled_loss():
 
 def test_without_examples_there_is_no_score():
     assert pool_scores({}, {"a": (score("global", "test", 0, accuracy=0.0),)}) == {}
+
+
+def test_equal_scores_have_no_gap_whatever_the_rounding():
+    thirds = {"a": 1 / 3, "b": 2 / 3, "c": 0.7}
+    local = {n: (score("local", "held_out", 3, accuracy=v),) for n, v in thirds.items()}
+    other = dict(zip(thirds, (2 / 3, 0.7, 1 / 3), strict=True))
+    published = {n: (score("global", "held_out", 3, accuracy=v),) for n, v in other.items()}
+    gap = pool_scores(local, published)["local_global_gap"]
+    assert (gap, math.copysign(1, gap)) == (0.0, 1.0)
