@@ -32,7 +32,7 @@ text{font:11px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--ink)}
 .c1{--c:var(--c1)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.line{stroke:var(--c)}.dot{fill:var(--c)}
 """
 
-LEGEND = (("c4", "averaging A and B"), ("c1", "published"), ("c5", "least possible at this rank"))
+LEGEND = (("c4", "averaging A and B"), ("c1", "published"), ("c5", "least possible"))
 
 
 def main() -> None:
