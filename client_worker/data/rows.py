@@ -84,9 +84,7 @@ def read_rows(path: str) -> list[Row]:
         case ".csv":
             rows = list(_csv(file))
         case ".parquet":
-            package = _datasets(f"the Parquet file {path!r}")
-            loaded = package.load_dataset("parquet", data_files=str(file), split="train")
-            rows = list(_numbered(loaded, file.name))
+            rows = list(_parquet(file))
         case other:
             raise FedLoraError(
                 Reason.INVALID_DATA,
@@ -114,6 +112,17 @@ def read_hub_splits(dataset_id: str) -> dict[str, list[Row]]:
             hint="Name a local file, or check the data set's id",
         ) from error
     return {str(s): list(_numbered(rows, f"{dataset_id}/{s}")) for s, rows in loaded.items()}
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    package = _datasets(f"the Parquet file {file.name!r}")
+    try:
+        loaded = package.load_dataset("parquet", data_files=str(file), split="train")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FedLoraError(
+            Reason.INVALID_DATA, f"{file.name!r} is no Parquet file that can be read: {error}"
+        ) from error
+    return _numbered(loaded, file.name)
 
 
 def _jsonl(file: Path) -> Iterator[Row]:

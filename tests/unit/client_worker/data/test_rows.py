@@ -103,3 +103,16 @@ def test_parquet_and_the_hub_name_the_extra_they_need(tmp_path):
         with pytest.raises(FedLoraError, match=r"pip install 'fedlora\[data\]'") as caught:
             attempt()
         assert caught.value.reason is Reason.MISSING_EXTRA
+
+
+def test_parquet_is_read_like_the_other_files(tmp_path):
+    pytest.importorskip("datasets", reason="needs fedlora[data]")
+    arrow = pytest.importorskip("pyarrow.parquet")
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    table = pytest.importorskip("pyarrow").Table.from_pylist(rows)
+    arrow.write_table(table, tmp_path / "a.parquet")
+    assert [row.values for row in read_rows(str(tmp_path / "a.parquet"))] == rows
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(FedLoraError, match=r"broken\.parquet") as caught:
+        read_rows(str(tmp_path / "broken.parquet"))
+    assert caught.value.reason is Reason.INVALID_DATA
