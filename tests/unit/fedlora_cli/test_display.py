@@ -59,7 +59,9 @@ def test_json_output_is_one_event_a_line(capsys):
     assert captured.err == "for people\n"
 
 
-def test_the_live_display_shows_rounds_and_a_bar_per_worker():
+def test_the_live_display_shows_rounds_and_a_bar_per_worker(monkeypatch):
+    # rich draws nothing on a terminal that calls itself dumb, as those of some CI machines do.
+    monkeypatch.setenv("TERM", "xterm-256color")
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=40)
     display = LiveDisplay(3, console)
     with display:
