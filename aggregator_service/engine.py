@@ -16,7 +16,7 @@ import torch
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.driver import Contribution, aggregate, certify
 from aggregator_service.aggregation.slicing import slice_rank
-from aggregator_service.rounds.machine import update_weights
+from aggregator_service.rounds.outcome import update_weights
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore

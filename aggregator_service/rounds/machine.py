@@ -16,7 +16,7 @@ while too few workers are ready.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -47,19 +47,13 @@ from aggregator_service.rounds.membership import (
     sample_cohort,
     set_worker_state,
 )
-from aggregator_service.rounds.scores import pool_scores
-from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.rounds.outcome import round_report, update_weights
+from aggregator_service.rounds.state import AdapterRecord, RunState
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.report import (
-    EventType,
-    RoundReport,
-    UpdateReport,
-    WorkerEvaluation,
-    WorkerState,
-)
-from fedlora.runs.spec import BelowQuorum, RunPhase, RunSpec, Weighting
+from fedlora.runs.report import EventType, WorkerState
+from fedlora.runs.spec import BelowQuorum, RunPhase
 
-__all__ = ["TABLE", "pending_effects", "step", "update_weights"]
+__all__ = ["TABLE", "pending_effects", "step"]
 
 _P = RunPhase
 _LIVE = frozenset(p for p in RunPhase if not p.is_final)
@@ -105,15 +99,6 @@ def step(state: RunState, event: Event, now: float) -> Transition:
 def pending_effects(state: RunState) -> tuple[Effect, ...]:
     """The effects a restarted server must begin again."""
     return (Aggregate(state.round),) if state.phase is _P.AGGREGATING else ()
-
-
-def update_weights(spec: RunSpec, updates: Iterable[UpdateRecord]) -> dict[str, float]:
-    """Weights of a round's updates by worker, summing to 1 (all 0 if nobody has examples)."""
-    ordered = sorted(updates, key=lambda u: u.worker)
-    if spec.rounds.weighting is Weighting.UNIFORM:
-        return {u.worker: 1 / len(ordered) for u in ordered}
-    total = sum(u.num_examples for u in ordered)
-    return {u.worker: (u.num_examples / total if total else 0.0) for u in ordered}
 
 
 # --- operators ---------------------------------------------------------------------------
@@ -429,7 +414,7 @@ def _complete_round(transition: Transition, now: float) -> Transition:
     state = transition.state
     if state.phase is _P.EVALUATING:
         state = _leave_phase(state, now)
-    report = _report(state)
+    report = round_report(state)
     fact = Fact(type=EventType.ROUND_COMPLETED, round=state.round, detail=dict(report.metrics))
     facts = [*transition.facts, fact]
     if state.round >= state.spec.rounds.num_rounds:
@@ -453,43 +438,6 @@ def _fail(transition: Transition, reason: str) -> Transition:
 def _leave_phase(state: RunState, now: float) -> RunState:
     seconds = max(0.0, now - state.phase_started)
     return replace(state, phase_seconds={**state.phase_seconds, state.phase.value: seconds})
-
-
-def _report(state: RunState) -> RoundReport:
-    weights = update_weights(state.spec, state.updates.values())
-    updates = [state.updates[name] for name in sorted(state.updates)]
-    adapter = state.adapter
-    if adapter is None or not updates:
-        raise AssertionError("a round is completed only after its adapter was published")
-    return RoundReport(
-        round=state.round,
-        method=state.spec.method.name,
-        base_version=updates[0].base_version,
-        adapter_version=adapter.version,
-        adapter_sha256=adapter.sha256,
-        cohort=state.cohort,
-        updates=tuple(
-            UpdateReport(
-                worker=u.worker,
-                num_examples=u.num_examples,
-                weight=weights[u.worker],
-                total_bytes=u.total_bytes,
-                sha256=u.sha256,
-                rank=u.rank,
-                metrics=u.metrics,
-                evaluations=u.evaluations,
-                elapsed_seconds=u.elapsed_seconds,
-            )
-            for u in updates
-        ),
-        evaluations=tuple(
-            WorkerEvaluation(worker=name, evaluations=state.evaluations[name])
-            for name in sorted(state.evaluations)
-        ),
-        phase_seconds=state.phase_seconds,
-        bytes_up=sum(u.total_bytes for u in updates),
-        metrics=pool_scores({u.worker: u.evaluations for u in updates}, state.evaluations),
-    )
 
 
 def _words(name: str) -> str:

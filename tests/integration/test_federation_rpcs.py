@@ -329,7 +329,7 @@ async def test_a_task_is_there_as_soon_as_it_exists(tmp_path: Path):
         first = await served.worker("w-0")
         waiting = asyncio.ensure_future(first.task(max_wait_seconds=30))
         await served.worker("w-1")
-        task = await asyncio.wait_for(waiting, timeout=5)
+        task = await asyncio.wait_for(waiting, timeout=30)
         assert task.kind == federation_pb2.TASK_KIND_INITIALIZE
 
 
@@ -342,7 +342,7 @@ async def test_a_heartbeat_says_whether_the_work_still_counts(tmp_path: Path):
             request = federation_pb2.HeartbeatRequest(
                 session_token=worker.token, task_id=task.task_id
             )
-            return (await served.federation.Heartbeat(request, timeout=5)).directive
+            return (await served.federation.Heartbeat(request, timeout=30)).directive
 
         assert await directive() == federation_pb2.DIRECTIVE_CONTINUE
         await served.admin.StopRun(admin_pb2.StopRunRequest(run="test", reason="enough"))
@@ -360,7 +360,7 @@ async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: P
             if message.event.type == admin_pb2.EVENT_TYPE_WORKER_LOST:
                 break
         request = federation_pb2.HeartbeatRequest(session_token=worker.token)
-        await served.federation.Heartbeat(request, timeout=5)
+        await served.federation.Heartbeat(request, timeout=30)
         async for message in watch:
             if message.event.type == admin_pb2.EVENT_TYPE_WORKER_READY:
                 break
@@ -405,7 +405,7 @@ async def test_health_says_serving_for_each_service(tmp_path: Path):
             "fedlora.proto.v1.FederationService",
             "fedlora.proto.v1.AdminService",
         ):
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

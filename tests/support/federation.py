@@ -100,7 +100,7 @@ class ScriptedWorker:
                 instance_id=self.instance_id,
                 capabilities=to_message(Capabilities(max_rank=max_rank), pb.Capabilities),
             ),
-            timeout=10,
+            timeout=30,
         )
         self.token, self.run_id = response.session_token, response.run_id
         self.rank = response.rank
@@ -111,13 +111,13 @@ class ScriptedWorker:
             pb.ConfirmAdapterRequest(
                 session_token=self.token, layout=to_message(layout, adapter_pb2.AdapterLayout)
             ),
-            timeout=10,
+            timeout=30,
         )
 
-    async def task(self, max_wait_seconds: float = 10.0) -> pb.Task:
+    async def task(self, max_wait_seconds: float = 30.0) -> pb.Task:
         response = await self.stub.AwaitTask(
             pb.AwaitTaskRequest(session_token=self.token, max_wait_seconds=max_wait_seconds),
-            timeout=max_wait_seconds + 10,
+            timeout=max_wait_seconds + 30,
         )
         return response.task
 
@@ -165,7 +165,7 @@ class ScriptedWorker:
 
     async def upload_status(self, key: str) -> pb.GetUploadStatusResponse:
         return await self.stub.GetUploadStatus(
-            pb.GetUploadStatusRequest(session_token=self.token, idempotency_key=key), timeout=10
+            pb.GetUploadStatusRequest(session_token=self.token, idempotency_key=key), timeout=30
         )
 
     async def evaluate(self, task: pb.Task, accuracy: float = 0.5) -> None:
@@ -181,7 +181,7 @@ class ScriptedWorker:
             pb.ReportEvaluationRequest(
                 session_token=self.token, task_id=task.task_id, evaluations=[score]
             ),
-            timeout=10,
+            timeout=30,
         )
 
 

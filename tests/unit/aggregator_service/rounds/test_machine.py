@@ -21,7 +21,8 @@ from aggregator_service.rounds.events import (
     WorkerLost,
     WorkerReturned,
 )
-from aggregator_service.rounds.machine import TABLE, pending_effects, update_weights
+from aggregator_service.rounds.machine import TABLE, pending_effects
+from aggregator_service.rounds.outcome import update_weights
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.spec import BelowQuorum, RunPhase, Weighting
