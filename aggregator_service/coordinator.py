@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aggregator_service.aggregation import registry
+from aggregator_service.aggregation.composition import check_run
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.rounds.assignment import (
+    changed_parts,
     check_evaluation,
     directive_for,
-    expected_manifest,
     task_for,
 )
 from aggregator_service.rounds.events import (
@@ -35,7 +36,8 @@ from aggregator_service.run_actor import Observer, RunActor
 from aggregator_service.sessions import check_session, issue, parse, unknown_session
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
-from fedlora.adapters.spec import AdapterKind, AdapterLayout
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunPhase, RunSpec
@@ -143,15 +145,15 @@ class Coordinator:
         """
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
-            registry.create(spec.method.name, spec.method.options)
-            if spec.adapter.kind is not AdapterKind.LORA:
-                raise FedLoraError(
-                    Reason.UNSUPPORTED_METHOD,
-                    f"{spec.method.name} combines adapters of kind lora, got "
-                    f"{spec.adapter.kind.value}",
-                )
+            recipe = registry.create_recipe(spec.method)
+            check_run(recipe, spec)
             run_id = f"{spec.name}-{secrets.token_hex(4)}"
-            state = RunState(run_id=run_id, spec=spec, created_at=self._wall())
+            state = RunState(
+                run_id=run_id,
+                spec=spec,
+                plans=recipe.plans(spec.adapter.kind),
+                created_at=self._wall(),
+            )
             existing = self._actor(state, 0.0)
             try:
                 await existing.create()
@@ -223,6 +225,10 @@ class Coordinator:
             + ("" if newest is None else f"; the newest is {newest}"),
         )
 
+    async def servable(self, actor: RunActor, adapter: AdapterRecord) -> tuple[str, int]:
+        """Digest and rank of a version in the form that PEFT loads."""
+        return await self._engine.servable(actor.state.spec, adapter)
+
     # --- workers -------------------------------------------------------------------------
 
     async def register(
@@ -238,7 +244,7 @@ class Coordinator:
         actor = self._run_to_join(run_name)
         before = actor.state.workers.get(name)
         token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
-        mixed = registry.METHODS[actor.state.spec.method.name].mixed_ranks
+        mixed = registry.create_recipe(actor.state.spec.method).properties.mixed_ranks
         transition = await actor.apply(
             WorkerRegistered(
                 name=name,
@@ -293,33 +299,45 @@ class Coordinator:
             await actor.wait_for_change(left)
 
     async def open_adapter(
-        self, token: str, version: int, start_offset: int
+        self, token: str, version: int, start_offset: int, held_version: int | None = None
     ) -> tuple[AdapterHeader, Path]:
         """The file of a published version at the worker's rank, and the header that goes before.
+
+        Args:
+            token: of the session.
+            version: wanted.
+            start_offset: where an interrupted download goes on.
+            held_version: an earlier version that the worker still has whole; what has not
+                changed since is left out.
 
         Raises:
             FedLoraError: NOT_FOUND, or OFFSET_MISMATCH for an offset beyond the end.
         """
         actor, worker = self.session(token)
         record = await self.adapter(actor, version)
+        parts = frozenset(Part)
+        if held_version is not None:
+            held = await self.adapter(actor, held_version)
+            parts = changed_parts(actor.state, held, record)
         rank = actor.state.workers[worker].rank
-        record = await self._engine.at_rank(actor.state.spec, record, rank)
+        copy = await self._engine.copy_for(actor.state.spec, record, rank, parts)
         header = AdapterHeader(
             run_id=actor.state.run_id,
             adapter_version=record.version,
             round=record.round,
-            rank=record.rank,
-            total_bytes=record.total_bytes,
-            sha256=bytes.fromhex(record.sha256),
-            manifest=expected_manifest(actor.state, record.rank),
+            rank=copy.rank,
+            total_bytes=copy.total_bytes,
+            sha256=bytes.fromhex(copy.sha256),
+            manifest=copy.manifest,
+            held_version=held_version if parts < frozenset(Part) else None,
         )
-        if start_offset > record.total_bytes:
+        if start_offset > copy.total_bytes:
             raise FedLoraError(
                 Reason.OFFSET_MISMATCH,
-                f"start_offset is {start_offset}, the adapter has {record.total_bytes} bytes",
+                f"start_offset is {start_offset}, the adapter has {copy.total_bytes} bytes",
             )
-        actor.count_download(record.total_bytes - start_offset)
-        return header, self.blobs.path(record.sha256)
+        actor.count_download(copy.total_bytes - start_offset)
+        return header, self.blobs.path(copy.sha256)
 
     async def report_evaluation(
         self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]

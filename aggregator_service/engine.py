@@ -5,27 +5,39 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from aggregator_service.aggregation import registry
-from aggregator_service.aggregation.driver import Contribution, aggregate, certify
-from aggregator_service.aggregation.slicing import slice_rank
-from aggregator_service.rounds.outcome import update_weights
+from aggregator_service.aggregation.adapter_file import AdapterFile, read_manifest
+from aggregator_service.aggregation.certify import certify
+from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.refine import refine
+from aggregator_service.aggregation.round_context import (
+    BaseModelWeights,
+    RoundContext,
+    StoredAdapter,
+)
+from aggregator_service.aggregation.servable import servable_rank, write_servable
+from aggregator_service.aggregation.slicing import is_at_rank, slice_adapter
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
+from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
+from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["AggregationEngine", "resolve_device"]
+__all__ = ["AggregationEngine", "WorkerCopy", "resolve_device", "servable_blob"]
 
 T = TypeVar("T")
 
@@ -53,6 +65,16 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCopy:
+    """A version as one worker is sent it, stored as a blob of its own."""
+
+    sha256: str
+    total_bytes: int
+    rank: int
+    manifest: TensorManifest
+
+
 class AggregationEngine:
     """Combines the updates of a round, and measures what that lost.
 
@@ -71,7 +93,8 @@ class AggregationEngine:
             torch.set_num_threads(threads)
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
-        self._slices: dict[tuple[str, int], AdapterRecord] = {}
+        self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
+        self._base_weights: BaseModelWeights | None = None
 
     @property
     def device(self) -> torch.device:
@@ -82,25 +105,36 @@ class AggregationEngine:
         """Combines the round's updates into the next version and stores it as a blob."""
         return await self._run(self._aggregator, functools.partial(self._aggregate, state))
 
+    async def refine(self, state: RunState) -> AdapterRecord:
+        """Puts what the refiner trained into what the round came to, as the next version."""
+        return await self._run(self._aggregator, functools.partial(self._refine, state))
+
     async def certify(self, state: RunState, round: int, store: ThreadedStore) -> Certificate:
         """Measures a round's aggregation from the committed files."""
         run_id = state.run_id
         updates = await store.call(lambda s: s.updates(run_id, round))
+        cohort = tuple(u for u in updates if not u.is_refinement)
         adapters = {a.version: a for a in await store.call(lambda s: s.adapters(run_id))}
-        published = next(a for a in adapters.values() if a.round == round)
-        base = adapters.get(updates[0].base_version)
-        work = functools.partial(self._certify, state.spec, updates, published, base)
+        published = next(a for a in adapters.values() if a.round == round and not a.is_refinement)
+        base = adapters.get(cohort[0].base_version)
+        work = functools.partial(self._certify, state.spec, cohort, published, base)
         return await self._run(self._certifier, work)
 
-    async def at_rank(self, spec: RunSpec, adapter: AdapterRecord, rank: int) -> AdapterRecord:
-        """The adapter at a worker's own rank: its leading components, as a blob of their own."""
-        if rank == adapter.rank:
-            return adapter
-        key = (adapter.sha256, rank)
-        if key not in self._slices:
-            work = functools.partial(self._slice, spec, adapter, rank)
-            self._slices[key] = await self._run(self._aggregator, work)
-        return self._slices[key]
+    async def copy_for(
+        self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
+    ) -> WorkerCopy:
+        """The adapter as one worker is sent it: at its rank, and only the parts it lacks."""
+        key = (adapter.sha256, rank, parts)
+        if key not in self._copies:
+            work = functools.partial(self._copy, spec, adapter, rank, parts)
+            self._copies[key] = await self._run(self._aggregator, work)
+        return self._copies[key]
+
+    async def servable(self, spec: RunSpec, adapter: AdapterRecord) -> tuple[str, int]:
+        """Digest and rank of a version in the form that PEFT loads."""
+        scaling = spec.adapter.scaling
+        work = functools.partial(servable_blob, self._blobs, adapter.sha256, scaling)
+        return await self._run(self._certifier, work)
 
     def close(self) -> None:
         """Waits for the work in hand."""
@@ -111,12 +145,13 @@ class AggregationEngine:
 
     def _aggregate(self, state: RunState) -> AdapterRecord:
         spec = state.spec
-        temporary = self._blobs.new_temporary()
-        try:
+        with self._temporary() as output, self._temporary() as remembered:
             outcome = aggregate(
                 self._contributions(spec, state.updates.values()),
-                registry.create(spec.method.name, spec.method.options),
-                output=temporary,
+                registry.create_recipe(spec.method),
+                output=output,
+                state_output=remembered,
+                context=self._context(spec, state.round, state.adapter),
                 rank=spec.adapter.r,
                 output_scaling=spec.adapter.scaling,
                 dtype=spec.wire_dtype,
@@ -124,9 +159,9 @@ class AggregationEngine:
                 seed=derive_seed(spec.seed, state.round, "aggregate"),
                 metadata={"format": "pt"},
             )
-            sha256 = self._blobs.adopt(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
+            # The state first: a version that is known is whole.
+            kept = self._blobs.adopt(remembered) if outcome.has_state else ""
+            sha256 = self._blobs.adopt(output)
         return AdapterRecord(
             version=(state.version or 0) + 1,
             round=state.round,
@@ -134,6 +169,33 @@ class AggregationEngine:
             total_bytes=self._blobs.path(sha256).stat().st_size,
             rank=outcome.rank,
             measurements=outcome.measurements,
+            weights=outcome.weights,
+            state_sha256=kept,
+        )
+
+    def _refine(self, state: RunState) -> AdapterRecord:
+        spec, update, combined = state.spec, state.refinement, state.adapter
+        if update is None or combined is None:
+            raise AssertionError("a refinement follows an aggregation")
+        with self._temporary() as output:
+            refine(
+                registry.create_recipe(spec.method),
+                combined=self._stored(spec, combined),
+                refined=StoredAdapter(
+                    path=self._verified(update.sha256), scaling=spec.adapter.scaling
+                ),
+                parts=state.plan.refined,
+                output=output,
+                dtype=spec.wire_dtype,
+                device=self._device,
+            )
+            sha256 = self._blobs.adopt(output)
+        return replace(
+            combined,
+            version=combined.version + 1,
+            sha256=sha256,
+            total_bytes=self._blobs.path(sha256).stat().st_size,
+            is_refinement=True,
         )
 
     def _certify(
@@ -144,45 +206,71 @@ class AggregationEngine:
         base: AdapterRecord | None,
     ) -> Certificate:
         started = time.perf_counter()
+        weights = published.weights
         certificate = certify(
-            self._contributions(spec, updates),
-            published=self._verified(published.sha256),
-            published_scaling=spec.adapter.scaling(published.rank),
-            base=self._verified(base.sha256) if base else None,
-            base_scaling=spec.adapter.scaling(base.rank) if base else 1.0,
-            method_name=spec.method.name,
+            [replace(c, weight=weights[c.worker]) for c in self._contributions(spec, updates)],
+            registry.create_recipe(spec.method),
+            published=self._stored(spec, published),
+            context=self._context(spec, published.round, base),
             measurements=published.measurements,
             device=self._device,
         )
         return replace(certificate, seconds=time.perf_counter() - started)
 
-    def _slice(self, spec: RunSpec, adapter: AdapterRecord, rank: int) -> AdapterRecord:
-        temporary = self._blobs.new_temporary()
-        try:
-            slice_rank(
-                self._verified(adapter.sha256),
-                temporary,
-                rank=rank,
-                rescale=spec.adapter.scaling(adapter.rank) / spec.adapter.scaling(rank),
-            )
-            sha256 = self._blobs.adopt(temporary)
-        finally:
-            temporary.unlink(missing_ok=True)
-        size = self._blobs.path(sha256).stat().st_size
-        return replace(adapter, sha256=sha256, total_bytes=size, rank=rank)
+    def _copy(
+        self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
+    ) -> WorkerCopy:
+        source = self._stored(spec, adapter)
+        with AdapterFile(source.path, source.scaling, "the adapter") as file:
+            held = {part for module in file.modules for part in file.parts(module)}
+            whole = is_at_rank(file, rank) and held <= parts
+        sha256 = adapter.sha256
+        if not whole:
+            with self._temporary() as output:
+                slice_adapter(source.path, output, rank=rank, scaling=source.scaling, parts=parts)
+                sha256 = self._blobs.adopt(output)
+        path = self._blobs.path(sha256)
+        return WorkerCopy(
+            sha256=sha256,
+            total_bytes=path.stat().st_size,
+            rank=rank,
+            manifest=read_manifest(path),
+        )
 
     def _contributions(self, spec: RunSpec, updates: Iterable[UpdateRecord]) -> list[Contribution]:
-        updates = tuple(updates)
-        weights = update_weights(spec, updates)
+        """The updates, each with the weight that its examples give it."""
         return [
             Contribution(
                 worker=u.worker,
-                weight=weights[u.worker],
+                weight=float(u.num_examples),
                 path=self._verified(u.sha256),
-                scaling=spec.adapter.scaling(u.rank),
+                scaling=spec.adapter.scaling,
+                given_rank=u.given_rank or u.rank,
+                metrics=u.metrics,
             )
             for u in updates
         ]
+
+    def _context(self, spec: RunSpec, round: int, base: AdapterRecord | None) -> RoundContext:
+        state = base.state_sha256 if base else ""
+        return RoundContext(
+            round=round,
+            kind=spec.adapter.kind,
+            start=self._stored(spec, base) if base else None,
+            state=self._verified(state) if state else None,
+            base_weights=self._base_weights,
+        )
+
+    def _stored(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
+        return StoredAdapter(path=self._verified(adapter.sha256), scaling=spec.adapter.scaling)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        path = self._blobs.new_temporary()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def _verified(self, sha256: str) -> Path:
         # A damaged file must never become part of an adapter.
@@ -191,3 +279,18 @@ class AggregationEngine:
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+def servable_blob(
+    blobs: BlobStore, sha256: str, scaling: Callable[[int], float]
+) -> tuple[str, int]:
+    """Digest and rank of a version in the form that PEFT loads; stored where it is another file."""
+    source = blobs.path(sha256)
+    if rank := servable_rank(source, scaling):
+        return sha256, rank
+    temporary = blobs.new_temporary()
+    try:
+        rank = write_servable(source, temporary, scaling=scaling)
+        return blobs.adopt(temporary), rank
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from aggregator_service.engine import servable_blob
 from aggregator_service.reporting.run_directory import RunDirectory
 from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
@@ -116,23 +117,18 @@ class RunExporter:
 
     def _finish(self, directory: RunDirectory, state: RunState, *, changed: bool) -> None:
         if state.phase.is_final and state.adapter is not None:
-            directory.export_adapter(
-                "final",
-                self._blobs.path(state.adapter.sha256),
-                state.spec.adapter,
-                state.adapter.rank,
-            )
+            self._export(directory, state, state.adapter, "final")
         if changed or state.phase.is_final:
             known = self._reports.get(state.run_id, {})
             directory.write_report(describe(state), [known[r] for r in sorted(known)])
 
-    def _export(self, directory: RunDirectory, state: RunState, adapter: AdapterRecord) -> None:
-        directory.export_adapter(
-            f"rounds/{adapter.round:04d}",
-            self._blobs.path(adapter.sha256),
-            state.spec.adapter,
-            adapter.rank,
-        )
+    def _export(
+        self, directory: RunDirectory, state: RunState, adapter: AdapterRecord, name: str = ""
+    ) -> None:
+        spec = state.spec.adapter
+        sha256, rank = servable_blob(self._blobs, adapter.sha256, spec.scaling)
+        name = name or f"rounds/{adapter.round:04d}"
+        directory.export_adapter(name, self._blobs.path(sha256), spec, rank)
 
     def _directory(self, state: RunState) -> RunDirectory:
         if self._export_dir is None:

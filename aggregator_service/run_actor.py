@@ -19,12 +19,15 @@ from aggregator_service.clock import RunClock
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.rounds.events import (
     AdapterAggregated,
+    AdapterRefined,
     Aggregate,
     AggregationFailed,
+    Certify,
     DeadlineChecked,
     Effect,
     Event,
     Fact,
+    Refine,
     Transition,
     WorkerLost,
     WorkerReturned,
@@ -175,7 +178,8 @@ class RunActor:
             self._begin(effect)
         certified = await self._store.call(lambda s: s.certified_rounds(self._state.run_id))
         for adapter in await self._store.call(lambda s: s.adapters(self._state.run_id)):
-            if adapter.round and adapter.round not in certified:
+            aggregated = adapter.round and not adapter.is_refinement
+            if aggregated and adapter.round not in certified:
                 self._begin_certificate(adapter.round)
 
     def touch(self, worker: str) -> None:
@@ -256,22 +260,24 @@ class RunActor:
                 log.warning("step_refused", event=type(event).__name__, error=str(error))
 
     def _begin(self, effect: Effect) -> None:
-        if isinstance(effect, Aggregate):
-            self._spawn(self._aggregate())
-        else:
+        if isinstance(effect, Certify):
             self._begin_certificate(effect.round)
+        else:
+            self._spawn(self._combine(effect))
 
-    async def _aggregate(self) -> None:
-        state = self._state
+    async def _combine(self, effect: Aggregate | Refine) -> None:
+        state, refines = self._state, isinstance(effect, Refine)
         try:
-            adapter = await self._engine.aggregate(state)
+            work = self._engine.refine if refines else self._engine.aggregate
+            adapter = await work(state)
         except FedLoraError as error:
             await self._apply_quietly(AggregationFailed(str(error)))
         except Exception:
             log.exception("aggregation_failed", run=state.spec.name, round=state.round)
             await self._apply_quietly(AggregationFailed("internal error, see the server's log"))
         else:
-            await self._apply_quietly(AdapterAggregated(adapter))
+            done = AdapterRefined(adapter) if refines else AdapterAggregated(adapter)
+            await self._apply_quietly(done)
 
     def _begin_certificate(self, round: int) -> None:
         self._certifying.add(round)

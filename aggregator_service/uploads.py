@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aggregator_service.coordinator import Coordinator, check_metrics, check_scores, upload_key
-from aggregator_service.rounds.assignment import check_update, expected_manifest
+from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.state import UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
 
 __all__ = ["Chunk", "Commit", "Uploads"]
@@ -82,7 +83,7 @@ class Uploads:
         )
         if known is not None:
             return await self._replay(known, worker, header, messages)
-        check_update(actor.state, worker, header, actor.now())
+        rank = check_update(actor.state, worker, header, actor.now())
         writer = await self._open(actor, worker, header)
         try:
             commit = await self._receive_chunks(writer, header, messages)
@@ -94,7 +95,9 @@ class Uploads:
                 sha256=commit.sha256.hex(),
                 total_bytes=commit.total_bytes,
                 base_version=header.base_version,
-                rank=actor.state.workers[worker].rank,
+                rank=rank,
+                given_rank=actor.state.workers[worker].rank,
+                is_refinement=actor.state.phase is RunPhase.REFINING,
                 num_examples=header.num_examples,
                 metrics=dict(header.metrics),
                 evaluations=header.evaluations,
@@ -154,7 +157,8 @@ class Uploads:
 
     async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
         key = upload_key(actor.state.run_id, worker, header.idempotency_key)
-        manifest = expected_manifest(actor.state, actor.state.workers[worker].rank)
+        # `check_update` has found it to be what was asked for.
+        manifest = header.manifest
 
         def open_writer() -> UploadWriter:
             blobs = self._coordinator.blobs

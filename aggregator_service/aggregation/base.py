@@ -1,18 +1,103 @@
-"""What an aggregation method is: one module's factors and weights in, one adapter's out."""
+"""What an aggregation method is: one module's updates in, one module of the next adapter out.
+
+    updates -> weights -> combine -> compress -> server optimiser -> adapter
+
+`combine` is a method's idea: what the factors of a cohort come to. It returns an adapter of
+whatever rank it likes, exact stacks included. A compression rule makes of it an adapter of the
+run's rank, and may put what does not fit into the base model. `composition.Recipe` runs the chain
+on one module, `driver` maps it over the modules of a cohort's files.
+
+Everything here is values: a method is a frozen dataclass whose fields are its options, its state
+between rounds is tensors by name that it is given and returns, randomness is a generator it is
+given. What a method promises (`Properties`) and asks of the workers (`RoundPlan`) is data, checked
+when a run is configured.
+
+Shape suffixes: U clients, R rank, K in_features, D out_features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from aggregator_service.aggregation.weighting.base import WeightingRule
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
+from fedlora.numerics import weighted_sum
+from fedlora.runs.plan import RoundPlan
 
-__all__ = ["Aggregator", "ModuleResult", "Publication", "active_cohort", "uniform_rank"]
+__all__ = [
+    "About",
+    "BaseRows",
+    "Combination",
+    "CompressionRule",
+    "GlobalModule",
+    "Method",
+    "MethodDefaults",
+    "ModuleCohort",
+    "ModuleResult",
+    "Properties",
+    "Publication",
+    "ServerOptimizer",
+    "Work",
+    "uniform_rank",
+]
+
+BaseRows = Callable[[int, int], Tensor]
+"""rows [begin, end) of a frozen weight, D x K, float64: W0 is never held whole"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Properties:
+    """What a method promises and needs."""
+
+    exact: bool
+    """what is published changes the model by T itself, but for rounding"""
+    linear: bool
+    """the server needs only weighted sums over clients of what they send, so that secure
+    aggregation can hide the single updates"""
+    keeps_basis: bool
+    """components of the result are the clients' components, so that state that lives in factor
+    space (Adam's moments, server momentum) stays meaningful over a round"""
+    mixed_ranks: bool
+    """members of a cohort may differ in rank"""
+    min_clients: int = 1
+    """fewest members for which the result means something"""
+    changes_base: bool = False
+    """part of the result goes into the base model"""
+    kinds: frozenset[AdapterKind] = frozenset({AdapterKind.LORA})
+    """adapter families it can combine"""
+
+    @property
+    def needs_individual_updates(self) -> bool:
+        """Whether the server must see each update."""
+        return not self.linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What somebody choosing a method has to know; docs/algorithms.md is made of it."""
+
+    title: str
+    paper: str
+    """authors, year and number, as in the method's own docstring"""
+    exactness: str
+    """how far the published model is from the mean of products"""
+    up: str
+    """numbers per client, round and layer d x k with rank r: U clients, R sum of ranks"""
+    down: str
+    cost: str
+    """server work per layer"""
+    needs: str
+    """beyond the factors themselves; "nothing" for nothing"""
+    choose: str
+    """when to take it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,122 +109,316 @@ class Publication:
 
     dtype: torch.dtype
     """element type of the published file"""
-    scaling: float = 1.0
-    """s with which readers serve it; lora_B is B / s"""
+    scaling: float | Callable[[int], float] = 1.0
+    """s with which readers serve it, or s of the rank; lora_B is B / s"""
+
+    def scale_of(self, rank: int) -> float:
+        """S of an adapter of that rank."""
+        return self.scaling(rank) if callable(self.scaling) else self.scaling
 
     def stored(self, factors: LoraFactors) -> tuple[Tensor, Tensor]:
         """lora_A and lora_B as the file holds them."""
-        lora_b = factors.b_DR.to(torch.float64) / self.scaling
+        lora_b = factors.b_DR.to(torch.float64) / self.scale_of(factors.rank)
         return factors.a_RK.to(self.dtype), lora_b.to(self.dtype)
 
     def read_back(self, factors: LoraFactors) -> LoraFactors:
         """The float64 factors a reader of the file has."""
         lora_a, lora_b = self.stored(factors)
-        return LoraFactors.fold(lora_a.to(torch.float64), lora_b.to(torch.float64), self.scaling)
+        scaling = self.scale_of(factors.rank)
+        return LoraFactors.fold(lora_a.to(torch.float64), lora_b.to(torch.float64), scaling)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GlobalModule:
+    """One module of the global adapter, as rounded and published: where a round began."""
+
+    factors: LoraFactors
+    """folded"""
+    base: LoraFactors | None = None
+    """what has been added to the base model so far; None for nothing"""
+    extras: Mapping[Part, Tensor] = field(default_factory=dict)
+    """other parts: magnitude, core"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModuleCohort:
+    """One module of every update that counts, scale folded in, in the order of their names.
+
+    Parts that a worker did not send are filled in before: a frozen part from where the round
+    began, a private B by the identity (the product is then A itself), components that were not
+    chosen by what the plan says they are. Made by `of`.
+    """
+
+    members: tuple[LoraFactors, ...]
+    weights_U: Tensor
+    """float64 on the CPU, all positive, summing to 1"""
+    extras: tuple[Mapping[Part, Tensor], ...]
+    """other parts of each update: magnitude, core, selected"""
+    sent: tuple[LoraFactors, ...] | None = None
+    """what each worker was given at the start of the round: `start` at its rank, as rounded"""
+    start: GlobalModule | None = None
+    """the global adapter at the start of the round; None where it is unknown (offline)"""
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    """what the method returned for this module in the round before; empty in the first"""
+    round: int = 1
+    base_rows: BaseRows | None = None
+    """the module's frozen weight, where the server has it"""
+
+    @classmethod
+    def of(
+        cls,
+        members: Sequence[LoraFactors],
+        weights_U: Tensor,
+        *,
+        extras: Sequence[Mapping[Part, Tensor]] = (),
+        sent: Sequence[LoraFactors] | None = None,
+        start: GlobalModule | None = None,
+        state: Mapping[str, Tensor] | None = None,
+        round: int = 1,
+        base_rows: BaseRows | None = None,
+    ) -> ModuleCohort:
+        """Checks a cohort and drops its members of weight 0.
+
+        Weight 0 is absence: left in, a client would still span directions that a surrogate uses.
+
+        Raises:
+            FedLoraError: INVALID_ARGUMENT for weights or shapes that make no cohort.
+        """
+        weights = weights_U.detach().to("cpu", torch.float64)
+        if weights.ndim != 1 or len(weights) != len(members):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"expected {len(members)} weights, got a tensor of shape {list(weights.shape)}",
+            )
+        finite = bool(torch.isfinite(weights).all())
+        if not finite or bool((weights < 0).any()) or not weights.any():
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"weights must be finite, none negative and not all zero, got {weights.tolist()}",
+            )
+        here = [u for u, w in enumerate(weights.tolist()) if w > 0]
+        present = tuple(members[u] for u in here)
+        for other in present[1:]:
+            mine, theirs = (
+                (f.out_features, f.in_features, f.dtype, f.a_RK.device) for f in (present[0], other)
+            )
+            if mine != theirs:
+                raise FedLoraError(
+                    Reason.INVALID_ARGUMENT,
+                    "one module must have one shape, dtype and device in the whole cohort, got "
+                    f"{mine[0]}x{mine[1]} {mine[2]} on {mine[3]} and "
+                    f"{theirs[0]}x{theirs[1]} {theirs[2]} on {theirs[3]}",
+                )
+        weights = weights[here]
+        return cls(
+            members=present,
+            weights_U=weights / weights.sum(),
+            extras=tuple(extras[u] for u in here) if extras else tuple({} for _ in here),
+            sent=None if sent is None else tuple(sent[u] for u in here),
+            start=start,
+            state=state or {},
+            round=round,
+            base_rows=base_rows,
+        )
+
+    @property
+    def largest_rank(self) -> int:
+        """Over the members."""
+        return max(f.rank for f in self.members)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the members."""
+        return self.members[0].dtype
+
+    def stack(self) -> LoraFactors:
+        """T itself in float64, as one product of rank R = sum of the members' ranks."""
+        weighted = [
+            f.b_DR.to(torch.float64) * w
+            for f, w in zip(self.members, self.weights_U.tolist(), strict=True)
+        ]
+        return LoraFactors(
+            torch.cat([f.a_RK.to(torch.float64) for f in self.members]),
+            torch.cat(weighted, dim=1),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleResult:
-    """One module of the aggregate, with what the method measured on the way."""
+class Work:
+    """What a step of the chain is told besides the cohort."""
+
+    rank: int
+    """rank of the adapter to publish"""
+    generator: torch.Generator
+    """on the CPU: random starts, rows for spare components"""
+    publication: Publication
+    """how the result will be stored"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Combination:
+    """What a combine rule makes of one module, before compression."""
 
     factors: LoraFactors
+    """an adapter, of any rank, in float64"""
+    extras: Mapping[Part, Tensor] = field(default_factory=dict)
+    """other parts of the adapter to publish"""
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    """kept for the next round"""
     measurements: Mapping[str, float] = field(default_factory=dict)
     """finite numbers by name"""
 
 
-class Aggregator(Protocol):
-    """An aggregation method, stated on one module.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModuleResult:
+    """One module of the next global adapter, with what was measured on the way."""
 
-    A method is a frozen dataclass whose fields are its options. It must not depend on the
-    order of the cohort but through the last bits of sums (the driver sorts by worker), must
-    treat weight 0 as absence, and returns factors in the cohort's dtype after computing in
-    float64.
-    """
+    factors: LoraFactors
+    base: LoraFactors | None = None
+    """everything added to the base model so far, this round included; None for nothing"""
+    extras: Mapping[Part, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    measurements: Mapping[str, float] = field(default_factory=dict)
+
+
+class CompressionRule(Protocol):
+    """How a combination becomes an adapter of the run's rank."""
 
     name: ClassVar[str]
-    """registry name"""
-    mixed_ranks: ClassVar[bool]
-    """whether members of a cohort may differ in rank"""
-    keeps_basis: ClassVar[bool]
-    """whether the result's components are those of the cohort, so that optimiser state of the
-    factors stays meaningful over a round"""
 
-    def aggregate_module(
-        self,
-        cohort: Sequence[LoraFactors],
-        weights_U: Tensor,
-        *,
-        rank: int,
-        generator: torch.Generator | None = None,
-        publication: Publication | None = None,
-    ) -> ModuleResult:
-        """Combines the cohort's products into one of the given rank.
-
-        Args:
-            cohort: the same module of every client, scale folded in.
-            weights_U: >= 0, with a positive sum; need not sum to 1.
-            rank: rank of the result.
-            generator: on the CPU, for random starts and for filling spare components; None
-                takes one seeded with 0.
-            publication: how the result will be stored; None: in the cohort's dtype, scale 1.
+    def properties(self, combined: Properties) -> Properties:
+        """What a method of those properties promises after this rule.
 
         Raises:
-            FedLoraError: INVALID_ARGUMENT for weights or shapes that make no cohort,
-                UNSUPPORTED_METHOD for ranks that this method cannot combine.
+            FedLoraError: UNSUPPORTED_METHOD where the two do not go together, with the reason.
+        """
+        ...
+
+    def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
+        """The adapter to publish; extras, state and measurements are passed on."""
+        ...
+
+
+class ServerOptimizer(Protocol):
+    """How far the global adapter follows what a round came to, tensor by tensor."""
+
+    name: ClassVar[str]
+
+    def step(
+        self, current: Tensor, proposed: Tensor, state: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The tensor to publish, and the state for the next round.
+
+        Args:
+            current: as the round's workers were given it, float64.
+            proposed: what the round came to; proposed - current is the pseudo-gradient, negated.
+            state: what the step before returned for this tensor; empty at first.
         """
         ...
 
 
-def active_cohort(
-    cohort: Sequence[LoraFactors], weights_U: Tensor
-) -> tuple[list[LoraFactors], Tensor]:
-    """The members of positive weight, and their weights in float64, summing to 1.
+class Method(Protocol):
+    """An aggregation method, stated on one module: a frozen dataclass of its options.
 
-    Weight 0 is absence: left in, a client would still span directions that a surrogate uses.
+    It must not depend on the order of the cohort but through the last bits of sums (the driver
+    sorts by worker), and computes in float64. `MethodDefaults` has the usual answers.
     """
-    weights = weights_U.detach().to("cpu", torch.float64)
-    if weights.ndim != 1 or len(weights) != len(cohort):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT,
-            f"expected {len(cohort)} weights, got a tensor of shape {list(weights.shape)}",
-        )
-    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not weights.any():
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT,
-            f"weights must be finite, none negative and not all zero, got {weights.tolist()}",
-        )
-    members = [f for f, w in zip(cohort, weights.tolist(), strict=True) if w > 0]
-    first = members[0]
-    for other in members[1:]:
-        mine, theirs = (
-            (f.out_features, f.in_features, f.dtype, f.a_RK.device) for f in (first, other)
-        )
-        if mine != theirs:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                "one module must have one shape, dtype and device in the whole cohort, got "
-                f"{mine[0]}x{mine[1]} {mine[2]} on {mine[3]} and "
-                f"{theirs[0]}x{theirs[1]} {theirs[2]} on {theirs[3]}",
-            )
-    weights = weights[weights > 0]
-    return members, weights / weights.sum()
+
+    name: ClassVar[str]
+    """registry name"""
+    about: ClassVar[About]
+
+    @property
+    def properties(self) -> Properties:
+        """Of `combine` alone; the compression rule turns them into the method's."""
+        ...
+
+    @property
+    def compression(self) -> CompressionRule:
+        """The method's own, unless a run names another."""
+        ...
+
+    @property
+    def weighting(self) -> WeightingRule | None:
+        """Weights that belong to the method; None: the run's."""
+        ...
+
+    @property
+    def plans(self) -> tuple[RoundPlan, ...]:
+        """What round t = 1, 2, .. asks of a worker, as a cycle."""
+        ...
+
+    def target(self, cohort: ModuleCohort) -> LoraFactors | None:
+        """The ideal aggregate as the method means it, as factors; None for T."""
+        ...
+
+    def magnitude(self, cohort: ModuleCohort, published: LoraFactors) -> Tensor:
+        """DoRA's vector of row norms, D, for the direction that is published."""
+        ...
+
+    def refined(self, combined: LoraFactors, trained: LoraFactors) -> LoraFactors:
+        """What a round came to, after a worker with the server's data has trained on it."""
+        ...
+
+    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
+        """What the cohort comes to.
+
+        Raises:
+            FedLoraError: UNSUPPORTED_METHOD for ranks that the method cannot combine.
+        """
+        ...
 
 
-def uniform_rank(name: str, cohort: Sequence[LoraFactors], rank: int, *, mixed: bool) -> int:
-    """The rank of a combination of the cohort's factors, which `rank` may exceed but not undercut.
+class MethodDefaults:
+    """The usual answers to what `Method` asks beside `combine`."""
+
+    __slots__ = ()
+
+    @property
+    def weighting(self) -> WeightingRule | None:
+        """The run's."""
+        return None
+
+    @property
+    def plans(self) -> tuple[RoundPlan, ...]:
+        """A and B are trained and sent every round."""
+        return (RoundPlan(),)
+
+    def target(self, cohort: ModuleCohort) -> LoraFactors | None:  # noqa: ARG002
+        """T."""
+        return None
+
+    def magnitude(self, cohort: ModuleCohort, published: LoraFactors) -> Tensor:  # noqa: ARG002
+        """The weighted mean."""
+        return weighted_sum([extras[Part.MAGNITUDE] for extras in cohort.extras], cohort.weights_U)
+
+    def refined(self, combined: LoraFactors, trained: LoraFactors) -> LoraFactors:  # noqa: ARG002
+        """What was trained."""
+        return trained
+
+
+def uniform_rank(name: str, cohort: ModuleCohort, *, mixed: bool, rank: int = 0) -> int:
+    """The largest rank of the cohort, which a combination of its factors has.
+
+    Args:
+        name: the method's, for messages.
+        cohort: the members.
+        mixed: whether the method takes members of different rank.
+        rank: the one to be published; 0 for any.
 
     Raises:
         FedLoraError: UNSUPPORTED_METHOD for mixed ranks where the method has none, and for a
             result of lower rank than the cohort's.
     """
-    ranks = sorted({f.rank for f in cohort})
+    ranks = sorted({f.rank for f in cohort.members})
     if len(ranks) > 1 and not mixed:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"{name} needs one rank for the whole cohort, got {ranks}",
-            hint="Use flora_na or optimal, which take mixed ranks",
+            hint="Use flora_na, optimal, flexlora, florist, flora, fedhl, hetlora or replication, "
+            "which take mixed ranks",
         )
-    if rank < ranks[-1]:
+    if 0 < rank < ranks[-1]:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"{name} combines factors component by component and cannot publish rank {rank} "

@@ -100,14 +100,15 @@ class CentredCohort:
         lost = self.covariance()
         return product_norm(lost.b_DR, lost.a_RK)
 
-    def error_of(self, surrogate: LoraFactors) -> float:
-        """|B A - T| for any factors of this module; of another rank than R too."""
+    def error_of(self, surrogate: LoraFactors, beside: Sequence[LoraFactors] = ()) -> float:
+        """|B A + (the products beside it) - T| for any factors of this module, of any rank."""
         rank = max(self.rank, surrogate.rank)
         candidate, mean = surrogate.to(torch.float64).padded(rank), self.mean.padded(rank)
         lost = self.covariance()
+        more_b, more_a = [f.b_DR for f in beside], [f.a_RK for f in beside]
         return product_norm(
-            torch.cat([candidate.b_DR - mean.b_DR, mean.b_DR, -lost.b_DR], dim=1),
-            torch.cat([candidate.a_RK, candidate.a_RK - mean.a_RK, lost.a_RK]),
+            torch.cat([candidate.b_DR - mean.b_DR, mean.b_DR, -lost.b_DR, *more_b], dim=1),
+            torch.cat([candidate.a_RK, candidate.a_RK - mean.a_RK, lost.a_RK, *more_a]),
         )
 
     def excess_of(self, surrogate: LoraFactors) -> float:

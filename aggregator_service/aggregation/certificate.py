@@ -16,33 +16,23 @@ error is as large as everything learnt in the round.
 All differences are taken in centred coordinates (`centred`), with the adapter the workers
 started from as reference, so an error of 1e-8 is as accurate as one of 0.1. The bound comes
 from the QR core, whose small singular values are right, and from the tail's own squares.
-
-Whole-adapter figures are square roots of sums of squares over modules, numerator and
-denominator apart; the effective rank is that of the block-diagonal operator; measurements are
-means over the modules.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.centred import CentredCohort
-from aggregator_service.aggregation.cohort_files import AdapterFile, CohortFiles, Contribution
 from fedlora.adapters.factors import LoraFactors
-from fedlora.errors import FedLoraError, Reason
-from fedlora.numerics import qr_core_svd
-from fedlora.runs.report import Certificate, CertificateEntry
+from fedlora.numerics import product_norm, qr_core_svd
+from fedlora.runs.report import CertificateEntry
 
-__all__ = ["certify", "measure"]
-
-_UNIT_ROUNDOFF = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 2.0**-53}
-"""largest relative error of rounding one number"""
+__all__ = ["ModuleNorms", "measure"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,115 +77,59 @@ class ModuleNorms:
 
 
 def measure(
-    cohort: Sequence[LoraFactors],
-    weights_U: torch.Tensor,
-    *,
-    published: LoraFactors,
-    start: LoraFactors | None,
+    cohort: ModuleCohort, *, published: GlobalModule, target: LoraFactors | None = None
 ) -> ModuleNorms:
     """The norms of one module.
 
     Args:
-        cohort: members of positive weight, folded.
-        weights_U: float64, summing to 1.
-        published: as rounded and read back, folded.
-        start: what the members started from, folded; of which a member of lower rank had the
-            first components. None: unknown, and the change is NaN.
+        cohort: the updates, with the start of the round where it is known; a member of lower
+            rank had the first components of it. Without a start the change is NaN.
+        published: as rounded and read back. What it has added to the base model since the start
+            counts as part of it.
+        target: what the method means by the ideal aggregate, as factors; None is T.
     """
-    centred = CentredCohort.of(cohort, weights_U, reference=start)
-    weighted = [f.b_DR * w for f, w in zip(cohort, weights_U.tolist(), strict=True)]
-    values_N = qr_core_svd(weighted, [f.a_RK for f in cohort], rank=1).values_N
-    ranks = [f.rank for f in cohort]
+    start = cohort.start
+    centred = CentredCohort.of(
+        cohort.members, cohort.weights_U, reference=start.factors if start else None
+    )
+    stack = target or cohort.stack()
+    values_N = qr_core_svd([stack.b_DR], [stack.a_RK], rank=1).values_N
+    added = _base_change(start, published)
+    if target is None:
+        ideal, error = centred.ideal_norm(), centred.error_of(published.factors, beside=added)
+        change = math.nan
+        if start is not None:
+            change = centred.change_from(start.factors, [f.rank for f in cohort.members])
+    else:
+        ideal = product_norm(target.b_DR, target.a_RK)
+        error = _distance([published.factors, *added], target)
+        change = math.nan if start is None else _distance([start.factors], target)
     return ModuleNorms(
-        ideal=centred.ideal_norm(),
-        change=math.nan if start is None else centred.change_from(start, ranks),
-        error=centred.error_of(published),
+        ideal=ideal,
+        change=change,
+        error=error,
         factor_mean=centred.factor_mean_error(),
-        bound=float(torch.linalg.vector_norm(values_N[published.rank :])),
+        bound=float(torch.linalg.vector_norm(values_N[published.factors.rank :])),
         values_sum=float(values_N.sum()),
         values_squares=float(values_N.square().sum()),
-        rank=published.rank,
+        rank=published.factors.rank,
     )
 
 
-def certify(
-    contributions: Sequence[Contribution],
-    *,
-    published: Path,
-    published_scaling: float | Mapping[str, float],
-    base: Path | None,
-    base_scaling: float | Mapping[str, float] = 1.0,
-    method_name: str,
-    measurements: Mapping[str, Mapping[str, float]] | None = None,
-    device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
-) -> Certificate:
-    """Measures a published adapter against the updates it was made from.
+def _base_change(start: GlobalModule | None, published: GlobalModule) -> tuple[LoraFactors, ...]:
+    """What the round has added to the base model, as factors whose products are to be summed."""
+    added = [] if published.base is None else [published.base]
+    if start is not None and start.base is not None:
+        added.append(LoraFactors(start.base.a_RK, -start.base.b_DR))
+    return tuple(added)
 
-    Args:
-        contributions: the updates, as given to `aggregate`.
-        published: the file that was sent out.
-        published_scaling: s with which it is served.
-        base: the adapter the updates started from; None where there is none or it is unknown,
-            and then all figures against the round's change are NaN.
-        base_scaling: s of the base.
-        method_name: registry name, for the record.
-        measurements: what the method measured, by module path.
-        device: where the arithmetic runs, in float64.
-        progress: called with (modules done, modules in all).
 
-    Raises:
-        FedLoraError: LAYOUT_MISMATCH for files of different modules; what `CohortFiles` raises.
-    """
-    given = measurements or {}
-    norms: dict[str, ModuleNorms] = {}
-    with ExitStack() as stack:
-        cohort = stack.enter_context(CohortFiles(contributions))
-        sent = AdapterFile(published, published_scaling, "the published adapter")
-        _check_modules(cohort, stack.enter_context(sent))
-        origin = None
-        if base is not None:
-            origin = stack.enter_context(AdapterFile(base, base_scaling, "the base adapter"))
-            _check_modules(cohort, origin)
-        roundoff = _UNIT_ROUNDOFF[sent.dtype()]
-        for module in cohort.modules:
-            norms[module] = measure(
-                cohort.factors(module, device),
-                cohort.weights_U,
-                published=sent.factors(module, device),
-                start=None if origin is None else origin.factors(module, device),
-            )
-            if progress is not None:
-                progress(len(norms), len(cohort.modules))
-    entries = tuple(
-        n.entry(module, roundoff=roundoff, measurements=given.get(module, {}))
-        for module, n in norms.items()
+def _distance(parts: Sequence[LoraFactors], target: LoraFactors) -> float:
+    """|sum of the parts' products - the target's|."""
+    return product_norm(
+        torch.cat([*(f.b_DR for f in parts), -target.b_DR], dim=1),
+        torch.cat([*(f.a_RK for f in parts), target.a_RK]),
     )
-    whole = _whole(list(norms.values()))
-    overall = whole.entry("", roundoff=roundoff, measurements=_means(list(given.values())))
-    return Certificate(method=method_name, overall=overall, modules=entries)
-
-
-def _whole(parts: Sequence[ModuleNorms]) -> ModuleNorms:
-    return ModuleNorms(
-        ideal=math.hypot(*(p.ideal for p in parts)),
-        change=math.hypot(*(p.change for p in parts)),
-        error=math.hypot(*(p.error for p in parts)),
-        factor_mean=math.hypot(*(p.factor_mean for p in parts)),
-        bound=math.hypot(*(p.bound for p in parts)),
-        values_sum=math.fsum(p.values_sum for p in parts),
-        values_squares=math.fsum(p.values_squares for p in parts),
-        rank=max(p.rank for p in parts),
-    )
-
-
-def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = sorted({name for part in parts for name in part})
-    return {
-        name: math.fsum(part[name] for part in parts if name in part)
-        / sum(name in part for part in parts)
-        for name in names
-    }
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -203,13 +137,3 @@ def _ratio(numerator: float, denominator: float) -> float:
     if denominator == 0:
         return 0.0 if numerator == 0 else math.inf
     return numerator / denominator
-
-
-def _check_modules(cohort: CohortFiles, file: AdapterFile) -> None:
-    for module in cohort.modules:
-        if module not in file.ranks or file.features(module) != cohort.features(module):
-            raise FedLoraError(
-                Reason.LAYOUT_MISMATCH,
-                f"{file.owner} does not fit the updates at module {module!r}",
-                hint="Certify the file that was made from these updates",
-            )

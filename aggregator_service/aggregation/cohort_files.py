@@ -1,30 +1,34 @@
-"""A cohort's updates as files, read one module at a time."""
+"""A cohort's updates as files, read one module at a time and completed to whole adapters.
+
+A worker sends what the round's plan asks for, which may be less than an adapter. The rest is known:
+a frozen part is as the worker was given it, a component that it did not choose is unchanged or
+zero, a core acts between the factors that the worker was given. Only a private B is unknown; the
+identity in its place makes the "product" A itself, in which such a method aggregates.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
+from aggregator_service.aggregation.base import BaseRows, GlobalModule, ModuleCohort
+from aggregator_service.aggregation.slicing import given_factors
+from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import Factor, lora_key, parse_key
+from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan, Selection
 
-__all__ = ["AdapterFile", "CohortFiles", "Contribution"]
-
-_OTHER_KINDS = {
-    Factor.MAGNITUDE: "DoRA",
-    Factor.HIRA_A: "HiRA",
-    Factor.HIRA_B: "HiRA",
-}
+__all__ = ["CohortFiles", "Contribution", "selected_components"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,133 +38,66 @@ class Contribution:
     worker: str
     """name; sums run in its order"""
     weight: float
-    """>= 0, need not sum to 1 over the cohort; 0 means absent"""
+    """>= 0, need not sum to 1 over the cohort; 0 means absent. What the weighting rule takes for
+    the number of examples"""
     path: Path
     """safetensors file with PEFT keys"""
-    scaling: float | Mapping[str, float]
-    """s of lora_B, for all modules or by module path"""
-
-
-class AdapterFile:
-    """A safetensors file with PEFT keys, opened for reading single modules.
-
-    Args:
-        path: the file.
-        scaling: s of lora_B, for all modules or by module path.
-        owner: who it is from, for messages.
-
-    Raises:
-        FedLoraError: INVALID_PAYLOAD for a file or key that cannot be read, UNSUPPORTED_METHOD
-            for an adapter that is not plain LoRA.
-    """
-
-    def __init__(self, path: Path, scaling: float | Mapping[str, float], owner: str) -> None:
-        self._scaling, self.owner = scaling, owner
-        try:
-            # safetensors declares its reader without types.
-            self._file = cast("Any", safe_open(path, framework="pt"))
-        except (SafetensorError, OSError) as error:
-            raise FedLoraError(
-                Reason.INVALID_PAYLOAD, f"{owner}: cannot read {path.name}: {error}"
-            ) from error
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        """shapes of all tensors by key"""
-        self.ranks: dict[str, int] = {}
-        """rank of each adapted module by path, sorted"""
-        for key in sorted(self._file.keys()):
-            self.shapes[key] = tuple(self._file.get_slice(key).get_shape())
-            parsed = parse_key(key)
-            if kind := _OTHER_KINDS.get(parsed.factor):
-                raise FedLoraError(
-                    Reason.UNSUPPORTED_METHOD,
-                    f"{owner}: expected plain LoRA, found the {kind} tensor {key!r}",
-                    hint=f"The mean of {kind} updates is not a mean of products; train with LoRA",
-                )
-            if parsed.factor is Factor.LORA_A:
-                self.ranks[parsed.path] = self.shapes[key][0]
-        self.saved = tuple(k for k in self.shapes if parse_key(k).factor is Factor.SAVED)
-        """keys of tensors trained in full"""
-        for module in self.ranks:
-            if lora_key(module, Factor.LORA_B) not in self.shapes:
-                raise FedLoraError(
-                    Reason.INVALID_PAYLOAD, f"{owner}: module {module!r} has lora_A but no lora_B"
-                )
-        if 2 * len(self.ranks) + len(self.saved) != len(self.shapes):
-            raise FedLoraError(Reason.INVALID_PAYLOAD, f"{owner}: a lora_B without its lora_A")
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the file."""
-        self._file.__exit__(None, None, None)
-
-    def features(self, module: str) -> tuple[int, int]:
-        """(out_features, in_features)."""
-        b, a = (self.shapes[lora_key(module, f)] for f in (Factor.LORA_B, Factor.LORA_A))
-        return b[0], a[1]
-
-    def factors(self, module: str, device: torch.device | str = "cpu") -> LoraFactors:
-        """The module's factors in float64, scale folded into B.
-
-        Raises:
-            FedLoraError: NOT_FINITE; INVALID_ARGUMENT for a module without scaling.
-        """
-        a = self.tensor(lora_key(module, Factor.LORA_A), device)
-        b = self.tensor(lora_key(module, Factor.LORA_B), device)
-        if isinstance(self._scaling, Mapping):
-            if module not in self._scaling:
-                raise FedLoraError(
-                    Reason.INVALID_ARGUMENT, f"{self.owner}: no scaling for module {module!r}"
-                )
-            return LoraFactors.fold(a, b, self._scaling[module])
-        return LoraFactors.fold(a, b, self._scaling)
-
-    def tensor(self, key: str, device: torch.device | str = "cpu") -> Tensor:
-        """One tensor, in float64."""
-        tensor: Tensor = self._file.get_tensor(key).to(device=device, dtype=torch.float64)
-        if not bool(torch.isfinite(tensor).all()):
-            raise FedLoraError(
-                Reason.NOT_FINITE, f"{self.owner}: tensor {key!r} holds NaN or infinity"
-            )
-        return tensor
-
-    def dtype(self) -> str:
-        """Element type of the first factor, in safetensors' words."""
-        first = lora_key(next(iter(self.ranks)), Factor.LORA_A)
-        return str(self._file.get_slice(first).get_dtype())
+    scaling: Scaling
+    """s of lora_B"""
+    given_rank: int = 0
+    """rank of the adapter that the worker was given; 0: the update's own"""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class CohortFiles:
     """The updates of positive weight, sorted by worker, with one layout among them.
 
+    Args:
+        contributions: the updates.
+        plan: what they were asked for.
+        start: the adapter that the round began from; its parts stand in for what is not sent.
+
     Raises:
         FedLoraError: INVALID_ARGUMENT for weights that make no cohort or a worker named twice,
-            LAYOUT_MISMATCH for updates of different modules or shapes; what `AdapterFile` raises.
+            LAYOUT_MISMATCH for updates of different modules or shapes, INVALID_PAYLOAD for
+            updates that lack a part; what `AdapterFile` raises.
     """
 
-    def __init__(self, contributions: Sequence[Contribution]) -> None:
+    def __init__(
+        self,
+        contributions: Sequence[Contribution],
+        *,
+        plan: RoundPlan | None = None,
+        start: AdapterFile | None = None,
+    ) -> None:
         _check_weights(contributions)
-        present = sorted((c for c in contributions if c.weight > 0), key=lambda c: c.worker)
-        weights_U = torch.tensor([c.weight for c in present], dtype=torch.float64)
-        self.weights_U = weights_U / weights_U.sum()
+        self._plan, self._start = plan or RoundPlan(), start
+        self.contributions = tuple(
+            sorted((c for c in contributions if c.weight > 0), key=lambda c: c.worker)
+        )
+        """those present, sorted by worker"""
+        given_U = torch.tensor([c.weight for c in self.contributions], dtype=torch.float64)
+        self.weights_U = given_U / given_U.sum()
         """of the updates present, in float64, summing to 1"""
         self._stack = contextlib.ExitStack()
         try:
             self.files = [
-                self._stack.enter_context(AdapterFile(c.path, c.scaling, c.worker)) for c in present
+                self._stack.enter_context(AdapterFile(c.path, c.scaling, c.worker))
+                for c in self.contributions
             ]
-            for other in self.files[1:]:
-                _check_layout(self.files[0], other)
+            for file in self.files:
+                if start is None:
+                    file.check_complete()
+                _check_layout(self._frame, file)
         except BaseException:
             self._stack.close()
             raise
-        self.modules = tuple(self.files[0].ranks)
+        first = self.files[0]
+        self.modules = self._frame.modules
         """paths of the adapted modules, sorted"""
-        self.saved = {key: self.files[0].shapes[key] for key in self.files[0].saved}
+        self.saved = {key: first.shapes[key] for key in first.saved}
         """shapes of the tensors trained in full, by key, sorted"""
-        self.largest_rank = max(max(f.ranks.values()) for f in self.files)
+        self.largest_rank = max(self.rank(u) for u in range(len(self.files)))
         """over modules and workers"""
 
     def __enter__(self) -> Self:
@@ -176,13 +113,162 @@ class CohortFiles:
         """Closes all files."""
         self._stack.__exit__(kind, error, trace)
 
-    def factors(self, module: str, device: torch.device | str) -> list[LoraFactors]:
-        """One module of every update, in float64, scale folded in."""
-        return [file.factors(module, device) for file in self.files]
+    @property
+    def facts(self) -> tuple[UpdateFacts, ...]:
+        """What the weighting rule is told of each update."""
+        return tuple(
+            UpdateFacts(
+                worker=c.worker, num_examples=c.weight, rank=self.rank(u), metrics=c.metrics
+            )
+            for u, c in enumerate(self.contributions)
+        )
+
+    def rank(self, u: int) -> int:
+        """The largest rank of an update; of what the worker was given where it chose components."""
+        if self._plan.selection is not Selection.ALL:
+            return self._given_rank(u, self.modules[0])
+        return max(self.files[u].rank(m) for m in self.files[u].modules)
+
+    def module_cohort(
+        self,
+        module: str,
+        weights_U: Tensor,
+        *,
+        device: torch.device | str = "cpu",
+        state: Mapping[str, Tensor] | None = None,
+        round: int = 1,
+        base_rows: BaseRows | None = None,
+    ) -> ModuleCohort:
+        """One module of every update, completed, in float64 with the scale folded in."""
+        return ModuleCohort.of(
+            self.factors(module, device),
+            weights_U,
+            extras=[self._extras(u, module, device) for u in range(len(self.files))],
+            sent=self.sent(module, device),
+            start=self.start(module, device),
+            state=state,
+            round=round,
+            base_rows=base_rows,
+        )
+
+    def factors(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors]:
+        """One module of every update, completed, in float64 with the scale folded in."""
+        return [self._completed(u, module, device) for u in range(len(self.files))]
+
+    def sent(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors] | None:
+        """What each worker was given of a module; None where it is unknown."""
+        if self._start is None:
+            return None
+        return [self._given(u, module, device) for u in range(len(self.files))]
+
+    def start(self, module: str, device: torch.device | str = "cpu") -> GlobalModule | None:
+        """A module of the adapter that the round began from; None where it is unknown."""
+        if self._start is None:
+            return None
+        factors = self._start.factors(module, device)
+        if Part.B in self._plan.private:
+            factors = _alone(factors.a_RK)
+        return GlobalModule(
+            factors=factors,
+            base=self._start.base(module, device),
+            extras=self._start.extras(module, device),
+        )
 
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""
-        return self.files[0].features(module)
+        return self._frame.features(module)
+
+    @property
+    def _frame(self) -> AdapterFile:
+        """The file that every update is held against."""
+        return self._start or self.files[0]
+
+    def _given_rank(self, u: int, module: str) -> int:
+        return self.contributions[u].given_rank or self.files[u].rank(module)
+
+    def _given(self, u: int, module: str, device: torch.device | str) -> LoraFactors:
+        assert self._start is not None  # noqa: S101
+        given = given_factors(self._start, module, self._given_rank(u, module), device)
+        return _alone(given.a_RK) if Part.B in self._plan.private else given
+
+    def _extras(self, u: int, module: str, device: torch.device | str) -> dict[Part, Tensor]:
+        extras = self.files[u].extras(module, device)
+        if self._plan.selection is not Selection.ALL and Part.SELECTED not in extras:
+            # A whole adapter, as saved by PEFT, holds every component.
+            extras[Part.SELECTED] = torch.ones(self._given_rank(u, module), dtype=torch.float64)
+        return extras
+
+    def _completed(self, u: int, module: str, device: torch.device | str) -> LoraFactors:
+        file = self.files[u]
+        parts = file.parts(module)
+        if Part.B in self._plan.private:
+            return _alone(file.part(module, Part.A, device))
+        if {Part.A, Part.B} <= {*parts}:
+            return file.factors(module, device)
+        assert self._start is not None  # noqa: S101
+        given = given_factors(self._start, module, self._given_rank(u, module), device)
+        if self._plan.selection is not Selection.ALL:
+            return self._expanded(u, module, given, device)
+        if Part.CORE in parts:
+            # The core that was given is folded into the B that was given: take the plain one.
+            plain_b = self._start.part(module, Part.B, device)[:, : given.rank]
+            scaled = plain_b * self._start.scale(module, given.rank)
+            return LoraFactors(given.a_RK, scaled @ file.part(module, Part.CORE, device))
+        rank = file.rank(module)
+        scale = file.scale(module, rank)
+        a = file.part(module, Part.A, device) if Part.A in parts else given.a_RK[:rank]
+        b = file.part(module, Part.B, device) * scale if Part.B in parts else given.b_DR[:, :rank]
+        return LoraFactors(a, b)
+
+    def _expanded(
+        self, u: int, module: str, given: LoraFactors, device: torch.device | str
+    ) -> LoraFactors:
+        """The update with the components that the worker did not choose."""
+        file = self.files[u]
+        a, b = given.a_RK.clone(), given.b_DR.clone()
+        chosen = selected_components(file, module, given.rank).to(a.device)
+        zero = self._plan.selection is Selection.REST_ZERO
+        if Part.A in self._plan.trained:
+            a = torch.zeros_like(a) if zero else a
+            if len(chosen):
+                a[chosen] = file.part(module, Part.A, device)
+        if Part.B in self._plan.trained:
+            b = torch.zeros_like(b) if zero else b
+            if len(chosen):
+                sent = file.part(module, Part.B, device)
+                b[:, chosen] = sent * file.scale(module, given.rank)
+        return LoraFactors(a, b)
+
+
+def selected_components(file: AdapterFile, module: str, rank: int) -> Tensor:
+    """Indices of the components that an update of chosen components holds.
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD for a mask that is none, or that does not fit the factors
+            beside it.
+    """
+
+    def refuse(text: str) -> FedLoraError:
+        return FedLoraError(Reason.INVALID_PAYLOAD, f"{file.owner}: module {module!r}: {text}")
+
+    if Part.SELECTED not in file.parts(module):
+        raise refuse("expected a mask of the components sent, got none")
+    mask = file.part(module, Part.SELECTED)
+    if mask.shape != (rank,) or not bool(((mask == 0) | (mask == 1)).all()):
+        raise refuse(f"expected a mask of {rank} zeros and ones, got {mask.tolist()[:64]}")
+    chosen: Tensor = mask.nonzero().flatten()
+    for part, axis in ((Part.A, 0), (Part.B, 1)):
+        held = file.shape(module, part)[axis] if part in file.parts(module) else 0
+        if part in file.parts(module) and held != len(chosen):
+            raise refuse(f"the mask names {len(chosen)} components, {part.value} has {held}")
+    if len(chosen) and not {Part.A, Part.B} & {*file.parts(module)}:
+        raise refuse(f"the mask names {len(chosen)} components, and no factor is there")
+    return chosen
+
+
+def _alone(a_RK: Tensor) -> LoraFactors:
+    """A with the identity for B."""
+    return LoraFactors(a_RK, torch.eye(a_RK.shape[0], dtype=a_RK.dtype, device=a_RK.device))
 
 
 def _check_weights(contributions: Sequence[Contribution]) -> None:
@@ -203,6 +289,8 @@ def _check_weights(contributions: Sequence[Contribution]) -> None:
 
 
 def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
+    """That two adapters are of one base model and the same layers; ranks may differ."""
+
     def refuse(what: str) -> FedLoraError:
         return FedLoraError(
             Reason.LAYOUT_MISMATCH,
@@ -210,16 +298,19 @@ def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
             hint="Updates can be combined only for one base model and the same target_modules",
         )
 
-    if different := sorted(first.ranks.keys() ^ other.ranks.keys()):
-        holder = first if different[0] in first.ranks else other
+    if first.is_hira != other.is_hira and any(Part.A in other.parts(m) for m in other.modules):
+        raise refuse("one is LoRA, the other HiRA")
+    if different := sorted({*first.modules} ^ {*other.modules}):
+        holder = first if different[0] in first.modules else other
         raise refuse(f"module {different[0]!r} is in {holder.owner} only")
-    for module in first.ranks:
-        if (mine := first.features(module)) != (theirs := other.features(module)):
-            raise refuse(
-                f"module {module!r} is {mine[0]}x{mine[1]} in one and "
-                f"{theirs[0]}x{theirs[1]} in the other"
-            )
-    if different := sorted(set(first.saved) ^ set(other.saved)):
+    for module in first.modules:
+        for part, axis in ((Part.A, 1), (Part.B, 0), (Part.MAGNITUDE, 0)):
+            if part not in first.parts(module) or part not in other.parts(module):
+                continue
+            if first.shape(module, part)[axis] != other.shape(module, part)[axis]:
+                mine, theirs = (_words(f, module) for f in (first, other))
+                raise refuse(f"module {module!r} is {mine} in one and {theirs} in the other")
+    if different := sorted({*first.saved} ^ {*other.saved}):
         holder = first if different[0] in first.saved else other
         raise refuse(f"tensor {different[0]!r} is in {holder.owner} only")
     for key in first.saved:
@@ -228,3 +319,11 @@ def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
                 f"tensor {key!r} is {list(first.shapes[key])} in one and "
                 f"{list(other.shapes[key])} in the other"
             )
+
+
+def _words(file: AdapterFile, module: str) -> str:
+    """Out x in of a module, with a question mark for what the file does not say."""
+    parts = file.parts(module)
+    rows = file.shape(module, Part.B)[0] if Part.B in parts else "?"
+    columns = file.shape(module, Part.A)[1] if Part.A in parts else "?"
+    return f"{rows}x{columns}"

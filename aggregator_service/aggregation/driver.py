@@ -1,30 +1,49 @@
-"""A method over a cohort's files: from updates to one published adapter.
+"""A recipe over a cohort's files: from updates to one published adapter.
 
 One module of the cohort is in memory at a time. Workers of weight 0 are dropped before anything
 is opened, and the others sorted by name, so that neither arrival order nor an absent worker
 changes a bit. Modules trained in full (`modules_to_save`) are a group of their own: their mean
-is linear and exact.
+is linear and exact. What a round does not change is copied from the version before, bit for bit.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from aggregator_service.aggregation.adapter_writer import AdapterWriter
-from aggregator_service.aggregation.base import Aggregator, Publication
-from aggregator_service.aggregation.certificate import certify
+from aggregator_service.aggregation.adapter_file import AdapterFile
+from aggregator_service.aggregation.base import BaseRows, ModuleResult, Publication
+from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
-from fedlora.adapters.names import Factor, lora_key
+from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.geometry import cohort_geometry
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
+from aggregator_service.aggregation.state_file import WEIGHTING, StateReader, StateWriter
+from aggregator_service.aggregation.tensor_writer import TensorWriter
+from aggregator_service.aggregation.weighting.base import WeightingView, Weights
+from fedlora.adapters.names import Part, part_key
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError
 from fedlora.numerics import weighted_sum
+from fedlora.runs.plan import plan_for
 from fedlora.runs.seeds import derive_seed
 from fedlora.tensors.manifest import DataType
 
-__all__ = ["AggregationOutcome", "Contribution", "aggregate", "certify"]
+__all__ = [
+    "AggregationOutcome",
+    "Contribution",
+    "RoundContext",
+    "StoredAdapter",
+    "aggregate",
+    "certify",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,18 +51,24 @@ class AggregationOutcome:
     """What was written."""
 
     rank: int
-    """of every module"""
+    """the largest of any module"""
     num_bytes: int
     """size of the file"""
+    has_state: bool
+    """whether there is anything to remember"""
+    weights: Mapping[str, float]
+    """of each worker in the sums; 0 where it did not count"""
     measurements: Mapping[str, Mapping[str, float]]
-    """what the method measured, by module path"""
+    """what was measured, by module path; what concerns all modules is under an empty path"""
 
 
 def aggregate(
     contributions: Sequence[Contribution],
-    method: Aggregator,
+    recipe: Recipe,
     *,
     output: Path,
+    state_output: Path | None = None,
+    context: RoundContext | None = None,
     rank: int | None = None,
     output_scaling: float | Callable[[int], float] = 1.0,
     dtype: DataType = DataType.F32,
@@ -56,9 +81,10 @@ def aggregate(
 
     Args:
         contributions: the updates; those of weight 0 are as good as absent.
-        method: from `registry.create`.
-        output: safetensors file with PEFT keys to write; equal inputs give equal bytes. Partly
-            written if an error is raised.
+        recipe: from `registry.create_recipe`.
+        output: safetensors file with PEFT keys to write; equal inputs give equal bytes.
+        state_output: where what the recipe remembers goes; None forgets it.
+        context: where the round stands.
         rank: of the result; None takes the largest sent.
         output_scaling: s with which readers will serve it, or s of the rank: lora_B is divided
             by it, once.
@@ -69,44 +95,156 @@ def aggregate(
         progress: called with (modules done, modules in all).
 
     Raises:
-        FedLoraError: what `CohortFiles`, the method and `AdapterWriter` raise; an error of the
-            method names the module.
+        FedLoraError: what `CohortFiles`, the recipe and `TensorWriter` raise; an error of a
+            module names it.
     """
-    with CohortFiles(contributions) as cohort:
-        result_rank = cohort.largest_rank if rank is None else rank
-        scaling = output_scaling(result_rank) if callable(output_scaling) else output_scaling
-        publication = Publication(dtype=dtype.torch_dtype, scaling=scaling)
-        shapes = dict(cohort.saved)
-        for module in cohort.modules:
-            out_features, in_features = cohort.features(module)
-            shapes[lora_key(module, Factor.LORA_A)] = (result_rank, in_features)
-            shapes[lora_key(module, Factor.LORA_B)] = (out_features, result_rank)
-        measurements: dict[str, Mapping[str, float]] = {}
+    context = context or RoundContext()
+    plan = plan_for(recipe.plans(context.kind), context.round)
+    with ExitStack() as stack:
+        start = None
+        if context.start is not None:
+            file = AdapterFile(context.start.path, context.start.scaling, "the version before")
+            start = stack.enter_context(file)
+        cohort = stack.enter_context(CohortFiles(contributions, plan=plan, start=start))
+        held = stack.enter_context(StateReader(context.state))
+        kept = stack.enter_context(StateWriter(state_output))
         header = {"format": "pt"} if metadata is None else metadata
-        with AdapterWriter(output, shapes, dtype, header) as writer:
-            for done, module in enumerate(cohort.modules, start=1):
-                generator = torch.Generator().manual_seed(derive_seed(seed, "module", module))
-                try:
-                    result = method.aggregate_module(
-                        cohort.factors(module, device),
-                        cohort.weights_U,
-                        rank=result_rank,
-                        generator=generator,
-                        publication=publication,
-                    )
-                except FedLoraError as error:
-                    raise FedLoraError(
-                        error.reason, f"module {module!r}: {error.message}", hint=error.hint
-                    ) from error
-                lora_a, lora_b = publication.stored(result.factors)
-                writer.put(lora_key(module, Factor.LORA_A), lora_a)
-                writer.put(lora_key(module, Factor.LORA_B), lora_b)
-                measurements[module] = result.measurements
-                if progress is not None:
-                    progress(done, len(cohort.modules))
-            for key in cohort.saved:
-                tensors = [file.tensor(key) for file in cohort.files]
-                writer.put(key, weighted_sum(tensors, cohort.weights_U))
-        return AggregationOutcome(
-            rank=result_rank, num_bytes=writer.num_bytes, measurements=measurements
+        writer = stack.enter_context(TensorWriter(output, header))
+        result_rank = cohort.largest_rank if rank is None else rank
+        job = _Job(
+            cohort=cohort,
+            recipe=recipe,
+            context=context,
+            start=start,
+            held=held,
+            publication=Publication(dtype=dtype.torch_dtype, scaling=output_scaling),
+            published=frozenset(plan.published),
+            rank=result_rank,
+            device=device,
+            seed=seed,
         )
+        weights = job.weigh()
+        kept.put(WEIGHTING, weights.state)
+        measurements: dict[str, Mapping[str, float]] = {}
+        if weights.measurements:
+            measurements[""] = weights.measurements
+        largest = 0
+        for done, module in enumerate(cohort.modules, start=1):
+            result = job.combine(module, weights.values_U)
+            for key, tensor in job.tensors(module, result).items():
+                writer.put(key, tensor, dtype.torch_dtype)
+            kept.put(module, result.state)
+            largest = max(largest, result.factors.rank)
+            if result.measurements:
+                measurements[module] = result.measurements
+            if progress is not None:
+                progress(done, len(cohort.modules))
+        for key in cohort.saved:
+            tensor, state = job.saved(key, weights.values_U)
+            writer.put(key, tensor, dtype.torch_dtype)
+            kept.put(key, state)
+        names = [c.worker for c in cohort.contributions]
+        by_worker = dict(zip(names, weights.values_U.tolist(), strict=True))
+    return AggregationOutcome(
+        rank=largest,
+        num_bytes=writer.num_bytes,
+        has_state=not kept.is_empty,
+        weights={c.worker: by_worker.get(c.worker, 0.0) for c in contributions},
+        measurements=measurements,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One aggregation under way."""
+
+    cohort: CohortFiles
+    recipe: Recipe
+    context: RoundContext
+    start: AdapterFile | None
+    held: StateReader
+    publication: Publication
+    published: frozenset[Part]
+    rank: int
+    device: torch.device | str
+    seed: int
+
+    def weigh(self) -> Weights:
+        """The weight of each update present."""
+        cohort, device = self.cohort, self.device
+        view = WeightingView(
+            updates=cohort.facts,
+            geometry=lambda: cohort_geometry(
+                (cohort.factors(m, device), cohort.sent(m, device)) for m in cohort.modules
+            ),
+            state=self.held.of(WEIGHTING),
+            module_states=self.held.modules,
+        )
+        return self.recipe.weighting.weigh(view)
+
+    def combine(self, module: str, weights_U: Tensor) -> ModuleResult:
+        """One module of the result."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "module", module))
+        weights = self.context.base_weights
+        rows: BaseRows | None = functools.partial(weights.rows, module) if weights else None
+        try:
+            cohort = self.cohort.module_cohort(
+                module,
+                weights_U,
+                device=self.device,
+                state=self.held.of(module),
+                round=self.context.round,
+                base_rows=rows,
+            )
+            return self.recipe.aggregate_module(
+                cohort, rank=self.rank, generator=generator, publication=self.publication
+            )
+        except FedLoraError as error:
+            raise FedLoraError(
+                error.reason, f"module {module!r}: {error.message}", hint=error.hint
+            ) from error
+
+    def tensors(self, module: str, result: ModuleResult) -> dict[str, Tensor]:
+        """The module as it is published, by key.
+
+        What the round may change is the result's; the rest is as it was.
+        """
+        lora_a, lora_b = self.publication.stored(result.factors)
+        made = {Part.A: lora_a, Part.B: lora_b, **result.extras}
+        made.pop(Part.SELECTED, None)
+        if result.base is not None:
+            made |= {Part.BASE_A: result.base.a_RK, Part.BASE_B: result.base.b_DR}
+        if self.start is not None:
+            changed = {part: made[part] for part in made if part in self.published}
+            made = {**self._unchanged(self.start, module), **changed}
+        elif Part.B not in self.published:
+            made[Part.B] = self._mean_b(module)
+        hira = self.context.kind is AdapterKind.HIRA
+        return {part_key(module, part, hira=hira): made[part] for part in sorted(made)}
+
+    def _unchanged(self, start: AdapterFile, module: str) -> dict[Part, Tensor]:
+        """The parts that this round leaves, as they are stored."""
+        kept = {
+            part: start.raw(start.key(module, part))
+            for part in start.parts(module)
+            if part not in self.published
+        }
+        rank = start.rank(module)
+        theirs, ours = start.scale(module, rank), self.publication.scale_of(rank)
+        if Part.B in kept and theirs != ours:
+            # Outside a run, the adapter that all started from may be served with another scale.
+            kept[Part.B] = kept[Part.B].double() * (theirs / ours)
+        return kept
+
+    def saved(self, key: str, weights_U: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A tensor trained in full: the mean, as far as the server optimiser follows it."""
+        mean = weighted_sum([file.tensor(key) for file in self.cohort.files], weights_U)
+        optimizer = self.recipe.server_optimizer
+        if optimizer is None or self.start is None:
+            return mean, {}
+        return optimizer.step(self.start.tensor(key), mean, self.held.of(key))
+
+    def _mean_b(self, module: str) -> Tensor:
+        """What somebody who never took part may begin with, where B stays with the workers."""
+        held = [f.factors(module, self.device) for f in self.cohort.files]
+        return self.publication.stored(factor_mean(held, self.cohort.weights_U))[1]

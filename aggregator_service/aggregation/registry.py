@@ -6,41 +6,47 @@ import dataclasses
 import difflib
 import enum
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar
 
-from aggregator_service.aggregation.base import Aggregator
-from aggregator_service.aggregation.fedit import FedIT
-from aggregator_service.aggregation.flora_na import FLoRANA
-from aggregator_service.aggregation.optimal import Optimal
+from aggregator_service.aggregation.base import CompressionRule, Method, ServerOptimizer
+from aggregator_service.aggregation.composition import Recipe, compose
+from aggregator_service.aggregation.compression.energy import Energy
+from aggregator_service.aggregation.compression.keep import Keep
+from aggregator_service.aggregation.compression.merge import Merge
+from aggregator_service.aggregation.compression.reset import Reset
+from aggregator_service.aggregation.compression.residual import Residual
+from aggregator_service.aggregation.compression.truncate import Truncate
+from aggregator_service.aggregation.methods.auto import Auto
+from aggregator_service.aggregation.methods.fed_talora import FedTaLoRA
+from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.fedsvd import FedSVD
+from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
+from aggregator_service.aggregation.methods.flexlora import FlexLoRA
+from aggregator_service.aggregation.methods.flora import FLoRA
+from aggregator_service.aggregation.methods.flora_na import FLoRANA
+from aggregator_service.aggregation.methods.florist import FLoRIST
+from aggregator_service.aggregation.methods.frlora import FRLoRA
+from aggregator_service.aggregation.methods.lora_fair import LoRAFAIR
+from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.methods.rac_lora import RACLoRA
+from aggregator_service.aggregation.weighting.base import WeightingRule
+from aggregator_service.aggregation.weighting.examples import NumExamples, Uniform
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import MethodSpec, RuleSpec
 
-__all__ = ["METHODS", "Method", "Option", "create", "options"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """A row of the table: what somebody choosing a method has to know."""
-
-    name: str
-    cls: type[Aggregator]
-    title: str
-    paper: str
-    exactness: str
-    """how far the published product is from the mean of products"""
-    up: str
-    """numbers per client, round and layer, d x k with rank r"""
-    down: str
-    cost: str
-    """server work per layer, R = sum of the cohort's ranks, U clients"""
-    needs: str
-    choose: str
-    """when to take it"""
-
-    @property
-    def mixed_ranks(self) -> bool:
-        """Whether workers of one round may differ in rank."""
-        return self.cls.mixed_ranks
+__all__ = [
+    "COMPRESSIONS",
+    "METHODS",
+    "SERVER_OPTIMIZERS",
+    "WEIGHTINGS",
+    "Option",
+    "create",
+    "create_recipe",
+    "options",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,53 +63,46 @@ class Option:
         return tuple(self.type) if issubclass(self.type, enum.StrEnum) else ()
 
 
-METHODS: Mapping[str, Method] = {
-    row.name: row
-    for row in (
-        Method(
-            name="fedit",
-            cls=FedIT,
-            title="FedIT",
-            paper="Zhang et al. 2023, arXiv:2305.05644",
-            exactness="wrong by the covariance of the factors",
-            up="r(d+k)",
-            down="r(d+k)",
-            cost="2R(d+k)",
-            needs="one rank for the cohort",
-            choose="the baseline of most of the literature",
-        ),
-        Method(
-            name="flora_na",
-            cls=FLoRANA,
-            title="FLoRA-NA",
-            paper="Nguyen et al. 2025, arXiv:2509.26399",
-            exactness="never worse than fedit, never better than optimal",
-            up="r(d+k)",
-            down="r(d+k)",
-            cost="R^2(d+k) + O(R^2 + U^3) per half-step",
-            needs="nothing",
-            choose="clients differ in scale, and their basis should last",
-        ),
-        Method(
-            name="optimal",
-            cls=Optimal,
-            title="Truncated SVD of the mean product",
-            paper="Eckart and Young 1936; FlexLoRA, Bai et al. 2024, arXiv:2402.11505",
-            exactness="the least error of any adapter of its rank",
-            up="r(d+k)",
-            down="q(d+k), any q",
-            cost="4R^2(d+k) + 20R^3",
-            needs="nothing",
-            choose="least loss, mixed ranks, or another rank than was sent",
-        ),
+class _Named(Protocol):
+    name: ClassVar[str]
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def _by_name(rows: Iterable[N]) -> Mapping[str, N]:
+    return {row.name: row for row in rows}
+
+
+METHODS: Mapping[str, Method] = _by_name(
+    (
+        FLoRANA(),
+        Optimal(),
+        Auto(),
+        FedIT(),
+        FFALoRA(),
+        FLoRA(),
+        FlexLoRA(),
+        FLoRIST(),
+        FedExLoRA(),
+        FedTaLoRA(),
+        LoRAFAIR(),
+        FedSVD(),
+        FRLoRA(),
+        RACLoRA(),
     )
-}
-"""Rows by registry name."""
+)
+"""Methods by registry name, each with its options' defaults."""
+
+COMPRESSIONS: Mapping[str, CompressionRule] = _by_name(
+    (Keep(), Truncate(), Energy(), Residual(), Merge(), Reset())
+)
+WEIGHTINGS: Mapping[str, WeightingRule] = _by_name((NumExamples(), Uniform()))
+SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = {}
 
 
-def options(name: str) -> tuple[Option, ...]:
-    """The options of a method, in the order of its declaration."""
-    cls = _method(name).cls
+def options(cls: type[object]) -> tuple[Option, ...]:
+    """The options of a method or rule, in the order of its declaration."""
     hints = typing.get_type_hints(cls)
     return tuple(
         Option(name=f.name, type=hints[f.name], default=typing.cast("str", f.default))
@@ -111,7 +110,7 @@ def options(name: str) -> tuple[Option, ...]:
     )
 
 
-def create(name: str, given: Mapping[str, float | int | bool | str] | None = None) -> Aggregator:
+def create(name: str, given: Mapping[str, float | int | bool | str] | None = None) -> Method:
     """Makes a method.
 
     Args:
@@ -122,8 +121,43 @@ def create(name: str, given: Mapping[str, float | int | bool | str] | None = Non
         FedLoraError: UNSUPPORTED_METHOD for a name that is not in the table, INVALID_ARGUMENT
             for an option the method does not have or a value it cannot take.
     """
-    method = _method(name)
-    known = {option.name: option for option in options(name)}
+    return _create("aggregation method", METHODS, name, given)
+
+
+def create_recipe(spec: MethodSpec) -> Recipe:
+    """Makes the recipe that a run's `[method]` describes.
+
+    Raises:
+        FedLoraError: as `create`, for every part; UNSUPPORTED_METHOD for parts that do not go
+            together.
+    """
+    compression, weighting, optimizer = spec.compression, spec.weighting, spec.server_optimizer
+    return compose(
+        create(spec.name, spec.options),
+        compression=_optional("compression rule", COMPRESSIONS, compression),
+        weighting=_optional("weighting rule", WEIGHTINGS, weighting),
+        server_optimizer=_optional("server optimiser", SERVER_OPTIMIZERS, optimizer),
+    )
+
+
+def _optional(kind: str, table: Mapping[str, N], rule: RuleSpec | None) -> N | None:
+    return None if rule is None else _create(kind, table, rule.name, rule.options)
+
+
+def _create(
+    kind: str,
+    table: Mapping[str, N],
+    name: str,
+    given: Mapping[str, float | int | bool | str] | None,
+) -> N:
+    if name not in table:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"there is no {kind} {name!r}",
+            hint=_suggest(name, table),
+        )
+    default = table[name]
+    known = {option.name: option for option in options(type(default))}
     values: dict[str, object] = {}
     for key, value in (given or {}).items():
         if key not in known:
@@ -133,17 +167,7 @@ def create(name: str, given: Mapping[str, float | int | bool | str] | None = Non
                 hint=_suggest(key, known) if known else f"{name} has no options",
             )
         values[key] = _coerced(name, known[key], value)
-    return method.cls(**values)
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"there is no aggregation method {name!r}",
-            hint=_suggest(name, METHODS),
-        )
-    return METHODS[name]
+    return dataclasses.replace(default, **values)  # type: ignore[type-var]
 
 
 def _suggest(word: str, known: Mapping[str, object]) -> str:

@@ -10,9 +10,8 @@ half-step costs O(R^2) + O(U^3) and neither D nor K appears.
 
 Coordinates. Raw coordinates are nearly collinear for clients that have drifted little, and J is
 then a difference of large numbers. Here the blocks are X_0 = B~ (the factor mean) and
-X_u = B_u - B~, likewise for A, so that
+X_u = B_u - B~, Y likewise for A (`coefficients`), so that
 
-    B = sum_i x_i X_i  with  p_u = x_u + w_u (x_0 - sum_v x_v),    x = (1, 0, .., 0) <=> p = w
     T - B A = sum_u w_u X_u Y_u - B (A - A~) - (B - B~) A~
 
 is evaluated term by term without cancellation: J is accurate relative to the factor mean's own
@@ -22,9 +21,6 @@ Ridge. The system is regularised by `ridge` times its own diagonal, towards the 
 (a proximal step, scale free). Pulling towards 0 would drag clients of small drift towards equal
 coefficients instead of their weights, and would let J rise; this way J never increases, and a
 point where the iteration rests is stationary for J itself.
-
-Only the half-steps are optimal: J is not jointly convex, so several starts are part of the
-method (Section "starts"), and a limit on the sweeps is not convergence.
 
 Starts. Only the half-steps are optimal: J is not jointly convex, and a limit on the sweeps is
 not convergence. So several starts are part of the method; they run side by side as a batch.
@@ -40,9 +36,16 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.centred import CentredCohort
+from aggregator_service.aggregation.coefficients import (
+    balanced,
+    positive,
+    proximal_step,
+    to_blocks,
+    to_clients,
+)
 from fedlora.numerics import gram_matrix
 
-__all__ = ["ScalarProblem", "ScalarSolution", "concentration"]
+__all__ = ["ScalarProblem", "ScalarSolution"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,13 +58,6 @@ class ScalarSolution:
     """J, squared Frobenius norm"""
     sweeps: int
     """pairs of half-steps taken"""
-
-
-def concentration(p_U: Tensor, q_U: Tensor) -> float:
-    """max_u |p_u q_u| / sum_u |p_u q_u|: 1/U where all count alike, 1 where one client is sent."""
-    shares = (p_U * q_U).abs()
-    total = float(shares.sum())
-    return float(shares.max()) / total if total > 0 else 1.0
 
 
 class _Gram:
@@ -119,7 +115,7 @@ class ScalarProblem:
         """
         count = len(self._weights_U)
         unit_UU = torch.eye(count, dtype=torch.float64)
-        pick_UN = _to_blocks(unit_UU)
+        pick_UN = to_blocks(unit_UU)
         left, right = self._b.hat(pick_UN), self._a.hat(pick_UN)
         ideal_N = self._loss_N + self._mean_N
         with_ideal_U = (left * right).sum(dim=(1, 3)) @ ideal_N
@@ -137,7 +133,7 @@ class ScalarProblem:
         self, starts: tuple[Tensor, Tensor], *, max_sweeps: int, tolerance: float
     ) -> list[ScalarSolution]:
         """Alternates from every start until a sweep lowers J by less than `tolerance` of it."""
-        x_SN, y_SN = (_to_blocks(c, self._weights_U) for c in starts)
+        x_SN, y_SN = (to_blocks(c, self._weights_U) for c in starts)
         objective_S = self.objective(x_SN, y_SN)
         sweeps_S = torch.zeros(len(x_SN), dtype=torch.int64)
         # Below this, J is rounding noise of its own terms.
@@ -150,7 +146,7 @@ class ScalarProblem:
             # B A - T = (B - B~) A + B~ (A - A~) - .. = B (A - A~) + (B - B~) A~ - ..: the
             # right half-step is the left one of the transposed problem.
             y_new = y_SN + self._step(self._a, self._b, y_SN, x_new)
-            x_new, y_new = self._balanced(x_new, y_new)
+            x_new, y_new = balanced(x_new, y_new, self._weights_U)
             reached_S = self.objective(x_new, y_new)
             x_SN = torch.where(active_S[:, None], x_new, x_SN)
             y_SN = torch.where(active_S[:, None], y_new, y_SN)
@@ -158,14 +154,10 @@ class ScalarProblem:
             enough_S = (objective_S - reached_S > tolerance * objective_S) & (reached_S > floor)
             objective_S = torch.where(active_S, reached_S, objective_S)
             active_S &= enough_S
-        p_SU, q_SU = self._to_clients(x_SN), self._to_clients(y_SN)
-        # (p, q) and (-p, -q) are one product; the positive one continues the clients' basis.
-        sign_S = torch.where(p_SU.sum(dim=1) < 0, -1.0, 1.0)[:, None]
+        p_SU, q_SU = positive(to_clients(x_SN, self._weights_U), to_clients(y_SN, self._weights_U))
         return [
             ScalarSolution(p, q, float(objective), int(sweeps))
-            for p, q, objective, sweeps in zip(
-                p_SU * sign_S, q_SU * sign_S, objective_S, sweeps_S, strict=True
-            )
+            for p, q, objective, sweeps in zip(p_SU, q_SU, objective_S, sweeps_S, strict=True)
         ]
 
     def objective(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
@@ -192,31 +184,4 @@ class ScalarProblem:
         )
         gradient_SN = residual.flatten(1) @ own.rows.T
         system_SNN = (_contract(hat, y_SN).flatten(1) @ own.pairs.T).reshape(-1, n, n)
-        scale_SN = system_SNN.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-        scale_SN = torch.where(scale_SN > 0, scale_SN, 1.0)
-        scaled_SNN = system_SNN / (scale_SN[:, :, None] * scale_SN[:, None])
-        values_SN, vectors_SNN = torch.linalg.eigh((scaled_SNN + scaled_SNN.mT) / 2)
-        turned_SN = ((gradient_SN / scale_SN)[:, None] @ vectors_SNN).squeeze(1)
-        turned_SN = turned_SN / (values_SN.clamp(min=0) + self._ridge)
-        step_SN: Tensor = (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)
-        return step_SN / scale_SN
-
-    def _balanced(self, x_SN: Tensor, y_SN: Tensor) -> tuple[Tensor, Tensor]:
-        """J does not see (t p, q / t): takes |p| = |q|."""
-        p_S = torch.linalg.vector_norm(self._to_clients(x_SN), dim=1)
-        q_S = torch.linalg.vector_norm(self._to_clients(y_SN), dim=1)
-        t_S = torch.where((p_S > 0) & (q_S > 0), (q_S / p_S).sqrt(), 1.0)[:, None]
-        return x_SN * t_S, y_SN / t_S
-
-    def _to_clients(self, x_SN: Tensor) -> Tensor:
-        rest_S1 = x_SN[:, :1] - x_SN[:, 1:].sum(dim=1, keepdim=True)
-        return x_SN[:, 1:] + self._weights_U * rest_S1
-
-
-def _to_blocks(c_SU: Tensor, weights_U: Tensor | float = 0.0) -> Tensor:
-    """sum_u c_u B_u = t B~ + sum_u (c_u - t w_u) X_u with t = sum_u c_u: 1, 0, .., 0 for c = w.
-
-    Any multiple of w may be taken off the second part, since sum_u w_u X_u = 0.
-    """
-    total_S1 = c_SU.sum(dim=1, keepdim=True)
-    return torch.cat([total_S1, c_SU - total_S1 * weights_U], dim=1)
+        return proximal_step(system_SNN, gradient_SN, self._ridge)

@@ -1,42 +1,100 @@
-"""The leading components of an adapter, for a worker of lower rank.
+"""The copy of a published adapter that one worker is sent: at its rank, and only what it lacks.
 
 Rule    A' = A[:r'],  B' = B[:, :r'] * s(r) / s(r'), so that the product of the kept components is
-        served unchanged under the lower rank's own scaling.
+        served unchanged under the lower rank's own scaling; a core keeps its leading block. A
+        module of lower rank than r' gets spare components: random rows in A, zeros in B.
 Bias    optimal for an adapter whose components are ordered by singular value (`optimal`, balanced
         gauge: Eckart-Young at every rank at once); otherwise HetLoRA's convention of keeping the
-        first components (Cho et al. 2024, arXiv 2401.06432).
+        first components (Cho et al. 2024, arXiv:2401.06432).
+
+Whoever needs to know what a worker was given computes it here again, rounding included.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
-from fedlora.adapters.names import Factor, parse_key
+from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
+from aggregator_service.aggregation.gauge import filled
+from aggregator_service.aggregation.tensor_writer import TensorWriter
+from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.runs.seeds import derive_seed
 
-__all__ = ["slice_rank"]
+__all__ = ["given_factors", "is_at_rank", "slice_adapter"]
 
 
-def slice_rank(source: Path, output: Path, *, rank: int, rescale: float) -> None:
-    """Writes the first `rank` components of the adapter `source` to `output`.
+def is_at_rank(file: AdapterFile, rank: int) -> bool:
+    """Whether every module has that rank already."""
+    return all(file.rank(module) == rank for module in file.modules)
+
+
+def slice_adapter(
+    source: Path,
+    output: Path,
+    *,
+    rank: int,
+    scaling: Scaling,
+    parts: Container[Part] = frozenset(Part),
+) -> None:
+    """Writes a worker's copy of the adapter `source` to `output`.
 
     Args:
-        source: safetensors file with PEFT keys, rank x in and out x rank factors.
+        source: a published version.
         output: file to write.
-        rank: components to keep, at most the source's.
-        rescale: factor on lora_B, s(source rank) / s(rank).
+        rank: of every module of the copy.
+        scaling: s of lora_B as readers of the source fold it.
+        parts: those to write; modules trained in full are always written.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    with safe_open(source, framework="pt") as file:
-        for key in sorted(file.keys()):
-            tensor = file.get_tensor(key)
-            factor = parse_key(key).factor
-            if factor is Factor.LORA_A:
-                tensor = tensor[:rank].contiguous()
-            elif factor is Factor.LORA_B:
-                tensor = (tensor[:, :rank].double() * rescale).to(tensor.dtype).contiguous()
-            tensors[key] = tensor
-    save_file(tensors, output, metadata={"format": "pt"})
+    metadata = {"format": "pt"}
+    with AdapterFile(source, scaling, "the adapter") as file, TensorWriter(output, metadata) as out:
+        for module in file.modules:
+            held = _at_rank(file, module, rank)
+            for part in sorted(file.parts(module)):
+                if part in parts:
+                    tensor = held.get(part)
+                    stored = file.raw(file.key(module, part)) if tensor is None else tensor
+                    out.put(file.key(module, part), stored, stored.dtype)
+        for key in file.saved:
+            stored = file.raw(key)
+            out.put(key, stored, stored.dtype)
+
+
+def given_factors(
+    file: AdapterFile, module: str, rank: int, device: torch.device | str = "cpu"
+) -> LoraFactors:
+    """What a worker of that rank was given of a module: float64, scale and core folded into B."""
+    held = _at_rank(file, module, rank)
+    a, b = (held[part].to(device=device, dtype=torch.float64) for part in (Part.A, Part.B))
+    if Part.CORE in held:
+        b = b @ held[Part.CORE].to(device=device, dtype=torch.float64)
+    return LoraFactors.fold(a, b, file.scale(module, rank))
+
+
+def _at_rank(file: AdapterFile, module: str, rank: int) -> dict[Part, Tensor]:
+    """The parts that depend on the rank, in the file's element type."""
+    own = file.rank(module)
+    held: dict[Part, Tensor] = {
+        part: file.raw(file.key(module, part))
+        for part in (Part.A, Part.B, Part.CORE)
+        if part in file.parts(module)
+    }
+    if own == rank:
+        return held
+    dtype = held[Part.A].dtype
+    rescale = file.scale(module, own) / file.scale(module, rank)
+    lora_b = (held[Part.B][:, :rank].double() * rescale).to(dtype)
+    if own < rank:
+        generator = torch.Generator().manual_seed(derive_seed(0, "spare", module))
+        wide = filled(LoraFactors(held[Part.A], lora_b), rank, generator)
+        held[Part.A], held[Part.B] = wide.a_RK, wide.b_DR
+    else:
+        held[Part.A], held[Part.B] = held[Part.A][:rank].contiguous(), lora_b.contiguous()
+    if Part.CORE in held:
+        # Only a method with one rank for all publishes cores, so there is nothing to pad.
+        held[Part.CORE] = held[Part.CORE][:rank, :rank].contiguous()
+    return held

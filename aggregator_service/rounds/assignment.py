@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from aggregator_service.rounds.state import RunState
+from aggregator_service.rounds.manifests import (
+    adapter_parts,
+    check_update_manifest,
+    initial_manifest,
+)
+from aggregator_service.rounds.state import AdapterRecord, RunState
+from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan, plan_for
 from fedlora.runs.report import WorkerState
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Directive, Task, TaskKind, UpdateHeader
-from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["check_evaluation", "check_update", "directive_for", "expected_manifest", "task_for"]
+__all__ = ["changed_parts", "check_evaluation", "check_update", "directive_for", "task_for"]
 
 
 def task_for(state: RunState, worker: str, now: float) -> Task:
@@ -26,6 +32,8 @@ def task_for(state: RunState, worker: str, now: float) -> Task:
             return _task(state, worker, TaskKind.INITIALIZE, now)
         if phase is RunPhase.TRAINING:
             return _task(state, worker, TaskKind.TRAIN, now)
+    if phase is RunPhase.REFINING and worker == state.refiner and state.refinement is None:
+        return _task(state, worker, TaskKind.REFINE, now)
     if (
         phase is RunPhase.EVALUATING
         and worker in state.evaluators
@@ -42,15 +50,23 @@ def directive_for(state: RunState, worker: str, task_id: str, now: float) -> Dir
     return Directive.ABANDON_TASK
 
 
-def expected_manifest(state: RunState, rank: int) -> TensorManifest:
-    """The tensors of an update or adapter of this run at a rank."""
-    if state.layout is None:
-        raise AssertionError("a task is given only after a worker has confirmed the adapter")
-    return state.layout.manifest(rank, state.spec.wire_dtype)
+def changed_parts(state: RunState, held: AdapterRecord, wanted: AdapterRecord) -> frozenset[Part]:
+    """The parts in which a version may differ from an earlier one that a worker holds.
+
+    Everything, where the earlier one is none, or a worker may meanwhile have pruned its copy.
+    """
+    plans = state.plans
+    if held.version >= wanted.version or any(plan.may_lower_rank for plan in plans):
+        return frozenset(Part)
+    rounds = [plan_for(plans, round) for round in range(held.round + 1, wanted.round + 1)]
+    changed = {part for plan in rounds for part in (*plan.published, *plan.refined)}
+    if held.round == wanted.round and held.round:
+        changed |= {*plan_for(plans, held.round).refined}
+    return frozenset(changed)
 
 
-def check_update(state: RunState, worker: str, header: UpdateHeader, now: float) -> None:
-    """Refuses an update that is not the one this worker was asked for.
+def check_update(state: RunState, worker: str, header: UpdateHeader, now: float) -> int:
+    """The rank of an update, once it is known to be the one this worker was asked for.
 
     Raises:
         FedLoraError: WRONG_ROUND, WRONG_TASK, MANIFEST_MISMATCH or INVALID_ARGUMENT.
@@ -60,7 +76,7 @@ def check_update(state: RunState, worker: str, header: UpdateHeader, now: float)
             Reason.INVALID_ARGUMENT, f"expected run {state.run_id}, got {header.run_id[:100]!r}"
         )
     task = task_for(state, worker, now)
-    if task.kind not in (TaskKind.INITIALIZE, TaskKind.TRAIN) or header.round != task.round:
+    if task.kind not in _SUBMITTED or header.round != task.round:
         raise FedLoraError(
             Reason.WRONG_ROUND,
             f"worker {worker!r} submits for round {header.round}, but the run is "
@@ -79,9 +95,21 @@ def check_update(state: RunState, worker: str, header: UpdateHeader, now: float)
             f"the update starts from adapter version {header.base_version}, round {task.round} "
             f"from version {task.adapter_version}",
         )
-    expected = expected_manifest(state, state.workers[worker].rank)
-    if difference := expected.difference(header.manifest):
-        raise FedLoraError(Reason.MANIFEST_MISMATCH, f"the update is not the run's: {difference}")
+    rank = state.workers[worker].rank
+    if task.kind is TaskKind.INITIALIZE:
+        if difference := initial_manifest(state, rank).difference(header.manifest):
+            raise FedLoraError(
+                Reason.MANIFEST_MISMATCH, f"the update is not the run's: {difference}"
+            )
+        return rank
+    if missing := sorted({*task.plan.required_metrics} - header.metrics.keys()):
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"an update of this run comes with the metrics {', '.join(task.plan.required_metrics)},"
+            f" got none named {missing[0]!r}",
+            hint=f"{state.spec.method.name} weighs updates by them",
+        )
+    return check_update_manifest(state, task.plan, rank, header.manifest)
 
 
 def check_evaluation(state: RunState, worker: str, task_id: str, now: float) -> bool:
@@ -100,6 +128,10 @@ def check_evaluation(state: RunState, worker: str, task_id: str, now: float) -> 
         f"round {state.round}",
         hint="Ask for the next task",
     )
+
+
+_SUBMITTED = (TaskKind.INITIALIZE, TaskKind.TRAIN, TaskKind.REFINE)
+"""tasks that end with an update"""
 
 
 def _task_id(state: RunState, worker: str, kind: TaskKind) -> str:
@@ -121,7 +153,17 @@ def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
         shard_index=state.evaluators.index(worker) if shards else 0,
         shard_count=shards,
         remaining_seconds=max(0.0, state.deadline - now) if state.deadline is not None else 0.0,
+        plan=_plan(state, kind),
     )
+
+
+def _plan(state: RunState, kind: TaskKind) -> RoundPlan:
+    if kind is TaskKind.INITIALIZE:
+        return RoundPlan(trained=adapter_parts(state), published=adapter_parts(state))
+    if kind is TaskKind.REFINE:
+        refined = state.plan.refined
+        return RoundPlan(trained=refined, published=refined, settings=state.plan.settings)
+    return state.plan
 
 
 def _wait(reason: str) -> Task:
@@ -136,6 +178,8 @@ def _waiting_for(state: RunState) -> str:
             return (
                 f"{len(state.ready_workers)} of {state.spec.rounds.min_workers} workers are ready"
             )
+        case RunPhase.REFINING:
+            return f"round {state.round}: {state.refiner} trains on the server's data"
         case RunPhase.TRAINING:
             return f"{len(state.updates)} of {len(state.cohort)} updates of round {state.round}"
         case _:

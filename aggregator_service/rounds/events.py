@@ -13,6 +13,7 @@ from fedlora.runs.tasks import Capabilities, Evaluation
 __all__ = [
     "AdapterAggregated",
     "AdapterConfirmed",
+    "AdapterRefined",
     "Aggregate",
     "AggregationFailed",
     "Certify",
@@ -21,6 +22,7 @@ __all__ = [
     "EvaluationReported",
     "Event",
     "Fact",
+    "Refine",
     "RunStarted",
     "RunStopped",
     "Transition",
@@ -101,6 +103,13 @@ class AdapterAggregated:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRefined:
+    """The refined global adapter is stored under its digest."""
+
+    adapter: AdapterRecord
+
+
+@dataclass(frozen=True, slots=True)
 class AggregationFailed:
     """The round's updates could not be combined."""
 
@@ -130,6 +139,7 @@ Event = (
     | WorkerLeft
     | UpdateCommitted
     | AdapterAggregated
+    | AdapterRefined
     | AggregationFailed
     | EvaluationReported
     | DeadlineChecked
@@ -150,7 +160,14 @@ class Certify:
     round: int
 
 
-Effect = Aggregate | Certify
+@dataclass(frozen=True, slots=True)
+class Refine:
+    """Put what the refiner trained into what the round came to."""
+
+    round: int
+
+
+Effect = Aggregate | Certify | Refine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,8 +10,9 @@ Rules
        (`pending_effects`), so an effect may run twice and must then give the same result.
 
 A run goes  created -> waiting -> initializing -> waiting -> { training -> aggregating ->
-evaluating -> waiting }... -> completed.  It passes `waiting` between two rounds and stays there
-while too few workers are ready.
+(refining ->) evaluating -> waiting }... -> completed.  It passes `waiting` between two rounds and
+stays there while too few workers are ready; it passes `refining` where the method has a stage on
+the server's own data and a worker that holds such data is ready.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterConfirmed,
+    AdapterRefined,
     Aggregate,
     AggregationFailed,
     Certify,
@@ -32,6 +34,7 @@ from aggregator_service.rounds.events import (
     EvaluationReported,
     Event,
     Fact,
+    Refine,
     RunStarted,
     RunStopped,
     Transition,
@@ -47,8 +50,8 @@ from aggregator_service.rounds.membership import (
     sample_cohort,
     set_worker_state,
 )
-from aggregator_service.rounds.outcome import round_report, update_weights
-from aggregator_service.rounds.state import AdapterRecord, RunState
+from aggregator_service.rounds.outcome import round_report
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.spec import BelowQuorum, RunPhase
@@ -69,9 +72,10 @@ TABLE: Mapping[type[Any], frozenset[RunPhase]] = MappingProxyType(
         WorkerLost: _ANY,
         WorkerReturned: _ANY,
         WorkerLeft: _ANY,
-        UpdateCommitted: frozenset({_P.INITIALIZING, _P.TRAINING}),
+        UpdateCommitted: frozenset({_P.INITIALIZING, _P.TRAINING, _P.REFINING}),
         AdapterAggregated: frozenset({_P.AGGREGATING}),
-        AggregationFailed: frozenset({_P.AGGREGATING}),
+        AdapterRefined: frozenset({_P.REFINING}),
+        AggregationFailed: frozenset({_P.AGGREGATING, _P.REFINING}),
         EvaluationReported: frozenset({_P.EVALUATING}),
         DeadlineChecked: _LIVE,
     }
@@ -98,7 +102,11 @@ def step(state: RunState, event: Event, now: float) -> Transition:
 
 def pending_effects(state: RunState) -> tuple[Effect, ...]:
     """The effects a restarted server must begin again."""
-    return (Aggregate(state.round),) if state.phase is _P.AGGREGATING else ()
+    if state.phase is _P.AGGREGATING:
+        return (Aggregate(state.round),)
+    if state.phase is _P.REFINING and state.refinement is not None:
+        return (Refine(state.round),)
+    return ()
 
 
 # --- operators ---------------------------------------------------------------------------
@@ -165,6 +173,8 @@ def _worker_left(state: RunState, event: WorkerLeft, now: float) -> Transition:
 
 
 def _update_committed(state: RunState, event: UpdateCommitted, now: float) -> Transition:
+    if state.phase is _P.REFINING:
+        return _refinement_committed(state, event, now)
     open_round = 0 if state.phase is _P.INITIALIZING else state.round
     name = event.update.worker
     if event.update.round != open_round or name not in state.cohort or name in state.updates:
@@ -177,9 +187,35 @@ def _update_committed(state: RunState, event: UpdateCommitted, now: float) -> Tr
         )
     update = replace(event.update, elapsed_seconds=max(0.0, now - state.phase_started))
     worker = state.workers[update.worker]
-    state = state.with_worker(replace(worker, num_updates=worker.num_updates + 1))
+    # A worker that has pruned its adapter keeps the lower rank.
+    state = state.with_worker(
+        replace(worker, num_updates=worker.num_updates + 1, rank=min(worker.rank, update.rank))
+    )
     state = replace(state, updates={**state.updates, update.worker: update})
-    fact = Fact(
+    transition = Transition(state=state, facts=(_committed(update),), updates=(update,))
+    return _settle(transition, now)
+
+
+def _refinement_committed(state: RunState, event: UpdateCommitted, now: float) -> Transition:
+    update = replace(event.update, elapsed_seconds=max(0.0, now - state.phase_started))
+    if update.round != state.round or update.worker != state.refiner or state.refinement:
+        raise FedLoraError(
+            Reason.WRONG_ROUND,
+            f"worker {update.worker!r} submits a refinement of round {update.round}; round "
+            f"{state.round} {'has one' if state.refinement else f'expects {state.refiner!r}'}",
+            hint="Drop the update and ask for the next task",
+        )
+    state = replace(state, refinement=update, deadline=None)
+    return Transition(
+        state=state,
+        facts=(_committed(update),),
+        updates=(update,),
+        effects=(Refine(state.round),),
+    )
+
+
+def _committed(update: UpdateRecord) -> Fact:
+    return Fact(
         type=EventType.UPDATE_COMMITTED,
         round=update.round,
         worker=update.worker,
@@ -191,13 +227,31 @@ def _update_committed(state: RunState, event: UpdateCommitted, now: float) -> Tr
             "metrics": dict(update.metrics),
         },
     )
-    return _settle(Transition(state=state, facts=(fact,), updates=(update,)), now)
 
 
 def _adapter_aggregated(state: RunState, event: AdapterAggregated, now: float) -> Transition:
     state = _leave_phase(state, now)
     transition = _publish(Transition(state=state), event.adapter)
     transition = replace(transition, effects=(*transition.effects, Certify(state.round)))
+    state = transition.state
+    if state.plan.refined and state.ready_refiners:
+        state = replace(
+            state,
+            phase=_P.REFINING,
+            phase_started=now,
+            refiner=state.ready_refiners[0],
+            deadline=now + state.spec.rounds.deadline_seconds,
+        )
+        return replace(transition, state=state)
+    return _evaluate(transition, now)
+
+
+def _adapter_refined(state: RunState, event: AdapterRefined, now: float) -> Transition:
+    state = _leave_phase(state, now)
+    return _evaluate(_publish(Transition(state=state), event.adapter), now)
+
+
+def _evaluate(transition: Transition, now: float) -> Transition:
     state = transition.state
     if state.spec.rounds.evaluate and state.ready_workers:
         state = replace(
@@ -238,6 +292,8 @@ def _deadline_checked(state: RunState, event: DeadlineChecked, now: float) -> Tr
         return Transition(state=state)
     if state.phase is _P.EVALUATING:
         return _complete_round(Transition(state=state), now)
+    if state.phase is _P.REFINING:
+        return _skip_refining(Transition(state=state), now)
     if state.phase is _P.INITIALIZING:
         return _reassign_initializer(Transition(state=state), now)
     rules = state.spec.rounds
@@ -287,6 +343,9 @@ def _settle(transition: Transition, now: float) -> Transition:
         ]
         if not missing and len(state.updates) >= state.spec.rounds.quorum:
             return _close_round(transition, now)
+    elif state.phase is _P.REFINING:
+        if state.refinement is None and not _is_expected(state, state.refiner):
+            return _skip_refining(transition, now)
     elif state.phase is _P.EVALUATING:
         missing = [
             n for n in state.evaluators if n not in state.evaluations and _is_expected(state, n)
@@ -329,6 +388,8 @@ def _advance(transition: Transition, now: float) -> Transition:
         evaluators=(),
         evaluations={},
         extensions=0,
+        refiner="",
+        refinement=None,
         phase_seconds={},
         phase_started=now,
         deadline=now + state.spec.rounds.deadline_seconds,
@@ -339,6 +400,11 @@ def _advance(transition: Transition, now: float) -> Transition:
         detail={"cohort": list(cohort), "base_version": state.version},
     )
     return replace(transition, state=state, facts=(*transition.facts, fact))
+
+
+def _skip_refining(transition: Transition, now: float) -> Transition:
+    """Goes on with what the round came to: the stage is a gain, not a condition."""
+    return _evaluate(replace(transition, state=_leave_phase(transition.state, now)), now)
 
 
 def _reassign_initializer(transition: Transition, now: float) -> Transition:
@@ -396,7 +462,7 @@ def _close_round(transition: Transition, now: float) -> Transition:
             "missing": sorted(set(state.cohort) - set(state.updates)),
         },
     )
-    if not any(update_weights(state.spec, state.updates.values()).values()):
+    if not any(u.num_examples for u in state.updates.values()):
         return _fail(
             replace(transition, state=state, facts=(*transition.facts, fact)),
             f"round {state.round}: no update was trained on any example",
@@ -454,6 +520,7 @@ _HANDLERS: Mapping[type[Any], Callable[[RunState, Any, float], Transition]] = {
     WorkerLeft: _worker_left,
     UpdateCommitted: _update_committed,
     AdapterAggregated: _adapter_aggregated,
+    AdapterRefined: _adapter_refined,
     AggregationFailed: _aggregation_failed,
     EvaluationReported: _evaluation_reported,
     DeadlineChecked: _deadline_checked,

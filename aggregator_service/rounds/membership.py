@@ -14,6 +14,7 @@ from aggregator_service.rounds.state import RunState, WorkerRecord
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.seeds import derive_seed
+from fedlora.runs.tasks import Role
 
 __all__ = [
     "confirm_adapter",
@@ -51,8 +52,14 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
             f"worker {event.name!r} can exchange {', '.join(dtypes)}, the run exchanges "
             f"{spec.wire_dtype}",
         )
+    _check_features(state, event)
     old = state.workers.get(event.name)
-    state, slot = _lease_slot(state, event.name)
+    slot = None
+    if event.capabilities.role is Role.PARTY:
+        state, slot = _lease_slot(state, event.name)
+    if old is not None and any(plan.may_lower_rank for plan in state.plans):
+        # What it has pruned in an earlier session stays pruned.
+        rank = min(rank, old.rank)
     worker = WorkerRecord(
         name=event.name,
         state=WorkerState.JOINING,
@@ -76,6 +83,18 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
         },
     )
     return state.with_worker(worker), fact
+
+
+def _check_features(state: RunState, event: WorkerRegistered) -> None:
+    wanted = {feature for plan in state.plans for feature in plan.features}
+    if missing := sorted(wanted - {*event.capabilities.features}):
+        able = ", ".join(sorted(event.capabilities.features)) or "none of such features"
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the method {state.spec.method.name} asks its workers for {', '.join(missing)}, and "
+            f"worker {event.name!r} offers {able}",
+            hint="Use a worker of a newer version, or a method that asks for less",
+        )
 
 
 def session_epoch(old: WorkerRecord | None, instance_id: str) -> int:

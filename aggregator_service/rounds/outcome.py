@@ -1,29 +1,16 @@
-"""What a round comes to: the weight of each update, and the report of it all."""
+"""What a round comes to: the report of it all."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from aggregator_service.rounds.scores import pool_scores
 from aggregator_service.rounds.state import RunState, UpdateRecord
 from fedlora.runs.report import RoundReport, UpdateReport, WorkerEvaluation
-from fedlora.runs.spec import RunSpec, Weighting
 
-__all__ = ["round_report", "update_weights"]
-
-
-def update_weights(spec: RunSpec, updates: Iterable[UpdateRecord]) -> dict[str, float]:
-    """Weights of a round's updates by worker, summing to 1 (all 0 if nobody has examples)."""
-    ordered = sorted(updates, key=lambda u: u.worker)
-    if spec.rounds.weighting is Weighting.UNIFORM:
-        return {u.worker: 1 / len(ordered) for u in ordered}
-    total = sum(u.num_examples for u in ordered)
-    return {u.worker: (u.num_examples / total if total else 0.0) for u in ordered}
+__all__ = ["round_report"]
 
 
 def round_report(state: RunState) -> RoundReport:
     """The report of the round that a state has just completed, without its certificate."""
-    weights = update_weights(state.spec, state.updates.values())
     updates = [state.updates[name] for name in sorted(state.updates)]
     adapter = state.adapter
     if adapter is None or not updates:
@@ -39,7 +26,7 @@ def round_report(state: RunState) -> RoundReport:
             UpdateReport(
                 worker=u.worker,
                 num_examples=u.num_examples,
-                weight=weights[u.worker],
+                weight=adapter.weights.get(u.worker, 0.0),
                 total_bytes=u.total_bytes,
                 sha256=u.sha256,
                 rank=u.rank,
@@ -54,6 +41,10 @@ def round_report(state: RunState) -> RoundReport:
             for name in sorted(state.evaluations)
         ),
         phase_seconds=state.phase_seconds,
-        bytes_up=sum(u.total_bytes for u in updates),
+        bytes_up=sum(u.total_bytes for u in (*updates, *_refinement(state))),
         metrics=pool_scores({u.worker: u.evaluations for u in updates}, state.evaluations),
     )
+
+
+def _refinement(state: RunState) -> tuple[UpdateRecord, ...]:
+    return () if state.refinement is None else (state.refinement,)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.runs.plan import RoundPlan, plan_for
 from fedlora.runs.report import WorkerState
 from fedlora.runs.spec import RunPhase, RunSpec
-from fedlora.runs.tasks import Capabilities, Evaluation
+from fedlora.runs.tasks import Capabilities, Evaluation, Role
 
 __all__ = ["AdapterRecord", "RunState", "UpdateRecord", "WorkerRecord"]
 
@@ -50,6 +51,10 @@ class UpdateRecord:
     evaluations: tuple[Evaluation, ...] = ()
     elapsed_seconds: float = 0.0
     """from the start of the round's training to the commit"""
+    given_rank: int = 0
+    """rank of the adapter that the worker was given; 0: that of the update"""
+    is_refinement: bool = False
+    """made after the round's aggregation, on what came of it; no part of the cohort"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +67,13 @@ class AdapterRecord:
     total_bytes: int
     rank: int
     measurements: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """what the method measured, by module"""
+    """what was measured, by module; what concerns all modules is under an empty name"""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """of each worker in the sums"""
+    state_sha256: str = ""
+    """what the method remembers for the next round; empty for nothing"""
+    is_refinement: bool = False
+    """not aggregated, but trained by a worker that holds the server's data"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +90,8 @@ class RunState:
     """seconds since the epoch, for people"""
     phase: RunPhase = RunPhase.CREATED
     reason: str = ""
+    plans: tuple[RoundPlan, ...] = (RoundPlan(),)
+    """what the rounds ask of workers, as a cycle"""
     layout: AdapterLayout | None = None
     """fixed by the first worker that confirms the adapter"""
     workers: Mapping[str, WorkerRecord] = field(default_factory=dict)
@@ -92,6 +105,10 @@ class RunState:
     """workers of the round (or of the phase INITIALIZING), sorted"""
     updates: Mapping[str, UpdateRecord] = field(default_factory=dict)
     """the round's committed updates by worker"""
+    refiner: str = ""
+    """in the phase REFINING: the worker that trains on what the round came to"""
+    refinement: UpdateRecord | None = None
+    """what it submitted"""
     evaluators: tuple[str, ...] = ()
     """workers asked to score the new adapter, sorted; their place is their shard"""
     evaluations: Mapping[str, tuple[Evaluation, ...]] = field(default_factory=dict)
@@ -106,8 +123,27 @@ class RunState:
 
     @property
     def ready_workers(self) -> tuple[str, ...]:
-        """Names of the workers that can be given work, sorted."""
-        return tuple(sorted(n for n, w in self.workers.items() if w.state is WorkerState.READY))
+        """Names of the parties that can be given work, sorted."""
+        return self._ready(Role.PARTY)
+
+    @property
+    def ready_refiners(self) -> tuple[str, ...]:
+        """Names of the workers with the server's own data that can be given work, sorted."""
+        return self._ready(Role.SERVER_DATA)
+
+    @property
+    def plan(self) -> RoundPlan:
+        """What the current round asks of a worker."""
+        return plan_for(self.plans, max(1, self.round))
+
+    def _ready(self, role: Role) -> tuple[str, ...]:
+        return tuple(
+            sorted(
+                name
+                for name, worker in self.workers.items()
+                if worker.state is WorkerState.READY and worker.capabilities.role is role
+            )
+        )
 
     def with_worker(self, worker: WorkerRecord) -> RunState:
         """The state with one worker's record replaced."""

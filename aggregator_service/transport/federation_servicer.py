@@ -57,7 +57,10 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[pb.PullAdapterResponse]:
         header, path = await self._coordinator.open_adapter(
-            request.session_token, request.adapter_version, request.start_offset
+            request.session_token,
+            request.adapter_version,
+            request.start_offset,
+            request.held_version if request.HasField("held_version") else None,
         )
         yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
         chunks = FilePayload(path).chunks(request.start_offset, MAX_CHUNK_BYTES)

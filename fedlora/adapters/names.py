@@ -4,6 +4,11 @@ Exchanged and saved keys (peft 0.21, measured): LoRA `<prefix><path>.lora_A.weig
 DoRA adds `<path>.lora_magnitude_vector` without `.weight`, HiRA uses `<path>.hira_A`
 without `.weight`, a module of `modules_to_save` keeps its own parameter names.
 Shapes decide nothing (a square layer defeats them), so keys are parsed.
+
+Tensors that PEFT does not have are ours alone, and are folded into lora_A and lora_B before an
+adapter leaves for PEFT: `.lora_core` (the r x r core of Fed-SB), `.lora_selected` (a 0/1 vector
+that says which components an update holds), `.base_A` and `.base_B` (what a method has added to
+the base model so far, as low-rank factors of scale 1).
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from dataclasses import dataclass
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["PREFIX", "Factor", "ParsedKey", "lora_key", "parse_key"]
+__all__ = ["PREFIX", "Factor", "ParsedKey", "Part", "lora_key", "parse_key", "part_key"]
 
 PREFIX = "base_model.model."
 """what peft puts before a module's path"""
@@ -27,8 +32,45 @@ class Factor(enum.StrEnum):
     MAGNITUDE = ".lora_magnitude_vector"
     HIRA_A = ".hira_A"
     HIRA_B = ".hira_B"
+    CORE = ".lora_core"
+    SELECTED = ".lora_selected"
+    BASE_A = ".base_A"
+    BASE_B = ".base_B"
     SAVED = ""
     """a parameter of a module trained in full"""
+
+
+class Part(enum.StrEnum):
+    """The role of a tensor in its module, whatever the family of adapters calls it."""
+
+    A = "a"
+    """rank x in_features"""
+    B = "b"
+    """out_features x rank"""
+    MAGNITUDE = "magnitude"
+    """DoRA's vector of row norms, out_features"""
+    CORE = "core"
+    """square matrix between B and A, rank x rank"""
+    SELECTED = "selected"
+    """0/1 vector over the components: which of them an update holds"""
+    BASE_A = "base_a"
+    BASE_B = "base_b"
+
+
+_FACTORS = {
+    Part.A: Factor.LORA_A,
+    Part.B: Factor.LORA_B,
+    Part.MAGNITUDE: Factor.MAGNITUDE,
+    Part.CORE: Factor.CORE,
+    Part.SELECTED: Factor.SELECTED,
+    Part.BASE_A: Factor.BASE_A,
+    Part.BASE_B: Factor.BASE_B,
+}
+_PARTS = {
+    **{factor: part for part, factor in _FACTORS.items()},
+    Factor.HIRA_A: Part.A,
+    Factor.HIRA_B: Part.B,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +80,22 @@ class ParsedKey:
     path: str
     factor: Factor
 
+    @property
+    def part(self) -> Part | None:
+        """The tensor's role in its module; None for a module trained in full."""
+        return _PARTS.get(self.factor)
+
 
 def lora_key(path: str, factor: Factor) -> str:
     """The key of `factor` of the module at `path`."""
     return f"{PREFIX}{path}{factor.value}"
+
+
+def part_key(path: str, part: Part, *, hira: bool = False) -> str:
+    """The key of a part of the module at `path`, in an adapter of LoRA's or of HiRA's kind."""
+    if hira and part in (Part.A, Part.B):
+        return lora_key(path, Factor.HIRA_A if part is Part.A else Factor.HIRA_B)
+    return lora_key(path, _FACTORS[part])
 
 
 def parse_key(key: str) -> ParsedKey:

@@ -23,8 +23,8 @@ from typing import cast
 
 from safetensors import SafetensorError, safe_open
 
-from fedlora.adapters.names import Factor, parse_key
-from fedlora.adapters.spec import AdapterSpec
+from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.spec import AdapterKind, AdapterSpec
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = [
@@ -45,7 +45,6 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _PLAIN_NAME = re.compile(r"[\w.-]+")
 
 _OTHER_MATHEMATICS = (
-    "use_dora",
     "use_qalora",
     "use_bdlora",
     "lora_bias",
@@ -57,7 +56,7 @@ _OTHER_MATHEMATICS = (
     "kasa_config",
     "monteclora_config",
 )
-"""settings under which the update is not s B A on the named linear layers"""
+"""settings under which the low-rank part is not s B A on the named linear layers"""
 
 _NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 """settings that take modules out of what `target_modules` matches"""
@@ -72,6 +71,7 @@ class AdapterFolder:
 
     folder: Path
     weights: Path
+    kind: AdapterKind
     base_model: str
     """`base_model_name_or_path`; empty where the file does not say"""
     revision: str
@@ -102,14 +102,17 @@ def read_peft_folder(folder: Path) -> AdapterFolder:
     Raises:
         FedLoraError: NOT_FOUND without the two files; INVALID_PAYLOAD for files that cannot be
             read or contradict each other; UNSUPPORTED_METHOD for an adapter whose update is not
-            s B A, naming the setting.
+            that of LoRA, DoRA or HiRA, naming the setting.
     """
     config, weights = _load_config(folder), folder / WEIGHTS_NAME
     _refuse_other_mathematics(folder, config)
+    kind = _kind(config)
     targets = config.get("target_modules")
     if not isinstance(targets, str | list):
         raise _bad(folder, f"target_modules: expected names or an expression, got {targets!r}")
-    r, alpha = _number(folder, config, "r"), _number(folder, config, "lora_alpha")
+    r = _number(folder, config, "r")
+    # HiRA has no scale: alpha = r, s = 1.
+    alpha = r if kind is AdapterKind.HIRA else _number(folder, config, "lora_alpha")
     rank_pattern, alpha_pattern = (
         _pattern(folder, config, name) for name in ("rank_pattern", "alpha_pattern")
     )
@@ -126,10 +129,13 @@ def read_peft_folder(folder: Path) -> AdapterFolder:
                 f"{expected:g}",
             )
         module_alpha = _by_pattern(alpha_pattern, path, alpha)
+        if kind is AdapterKind.HIRA:
+            module_alpha = rank
         scaling[path] = module_alpha / (math.sqrt(rank) if rslora else rank)
     return AdapterFolder(
         folder=folder,
         weights=weights,
+        kind=kind,
         base_model=str(config.get("base_model_name_or_path") or ""),
         revision=str(config.get("revision") or ""),
         task_type=cast("str | None", config.get("task_type")),
@@ -159,6 +165,7 @@ def peft_target_modules(target_modules: Sequence[str]) -> str | list[str]:
 
 def folder_config_json(
     *,
+    kind: AdapterKind = AdapterKind.LORA,
     base_model: str,
     revision: str = "",
     task_type: str | None,
@@ -187,12 +194,19 @@ def folder_config_json(
         "task_type": task_type,
         "use_rslora": use_rslora,
     }
+    if kind is AdapterKind.DORA:
+        config["use_dora"] = True
+    if kind is AdapterKind.HIRA:
+        for name in ("bias", "lora_alpha", "lora_dropout", "use_rslora"):
+            del config[name]
+        config["peft_type"] = "HIRA"
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
 def adapter_config_json(spec: AdapterSpec, rank: int) -> str:
     """The `adapter_config.json` of a run's adapter at `rank`, served with `spec.scaling(rank)`."""
     return folder_config_json(
+        kind=spec.kind,
         base_model=spec.base_model.model_id,
         revision=spec.base_model.revision,
         task_type=spec.task_type.peft_name,
@@ -278,7 +292,7 @@ def _load_config(folder: Path) -> Mapping[str, object]:
 
 def _refuse_other_mathematics(folder: Path, config: Mapping[str, object]) -> None:
     found = ""
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type") not in ("LORA", "HIRA"):
         found = f"peft_type {config.get('peft_type')!r}"
     elif config.get("bias", "none") != "none":
         found = f"bias {config['bias']!r}"
@@ -289,10 +303,16 @@ def _refuse_other_mathematics(folder: Path, config: Mapping[str, object]) -> Non
     if found:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
-            f"adapter {str(folder)!r}: expected plain LoRA, got {found}",
-            hint="Only updates of the form s B A on an unchanged base model can be averaged as "
-            "products; train with plain LoRA or rsLoRA",
+            f"adapter {str(folder)!r}: expected LoRA, DoRA or HiRA, got {found}",
+            hint="Only low-rank updates of an unchanged base model can be averaged as products; "
+            "train with LoRA, rsLoRA, DoRA or HiRA",
         )
+
+
+def _kind(config: Mapping[str, object]) -> AdapterKind:
+    if config.get("peft_type") == "HIRA":
+        return AdapterKind.HIRA
+    return AdapterKind.DORA if config.get("use_dora") else AdapterKind.LORA
 
 
 def _number(folder: Path, config: Mapping[str, object], name: str) -> float:
@@ -331,8 +351,8 @@ def _module_ranks(folder: Path, weights: Path) -> dict[str, int]:
     ranks = {}
     for key, shape in shapes.items():
         parsed = parse_key(key)
-        if parsed.factor is Factor.LORA_A:
+        if parsed.part is Part.A:
             ranks[parsed.path] = int(shape[0])
     if not ranks:
-        raise _bad(folder, f"{WEIGHTS_NAME} holds no lora_A")
+        raise _bad(folder, f"{WEIGHTS_NAME} holds no lora_A and no hira_A")
     return ranks

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from fedlora.adapters.names import Factor, lora_key
+from fedlora.adapters.names import Part, part_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
@@ -94,7 +95,9 @@ class AdapterSpec:
             raise FedLoraError(Reason.INVALID_ARGUMENT, "model.base is empty")
 
     def scaling(self, rank: int) -> float:
-        """The factor s in s B A at a given rank."""
+        """The factor s in s B A at a given rank; 1 for HiRA, which has none."""
+        if self.kind is AdapterKind.HIRA:
+            return 1.0
         return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def with_rank(self, rank: int) -> AdapterSpec:
@@ -109,6 +112,20 @@ class AdaptedModule:
     path: str
     in_features: int
     out_features: int
+
+    def shape(self, part: Part, rank: int) -> tuple[int, ...]:
+        """The shape of a part at a rank; what is added to the base model has one of its own."""
+        match part:
+            case Part.A | Part.BASE_A:
+                return (rank, self.in_features)
+            case Part.B | Part.BASE_B:
+                return (self.out_features, rank)
+            case Part.MAGNITUDE:
+                return (self.out_features,)
+            case Part.CORE:
+                return (rank, rank)
+            case Part.SELECTED:
+                return (rank,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,17 +157,31 @@ class AdapterLayout:
                     f"module {m.path!r} has {m.in_features} inputs and {m.out_features} outputs",
                 )
 
-    def manifest(self, rank: int, dtype: DataType) -> TensorManifest:
-        """The tensors of an adapter or update of this layout at `rank`."""
-        tensors: list[TensorInfo] = []
-        for m in self.modules:
-            a = TensorInfo(
-                name=lora_key(m.path, Factor.LORA_A), shape=(rank, m.in_features), dtype=dtype
+    def manifest(
+        self,
+        rank: int,
+        dtype: DataType,
+        *,
+        kind: AdapterKind = AdapterKind.LORA,
+        parts: Collection[Part] = (Part.A, Part.B),
+    ) -> TensorManifest:
+        """The tensors of an adapter or update of this layout at `rank`.
+
+        Args:
+            rank: of every module.
+            dtype: element type of every tensor.
+            kind: family of the adapter, which names the factors.
+            parts: those that it holds of each module.
+        """
+        tensors = [
+            TensorInfo(
+                name=part_key(m.path, part, hira=kind is AdapterKind.HIRA),
+                shape=m.shape(part, rank),
+                dtype=dtype,
             )
-            b = TensorInfo(
-                name=lora_key(m.path, Factor.LORA_B), shape=(m.out_features, rank), dtype=dtype
-            )
-            tensors += [a, b]
+            for m in self.modules
+            for part in parts
+        ]
         tensors += [replace(t, dtype=dtype) for t in self.saved_tensors]
         return TensorManifest(tensors=tuple(tensors))
 

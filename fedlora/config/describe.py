@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.config.load import ConfigEntry
-from fedlora.config.sections import run_sections
+from fedlora.config.sections import METHOD_RULES, run_sections
 from fedlora.config.sources import Origin, OriginKind
 from fedlora.runs.spec import RunSpec
 
@@ -15,6 +15,7 @@ __all__ = ["run_entries"]
 
 def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
     """Every value of the sections that define the run, in the order of the reference."""
+    rules = {name: getattr(spec.method, name) for name in METHOD_RULES}
     holders: Mapping[str, tuple[Any, ...]] = {
         "run": (spec,),
         "model": (spec.adapter.base_model, spec.adapter),
@@ -23,6 +24,7 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
         "rounds": (spec.rounds,),
         "training": (spec.training,),
         "data.partition": (spec.partition,) if spec.partition else (),
+        **{name: (rule,) if rule else () for name, rule in rules.items()},
     }
     entries = []
     for section in run_sections():
@@ -32,8 +34,9 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
                     value = getattr(holder, key.attribute)
                     entries.append(_entry(section.name, key.name, value, key.help))
                     break
-        if section.name == "method":
-            entries += [_entry("method", k, v) for k, v in sorted(spec.method.options.items())]
+        open_to = spec.method if section.name == "method" else rules.get(section.name)
+        if open_to is not None:
+            entries += [_entry(section.name, k, v) for k, v in sorted(open_to.options.items())]
     return tuple(entries)
 
 

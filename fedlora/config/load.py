@@ -16,7 +16,7 @@ from fedlora.adapters.spec import AdapterSpec
 from fedlora.adapters.spec import BaseModel as BaseModelSpec
 from fedlora.config.checks import explain, missing_key, section_models
 from fedlora.config.keys import REQUIRED, keys_of
-from fedlora.config.sections import Section, all_sections, run_sections
+from fedlora.config.sections import METHOD_RULES, Section, all_sections, run_sections
 from fedlora.config.sources import (
     EnvironmentSource,
     FileSource,
@@ -27,7 +27,14 @@ from fedlora.config.sources import (
     leaves,
 )
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
+from fedlora.runs.spec import (
+    MethodSpec,
+    PartitionSpec,
+    RoundRules,
+    RuleSpec,
+    RunSpec,
+    TrainingSpec,
+)
 
 __all__ = ["CONFIG_VARIABLE", "Config", "ConfigEntry", "load_config"]
 
@@ -213,11 +220,16 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
             attributes.get(e.key, e.key): e.value for e in entries if e.section == section.name
         }
     model, method, partition = values["model"], values["method"], values["data.partition"]
+    rules = {
+        name: RuleSpec(name=values[name].pop("name"), options=values[name])
+        for name in METHOD_RULES
+        if values[name]
+    }
     task = {"task_type": model.pop("task_type"), "labels": model.pop("labels")}
     return RunSpec(
         **values["run"],
         adapter=AdapterSpec(base_model=BaseModelSpec(**model), **task, **values["adapter"]),
-        method=MethodSpec(name=method.pop("name"), options=method),
+        method=MethodSpec(name=method.pop("name"), options=method, **rules),
         rounds=RoundRules(**values["rounds"]),
         training=TrainingSpec(**values["training"]),
         partition=PartitionSpec(**partition) if partition else None,

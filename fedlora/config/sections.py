@@ -1,6 +1,6 @@
 """The sections of a configuration file: which keys each has, and which dataclass gets the values.
 
-Seven sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
+Ten sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
 command line; their dataclasses come from whoever loads the configuration, so that this package
 imports no service, and an image with one service reads past the other's sections.
 """
@@ -13,9 +13,16 @@ from dataclasses import dataclass
 
 from fedlora.adapters.spec import AdapterSpec, BaseModel
 from fedlora.config.keys import Key, keys_of
-from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
+from fedlora.runs.spec import (
+    MethodSpec,
+    PartitionSpec,
+    RoundRules,
+    RuleSpec,
+    RunSpec,
+    TrainingSpec,
+)
 
-__all__ = ["SERVICE_SECTIONS", "Section", "all_sections", "run_sections"]
+__all__ = ["METHOD_RULES", "SERVICE_SECTIONS", "Section", "all_sections", "run_sections"]
 
 SERVICE_SECTIONS: Mapping[str, str] = {
     "data": "A worker's examples.",
@@ -24,6 +31,13 @@ SERVICE_SECTIONS: Mapping[str, str] = {
     "server": "The aggregator process.",
 }
 """sections whose dataclass the caller supplies, with what they are about"""
+
+METHOD_RULES: Mapping[str, str] = {
+    "weighting": "How much each update counts",
+    "compression": "How what the method makes of the updates becomes an adapter of rank r",
+    "server_optimizer": "How far the global adapter follows a round's result",
+}
+"""sections of the rules around the method, with what they are about"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +91,16 @@ def run_sections() -> tuple[Section, ...]:
             "([algorithms.md](algorithms.md)).",
             keys=keys_of(MethodSpec, name=""),
             open=True,
+        ),
+        *(
+            Section(
+                name=name,
+                help=f"{text} ([algorithms.md](algorithms.md)); leave the section out for the "
+                "method's own. The rule's options stand beside its name.",
+                keys=keys_of(RuleSpec, name=""),
+                open=True,
+            )
+            for name, text in METHOD_RULES.items()
         ),
         Section(name="rounds", help="When rounds begin and end.", keys=keys_of(RoundRules)),
         Section(

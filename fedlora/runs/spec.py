@@ -19,18 +19,20 @@ __all__ = [
     "BelowQuorum",
     "LearningRateSchedule",
     "MethodSpec",
+    "OptionValue",
     "PartitionScheme",
     "PartitionSpec",
     "RoundRules",
+    "RuleSpec",
     "RunPhase",
     "RunSpec",
     "TrainingSpec",
-    "Weighting",
 ]
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 OptionValue = float | int | bool | str
+"""what an option of a method or rule may be, in a file or on the wire"""
 
 
 def _invalid(message: str, hint: str = "") -> FedLoraError:
@@ -45,6 +47,7 @@ class RunPhase(enum.StrEnum):
     INITIALIZING = "initializing"
     TRAINING = "training"
     AGGREGATING = "aggregating"
+    REFINING = "refining"
     EVALUATING = "evaluating"
     COMPLETED = "completed"
     STOPPED = "stopped"
@@ -54,13 +57,6 @@ class RunPhase(enum.StrEnum):
     def is_final(self) -> bool:
         """Nothing happens after this phase."""
         return self in (RunPhase.COMPLETED, RunPhase.STOPPED, RunPhase.FAILED)
-
-
-class Weighting(enum.StrEnum):
-    """How updates are weighted in the mean."""
-
-    NUM_EXAMPLES = "num_examples"
-    UNIFORM = "uniform"
 
 
 class BelowQuorum(enum.StrEnum):
@@ -87,13 +83,29 @@ class LearningRateSchedule(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSpec:
+    """A rule that goes with the method, and its options."""
+
+    name: str
+    """name of the rule; `fedlora methods` lists them"""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """the rule's own options; defaults where left out"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSpec:
-    """The aggregation method and its options (docs/algorithms.md)."""
+    """The aggregation method with its options, and the rules around it (docs/algorithms.md)."""
 
     name: str = "flora_na"
     """name of the method; `fedlora methods` lists them"""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """the method's own options; defaults where left out"""
+    weighting: RuleSpec | None = None
+    """how much each update counts; absent: the method's own, or the number of examples"""
+    compression: RuleSpec | None = None
+    """how a combination becomes an adapter of the run's rank; absent: the method's own"""
+    server_optimizer: RuleSpec | None = None
+    """how far the global adapter follows a round's result; absent: all the way"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +124,6 @@ class RoundRules:
     """seconds a round may train; it closes earlier when all have reported"""
     below_quorum: BelowQuorum = BelowQuorum.EXTEND
     """at a deadline with too few updates: wait once more, or fail the run"""
-    weighting: Weighting = Weighting.NUM_EXAMPLES
-    """weights of the mean"""
     evaluate: bool = True
     """score each published adapter on the workers' held-out and shared test data"""
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.spec import PartitionSpec, RunSpec
 from fedlora.tensors.manifest import DataType, TensorManifest
 
@@ -23,6 +24,7 @@ __all__ = [
     "Limits",
     "Progress",
     "Registration",
+    "Role",
     "Task",
     "TaskKind",
     "UpdateHeader",
@@ -51,8 +53,18 @@ class TaskKind(enum.StrEnum):
     INITIALIZE = "initialize"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    REFINE = "refine"
     WAIT = "wait"
     STOP = "stop"
+
+
+class Role(enum.StrEnum):
+    """What a worker is there for."""
+
+    PARTY = "party"
+    """holds a party's data, and is part of cohorts"""
+    SERVER_DATA = "server_data"
+    """holds the server's own or public data: refines what a round came to, is in no cohort"""
 
 
 class EvaluationScope(enum.StrEnum):
@@ -97,6 +109,9 @@ class Capabilities:
     wire_dtypes: tuple[DataType, ...] = ()
     """element types it can send and receive; empty for all"""
     versions: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[WorkerFeature, ...] = ()
+    """what it can do beyond training A and B from what it was given"""
+    role: Role = Role.PARTY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +158,7 @@ class Task:
     shard_count: int = 0
     remaining_seconds: float = 0.0
     reason: str = ""
+    plan: RoundPlan = field(default_factory=RoundPlan)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +200,8 @@ class AdapterHeader:
     total_bytes: int
     sha256: bytes
     manifest: TensorManifest
+    held_version: int | None = None
+    """the version over which the payload is to be laid; None: it is complete"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora_cli.console import errors, output, print_json
 
 if TYPE_CHECKING:
-    from aggregator_service.aggregation.driver import Contribution
+    from aggregator_service.aggregation.cohort_files import Contribution
     from fedlora.adapters.peft_files import AdapterFolder
     from fedlora.runs.report import Certificate, CertificateEntry
+    from fedlora.runs.spec import MethodSpec, OptionValue
     from fedlora.tensors.manifest import DataType
 
 __all__ = ["aggregate"]
@@ -50,8 +52,18 @@ def aggregate(
     ] = 0,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", help="key=value for the method; may be repeated."),
+        typer.Option(
+            "--option",
+            help="key=value for the method, weighting.key=value or compression.key=value for a "
+            "rule; may be repeated.",
+        ),
     ] = None,
+    weighting: Annotated[
+        str, typer.Option("--weighting", help="Weighting rule; see `fedlora methods`.")
+    ] = "",
+    compression: Annotated[
+        str, typer.Option("--compression", help="Compression rule; see `fedlora methods`.")
+    ] = "",
     start: Annotated[
         Path | None,
         typer.Option(
@@ -72,39 +84,57 @@ def aggregate(
         bool, typer.Option("--json", help="Print the report instead of a table.")
     ] = False,
 ) -> None:
-    """Combine PEFT LoRA adapters of one base model into one, without any server.
+    """Combine PEFT adapters (LoRA, DoRA or HiRA) of one base model into one, without any server.
 
     Ranks, lora_alpha, dtypes and rsLoRA may differ between the folders. The report gives, for
     every layer, the error of the result against the exact mean of the products, beside that of
     averaging A and B and the least error possible at its rank.
     """
     from aggregator_service.aggregation import registry
-    from aggregator_service.aggregation.driver import Contribution, certify
+    from aggregator_service.aggregation.certify import certify
+    from aggregator_service.aggregation.cohort_files import Contribution
     from aggregator_service.aggregation.driver import aggregate as combine
+    from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
+    from aggregator_service.aggregation.servable import servable_rank, write_servable
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
 
     began = time.perf_counter()
-    aggregator = registry.create(method, _options(option or []))
+    spec = _method(method, option or [], weighting=weighting, compression=compression)
+    recipe = registry.create_recipe(spec)
     element, where = _data_type(dtype), _device(device)
     _check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
     folders = [read_peft_folder(folder) for folder in adapters]
-    _check_kin(folders)
+    origin = read_peft_folder(start) if start else None
+    _check_kin([*folders, *([origin] if origin else [])])
+    kind = folders[0].kind
+    if kind not in recipe.properties.kinds:
+        known = ", ".join(sorted(recipe.properties.kinds))
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD, f"{method} combines adapters of kind {known}, got {kind}"
+        )
     contributions = [
         Contribution(worker=str(f.folder), weight=w, path=f.weights, scaling=f.scaling)
         for f, w in zip(folders, _weights(weights, folders), strict=True)
     ]
-    origin = read_peft_folder(start) if start else None
     result_rank = rank or max(r for f in folders for r in f.ranks.values())
     alpha, rslora = _serving(folders, result_rank)
-    scaling = alpha / (math.sqrt(result_rank) if rslora else result_rank)
+
+    def scaling(rank: int) -> float:
+        return 1.0 if kind is AdapterKind.HIRA else alpha / (math.sqrt(rank) if rslora else rank)
+
+    context = RoundContext(
+        kind=kind,
+        start=StoredAdapter(path=origin.weights, scaling=origin.scaling) if origin else None,
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        file = Path(scratch) / "adapter.safetensors"
+        file = Path(scratch) / "combined.safetensors"
         with _progress("combining", quiet=as_json) as progress:
             outcome = combine(
                 contributions,
-                aggregator,
+                recipe,
                 output=file,
+                context=context,
                 rank=result_rank,
                 output_scaling=scaling,
                 dtype=element,
@@ -112,31 +142,40 @@ def aggregate(
                 seed=seed,
                 progress=progress,
             )
+        counted = [dataclasses.replace(c, weight=outcome.weights[c.worker]) for c in contributions]
         with _progress("measuring", quiet=as_json) as progress:
             certificate = certify(
-                contributions,
-                published=file,
-                published_scaling=scaling,
-                base=origin.weights if origin else None,
-                base_scaling=origin.scaling if origin else 1.0,
-                method_name=method,
+                counted,
+                recipe,
+                published=StoredAdapter(path=file, scaling=scaling),
+                context=context,
                 measurements=outcome.measurements,
                 device=where,
                 progress=progress,
             )
         certificate = dataclasses.replace(certificate, seconds=time.perf_counter() - began)
+        if whole := servable_rank(file, scaling):
+            result_rank = whole
+        else:
+            folded = Path(scratch) / "servable.safetensors"
+            result_rank = write_servable(file, folded, scaling=scaling)
+            file = folded
         record = {
             "method": method,
-            "options": dataclasses.asdict(aggregator),  # type: ignore[call-overload]
+            "options": dataclasses.asdict(recipe.method),  # type: ignore[call-overload]
+            "weighting": recipe.weighting.name,
+            "compression": recipe.compression.name,
+            "kind": kind.value,
             "rank": result_rank,
             "lora_alpha": alpha,
             "use_rslora": rslora,
             "dtype": element.value,
             "seed": seed,
-            "inputs": [_input(f, c) for f, c in zip(folders, contributions, strict=True)],
+            "inputs": [_input(f, c) for f, c in zip(folders, counted, strict=True)],
             "certificate": _jsonable(dataclasses.asdict(certificate)),
         }
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        size = file.stat().st_size
         write_folder(
             out,
             config_json=_config(folders, result_rank, alpha, rslora=rslora),
@@ -152,7 +191,7 @@ def aggregate(
     _print_certificate(certificate, with_change=origin is not None)
     output().print(
         f"[green]wrote[/] {out}  rank {result_rank}, lora_alpha {alpha:g}, "
-        f"{len(certificate.modules)} layers, {outcome.num_bytes / 1e6:.1f} MB; "
+        f"{len(certificate.modules)} layers, {size / 1e6:.1f} MB; "
         f"report {report or out / REPORT_NAME}",
         highlight=False,
         soft_wrap=True,
@@ -162,9 +201,36 @@ def aggregate(
 # --- reading the command line --------------------------------------------------------------
 
 
-def _options(given: Sequence[str]) -> dict[str, float | int | bool | str]:
+def _method(
+    name: str, given: Sequence[str], *, weighting: str = "", compression: str = ""
+) -> MethodSpec:
+    """The method and its rules; an option with a rule's name before a dot is the rule's."""
+    from fedlora.runs.spec import MethodSpec, RuleSpec
+
+    rules = {"weighting": weighting, "compression": compression}
+    own: dict[str, OptionValue] = {}
+    of_rules: dict[str, dict[str, OptionValue]] = {rule: {} for rule in rules}
+    for key, value in _options(given).items():
+        rule, dot, rest = key.partition(".")
+        if not dot:
+            own[key] = value
+        elif rules.get(rule):
+            of_rules[rule][rest] = value
+        else:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"--option {key}: expected a key of the method, or of a rule that is given",
+                hint=f"Known rules: {', '.join(f'--{r}' for r in rules)}",
+            )
+    chosen = {
+        rule: RuleSpec(name=value, options=of_rules[rule]) for rule, value in rules.items() if value
+    }
+    return MethodSpec(name=name, options=own, **chosen)
+
+
+def _options(given: Sequence[str]) -> dict[str, OptionValue]:
     """key=value pairs; a value that reads as a JSON number or boolean is one."""
-    values: dict[str, float | int | bool | str] = {}
+    values: dict[str, OptionValue] = {}
     for pair in given:
         key, equals, text = pair.partition("=")
         if not equals or not key:
@@ -243,6 +309,7 @@ def _check_kin(folders: Sequence[AdapterFolder]) -> None:
     first = folders[0]
     for other in folders[1:]:
         for what, mine, theirs in (
+            ("kind of adapter", first.kind.value, other.kind.value),
             ("base_model_name_or_path", first.base_model, other.base_model),
             ("revision", first.revision, other.revision),
             ("task_type", first.task_type, other.task_type),
@@ -280,6 +347,7 @@ def _config(folders: Sequence[AdapterFolder], rank: int, alpha: float, *, rslora
     # Different words for the same layers: then each layer by its path.
     same = all(f.target_modules == first.target_modules for f in folders)
     return folder_config_json(
+        kind=first.kind,
         base_model=first.base_model,
         revision=first.revision,
         task_type=first.task_type,

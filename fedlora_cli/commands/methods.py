@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,15 @@ from fedlora.config.keys import Key, keys_of
 from fedlora_cli.console import output, print_json
 
 if TYPE_CHECKING:
-    from aggregator_service.aggregation.registry import Method
+    from aggregator_service.aggregation.base import (
+        CompressionRule,
+        Method,
+        Properties,
+        ServerOptimizer,
+    )
+    from aggregator_service.aggregation.weighting.base import WeightingRule
+
+    Rule = CompressionRule | ServerOptimizer | WeightingRule
 
 __all__ = ["markdown", "methods"]
 
@@ -46,15 +55,39 @@ every method.
 
 _COLUMNS: Mapping[str, Callable[[Method], str]] = {
     "Method": lambda m: f"[`{m.name}`](#{m.name})",
-    "Paper": lambda m: m.paper,
-    "Exactness": lambda m: m.exactness,
-    "Mixed ranks": lambda m: "yes" if m.mixed_ranks else "no",
-    "Up": lambda m: m.up,
-    "Down": lambda m: m.down,
-    "Server flops": lambda m: m.cost,
-    "Keeps the clients' basis": lambda m: "yes" if m.cls.keeps_basis else "no",
-    "Take it when": lambda m: m.choose,
+    "Paper": lambda m: m.about.paper,
+    "Exactness": lambda m: m.about.exactness,
+    "Mixed ranks": lambda m: _yes(_promised(m).mixed_ranks),
+    "Up": lambda m: m.about.up,
+    "Down": lambda m: m.about.down,
+    "Server flops": lambda m: m.about.cost,
+    "Keeps the clients' basis": lambda m: _yes(_promised(m).keeps_basis),
+    "Asks of workers": lambda m: _asked(m),
+    "Take it when": lambda m: m.about.choose,
 }
+
+
+_RULES: Mapping[str, tuple[str, str]] = {
+    "weighting": (
+        "Weighting rules",
+        """\
+How much each update counts: `[weighting]` with a name and the rule's options beside it. A method
+with weights of its own takes no other.""",
+    ),
+    "compression": (
+        "Compression rules",
+        """\
+How what a method makes of the updates becomes an adapter of the run's rank: `[compression]`. Every
+method has one of its own.""",
+    ),
+    "server_optimizer": (
+        "Server optimisers",
+        """\
+How far the global adapter follows a round's result: `[server_optimizer]`, for methods that keep the
+clients' basis.""",
+    ),
+}
+"""section of the rule -> title and introduction"""
 
 
 def methods(
@@ -63,43 +96,106 @@ def methods(
         bool, typer.Option("--markdown", help="Print docs/algorithms.md.")
     ] = False,
 ) -> None:
-    """List the aggregation methods: paper, exactness, traffic, cost, options."""
-    from aggregator_service.aggregation.registry import METHODS
-
+    """List the aggregation methods and the rules around them: paper, exactness, traffic, cost."""
     if as_markdown:
         print(markdown(), end="")
     elif as_json:
-        print_json([_record(method) for method in METHODS.values()])
+        records = [_record(method) for method in _methods()]
+        rules = {
+            kind: [_rule_record(rule) for rule in rows.values()] for kind, rows in _rules().items()
+        }
+        print_json({"methods": records, **rules})
     else:
-        _print_table(list(METHODS.values()))
+        _print_table(_methods())
 
 
 def markdown() -> str:
     """The text of docs/algorithms.md."""
-    from aggregator_service.aggregation.registry import METHODS
-
-    rows = list(METHODS.values())
+    rows = _methods()
     head = " | ".join(_COLUMNS)
     lines = [f"| {head} |", "|" + " --- |" * len(_COLUMNS)]
     lines += ["| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |" for row in rows]
     lines += ["", _LEGEND]
-    return "\n".join([_INTRODUCTION, *lines, "", *(_section(row) for row in rows)]).rstrip() + "\n"
+    sections = [_section(row) for row in rows]
+    for kind, (title, text) in _RULES.items():
+        sections += [f"# {title}\n\n{text}\n"]
+        sections += [_rule_section(rule) for rule in _rules()[kind].values()]
+    return "\n".join([_INTRODUCTION, *lines, "", *sections]).rstrip() + "\n"
+
+
+def _methods() -> list[Method]:
+    from aggregator_service.aggregation.registry import METHODS
+
+    return list(METHODS.values())
+
+
+def _rules() -> Mapping[str, Mapping[str, Rule]]:
+    from aggregator_service.aggregation import registry
+
+    return {
+        "weighting": registry.WEIGHTINGS,
+        "compression": registry.COMPRESSIONS,
+        "server_optimizer": registry.SERVER_OPTIMIZERS,
+    }
+
+
+def _promised(method: Method) -> Properties:
+    from aggregator_service.aggregation.composition import compose
+
+    return compose(method).properties
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _asked(method: Method) -> str:
+    from aggregator_service.aggregation.composition import compose
+
+    plans = compose(method).plans()
+    asks = [
+        "sends "
+        + ", ".join(p.value for p in plan.trained)
+        + (f"; keeps {', '.join(p.value for p in plan.private)}" if plan.private else "")
+        + (", chosen components" if plan.selection.value != "all" else "")
+        + (", may lower its rank" if plan.may_lower_rank else "")
+        + (f"; {', '.join(plan.required_metrics)}" if plan.required_metrics else "")
+        for plan in plans
+    ]
+    return " \\| ".join(asks)
 
 
 def _section(method: Method) -> str:
-    module = inspect.getmodule(method.cls)
-    text = inspect.getdoc(module) or ""
-    path = method.cls.__module__.replace(".", "/") + ".py"
-    tests = f"tests/unit/aggregator_service/aggregation/test_{method.name}.py"
-    lines = [f"## {method.name}", "", f"**{method.title}.** Source `{path}`, tests `{tests}`.", ""]
-    lines += ["```text", text, "```", ""]
-    if keys := keys_of(method.cls):
+    cls = type(method)
+    path = cls.__module__.replace(".", "/") + ".py"
+    tests = f"tests/unit/aggregator_service/aggregation/methods/test_{method.name}.py"
+    lines = [
+        f"## {method.name}",
+        "",
+        f"**{method.about.title}.** Source `{path}`, tests `{tests}`.",
+    ]
+    needs = "" if method.about.needs == "nothing" else f" Needs {method.about.needs}."
+    lines[-1] += needs
+    return "\n".join([*lines, "", *_told(cls)])
+
+
+def _rule_section(rule: Rule) -> str:
+    cls = type(rule)
+    path = cls.__module__.replace(".", "/") + ".py"
+    summary = (inspect.getdoc(cls) or "").splitlines()[0]
+    return "\n".join([f"## {rule.name}", "", f"{summary} Source `{path}`.", "", *_told(cls)])
+
+
+def _told(cls: type) -> list[str]:
+    """The file's own account of the method, and the options."""
+    lines = ["```text", inspect.getdoc(inspect.getmodule(cls)) or "", "```", ""]
+    if keys := keys_of(cls):
         lines += ["| Option | Default | Value | Meaning |", "| --- | --- | --- | --- |"]
         for key in keys:
             lines.append(f"| `{key.name}` | `{_plain(key)}` | {key.expected} | {key.help} |")
     else:
         lines.append("No options.")
-    return "\n".join([*lines, ""])
+    return [*lines, ""]
 
 
 def _plain(key: Key) -> str:
@@ -107,39 +203,58 @@ def _plain(key: Key) -> str:
 
 
 def _record(method: Method) -> dict[str, object]:
+    from aggregator_service.aggregation.composition import compose
+
+    recipe, about = compose(method), method.about
+    promised = recipe.properties
     return {
         "name": method.name,
-        "title": method.title,
-        "paper": method.paper,
-        "exactness": method.exactness,
-        "mixed_ranks": method.mixed_ranks,
-        "keeps_basis": method.cls.keeps_basis,
-        "up": method.up,
-        "down": method.down,
-        "cost": method.cost,
-        "needs": method.needs,
-        "choose": method.choose,
-        "options": [
-            {"name": k.name, "default": k.default, "choices": k.choices, "help": k.help}
-            for k in keys_of(method.cls)
-        ],
+        "title": about.title,
+        "paper": about.paper,
+        "exactness": about.exactness,
+        "exact": promised.exact,
+        "linear": promised.linear,
+        "mixed_ranks": promised.mixed_ranks,
+        "keeps_basis": promised.keeps_basis,
+        "changes_base": promised.changes_base,
+        "min_clients": promised.min_clients,
+        "kinds": sorted(kind.value for kind in promised.kinds),
+        "weighting": recipe.weighting.name,
+        "compression": recipe.compression.name,
+        "plans": [dataclasses.asdict(plan) for plan in recipe.plans()],
+        "up": about.up,
+        "down": about.down,
+        "cost": about.cost,
+        "needs": about.needs,
+        "choose": about.choose,
+        "options": _options(type(method)),
     }
+
+
+def _rule_record(rule: Rule) -> dict[str, object]:
+    return {"name": rule.name, "options": _options(type(rule))}
+
+
+def _options(cls: type) -> list[dict[str, object]]:
+    return [
+        {"name": k.name, "default": k.default, "choices": k.choices, "help": k.help}
+        for k in keys_of(cls)
+    ]
 
 
 def _print_table(rows: list[Method]) -> None:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("method", "error", "mixed ranks", "take it when", "paper"):
         table.add_column(name, header_style="bold", overflow="fold")
     for row in rows:
-        mixed = "yes" if row.mixed_ranks else "no"
-        table.add_row(f"[cyan]{row.name}[/]", row.exactness, mixed, row.choose, row.paper)
+        about = row.about
+        mixed = _yes(_promised(row).mixed_ranks)
+        table.add_row(f"[cyan]{row.name}[/]", about.exactness, mixed, about.choose, about.paper)
     console = output()
     console.print(table)
-    for row in rows:
-        for key in keys_of(row.cls):
-            console.print(
-                f"[cyan]{row.name}[/]  {key.name} = {_plain(key)}  [dim]{key.help}[/]",
-                highlight=False,
-            )
+    for kind, known in _rules().items():
+        title = _RULES[kind][0].lower()
+        console.print(f"{title} [dim]\\[{kind}][/]: [cyan]{', '.join(known)}[/]", highlight=False)
+    console.print("options of all of them: docs/algorithms.md, or fedlora methods --json")

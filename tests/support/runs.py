@@ -16,8 +16,9 @@ from aggregator_service.rounds.events import (
 from aggregator_service.rounds.machine import step
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
+from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
-from fedlora.runs.tasks import Capabilities
+from fedlora.runs.tasks import Capabilities, Role
 from fedlora.tensors.manifest import DataType, TensorInfo
 
 LAYOUT = AdapterLayout(
@@ -73,8 +74,8 @@ def run_spec(
 class MachineDriver:
     """Feeds a state machine and keeps what it says."""
 
-    def __init__(self, spec: RunSpec) -> None:
-        self.state = RunState(run_id="run-1", spec=spec, created_at=0.0)
+    def __init__(self, spec: RunSpec, plans: tuple[RoundPlan, ...] = (RoundPlan(),)) -> None:
+        self.state = RunState(run_id="run-1", spec=spec, plans=plans, created_at=0.0)
         self.now = 0.0
         self.transitions: list[Transition] = []
 
@@ -85,14 +86,20 @@ class MachineDriver:
         self.transitions.append(transition)
         return transition
 
-    def join(self, *names: str, max_rank: int = 0) -> None:
+    def join(
+        self,
+        *names: str,
+        max_rank: int = 0,
+        features: tuple[WorkerFeature, ...] = (),
+        role: Role = Role.PARTY,
+    ) -> None:
         for name in names:
             self.feed(
                 WorkerRegistered(
                     name=name,
                     instance_id=f"i-{self.now}",
                     session_hash=f"hash-{name}-{self.now}",
-                    capabilities=Capabilities(max_rank=max_rank),
+                    capabilities=Capabilities(max_rank=max_rank, features=features, role=role),
                     takes_mixed_ranks=True,
                 )
             )
@@ -132,6 +139,7 @@ class MachineDriver:
                     sha256="1" * 64,
                     total_bytes=100,
                     rank=4,
+                    weights=dict.fromkeys(self.state.updates, 1 / max(1, len(self.state.updates))),
                 )
             )
         )

@@ -28,6 +28,70 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WorkerFeature:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WorkerFeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerFeature.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WORKER_FEATURE_UNSPECIFIED: _WorkerFeature.ValueType  # 0
+    WORKER_FEATURE_PARTIAL_TRAINING: _WorkerFeature.ValueType  # 1
+    """Train some parts and leave others as they are."""
+    WORKER_FEATURE_PRIVATE_PARTS: _WorkerFeature.ValueType  # 2
+    """Keep a part from round to round without ever sending it."""
+    WORKER_FEATURE_BASE_CHANGES: _WorkerFeature.ValueType  # 3
+    """Add a low-rank change to the frozen weights."""
+    WORKER_FEATURE_COMPONENT_SELECTION: _WorkerFeature.ValueType  # 4
+    """Send chosen components, with a mask."""
+    WORKER_FEATURE_RANK_PRUNING: _WorkerFeature.ValueType  # 5
+    """Lower its own rank between rounds."""
+    WORKER_FEATURE_CORE_MATRIX: _WorkerFeature.ValueType  # 6
+    """Train a square matrix between fixed B and A."""
+    WORKER_FEATURE_PERSONAL_STAGE: _WorkerFeature.ValueType  # 7
+    """Train private magnitudes after a round."""
+
+class WorkerFeature(_WorkerFeature, metaclass=_WorkerFeatureEnumTypeWrapper):
+    """What a worker must be able to do beyond training A and B from what it was given."""
+
+WORKER_FEATURE_UNSPECIFIED: WorkerFeature.ValueType  # 0
+WORKER_FEATURE_PARTIAL_TRAINING: WorkerFeature.ValueType  # 1
+"""Train some parts and leave others as they are."""
+WORKER_FEATURE_PRIVATE_PARTS: WorkerFeature.ValueType  # 2
+"""Keep a part from round to round without ever sending it."""
+WORKER_FEATURE_BASE_CHANGES: WorkerFeature.ValueType  # 3
+"""Add a low-rank change to the frozen weights."""
+WORKER_FEATURE_COMPONENT_SELECTION: WorkerFeature.ValueType  # 4
+"""Send chosen components, with a mask."""
+WORKER_FEATURE_RANK_PRUNING: WorkerFeature.ValueType  # 5
+"""Lower its own rank between rounds."""
+WORKER_FEATURE_CORE_MATRIX: WorkerFeature.ValueType  # 6
+"""Train a square matrix between fixed B and A."""
+WORKER_FEATURE_PERSONAL_STAGE: WorkerFeature.ValueType  # 7
+"""Train private magnitudes after a round."""
+Global___WorkerFeature: _TypeAlias = WorkerFeature  # noqa: Y015
+
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    ROLE_PARTY: _Role.ValueType  # 1
+    """Holds a party's data, and is part of cohorts."""
+    ROLE_SERVER_DATA: _Role.ValueType  # 2
+    """Holds the server's own or public data: refines what a round came to, is in no cohort."""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """What a worker is there for."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+ROLE_PARTY: Role.ValueType  # 1
+"""Holds a party's data, and is part of cohorts."""
+ROLE_SERVER_DATA: Role.ValueType  # 2
+"""Holds the server's own or public data: refines what a round came to, is in no cohort."""
+Global___Role: _TypeAlias = Role  # noqa: Y015
+
 class _TaskKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -43,6 +107,8 @@ class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.Val
     """Nothing to do yet; ask again."""
     TASK_KIND_STOP: _TaskKind.ValueType  # 5
     """The run is over for this worker; leave."""
+    TASK_KIND_REFINE: _TaskKind.ValueType  # 6
+    """ROLE_SERVER_DATA: train what the plan says on what the round came to, and submit it."""
 
 class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
 
@@ -55,6 +121,8 @@ TASK_KIND_WAIT: TaskKind.ValueType  # 4
 """Nothing to do yet; ask again."""
 TASK_KIND_STOP: TaskKind.ValueType  # 5
 """The run is over for this worker; leave."""
+TASK_KIND_REFINE: TaskKind.ValueType  # 6
+"""ROLE_SERVER_DATA: train what the plan says on what the round came to, and submit it."""
 Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
 
 class _UploadState:
@@ -128,6 +196,8 @@ class Capabilities(_message.Message):
     MAX_RANK_FIELD_NUMBER: _builtins.int
     WIRE_DTYPES_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
     device_type: _builtins.str
     """"cuda" or "cpu"."""
     device_name: _builtins.str
@@ -137,6 +207,7 @@ class Capabilities(_message.Message):
     device_memory_bytes: _builtins.int
     max_rank: _builtins.int
     """Largest LoRA rank this worker can train; 0 for no limit."""
+    role: Global___Role.ValueType
     @_builtins.property
     def wire_dtypes(self) -> _containers.RepeatedScalarFieldContainer[_tensor_pb2.DataType.ValueType]:
         """Element types it can send and receive; empty for all."""
@@ -144,6 +215,10 @@ class Capabilities(_message.Message):
     @_builtins.property
     def versions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Library versions by name, for the record."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[Global___WorkerFeature.ValueType]:
+        """A run whose method needs a feature that is not here refuses the worker."""
 
     def __init__(
         self,
@@ -155,10 +230,12 @@ class Capabilities(_message.Message):
         max_rank: _builtins.int = ...,
         wire_dtypes: _abc.Iterable[_tensor_pb2.DataType.ValueType] | None = ...,
         versions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        features: _abc.Iterable[Global___WorkerFeature.ValueType] | None = ...,
+        role: Global___Role.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "max_rank", b"max_rank", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "features", b"features", "max_rank", b"max_rank", "role", b"role", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -351,6 +428,7 @@ class Task(_message.Message):
     SHARD_COUNT_FIELD_NUMBER: _builtins.int
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Stable for (run, round, kind, worker), so a restarted worker finds its place."""
     kind: Global___TaskKind.ValueType
@@ -366,6 +444,10 @@ class Task(_message.Message):
     """Seconds until the round may close without this worker."""
     reason: _builtins.str
     """TASK_KIND_WAIT and TASK_KIND_STOP: why."""
+    @_builtins.property
+    def plan(self) -> _run_pb2.RoundPlan:
+        """What is to be trained, sent and kept."""
+
     def __init__(
         self,
         *,
@@ -378,10 +460,11 @@ class Task(_message.Message):
         shard_count: _builtins.int = ...,
         remaining_seconds: _builtins.float = ...,
         reason: _builtins.str = ...,
+        plan: _run_pb2.RoundPlan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "kind", b"kind", "reason", b"reason", "remaining_seconds", b"remaining_seconds", "round", b"round", "seed", b"seed", "shard_count", b"shard_count", "shard_index", b"shard_index", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "kind", b"kind", "plan", b"plan", "reason", b"reason", "remaining_seconds", b"remaining_seconds", "round", b"round", "seed", b"seed", "shard_count", b"shard_count", "shard_index", b"shard_index", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -437,22 +520,30 @@ class PullAdapterRequest(_message.Message):
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     ADAPTER_VERSION_FIELD_NUMBER: _builtins.int
     START_OFFSET_FIELD_NUMBER: _builtins.int
+    HELD_VERSION_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     adapter_version: _builtins.int
     start_offset: _builtins.int
     """First byte wanted, to continue an interrupted download."""
+    held_version: _builtins.int
+    """A version whose every tensor the worker still has, at its present rank: what has not changed
+    since is not sent again. Absent: everything is sent.
+    """
     def __init__(
         self,
         *,
         session_token: _builtins.str = ...,
         adapter_version: _builtins.int = ...,
         start_offset: _builtins.int = ...,
+        held_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "held_version", b"held_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "session_token", b"session_token", "start_offset", b"start_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "adapter_version", b"adapter_version", "held_version", b"held_version", "session_token", b"session_token", "start_offset", b"start_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__held_version: _TypeAlias = _typing.Literal["held_version"]  # noqa: Y015
+    _WhichOneofArgType__held_version: _TypeAlias = _typing.Literal["_held_version", b"_held_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_version) -> _WhichOneofReturnType__held_version | None: ...
 
 Global___PullAdapterRequest: _TypeAlias = PullAdapterRequest  # noqa: Y015
 
@@ -467,6 +558,7 @@ class AdapterHeader(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    HELD_VERSION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     adapter_version: _builtins.int
     round: _builtins.int
@@ -474,6 +566,8 @@ class AdapterHeader(_message.Message):
     total_bytes: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the whole payload, also when only its end is sent."""
+    held_version: _builtins.int
+    """The version over which this payload is to be laid; absent: it is complete."""
     @_builtins.property
     def manifest(self) -> _tensor_pb2.TensorManifest: ...
     def __init__(
@@ -486,12 +580,15 @@ class AdapterHeader(_message.Message):
         total_bytes: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
         manifest: _tensor_pb2.TensorManifest | None = ...,
+        held_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "held_version", b"held_version", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "manifest", b"manifest", "rank", b"rank", "round", b"round", "run_id", b"run_id", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "adapter_version", b"adapter_version", "held_version", b"held_version", "manifest", b"manifest", "rank", b"rank", "round", b"round", "run_id", b"run_id", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__held_version: _TypeAlias = _typing.Literal["held_version"]  # noqa: Y015
+    _WhichOneofArgType__held_version: _TypeAlias = _typing.Literal["_held_version", b"_held_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__held_version) -> _WhichOneofReturnType__held_version | None: ...
 
 Global___AdapterHeader: _TypeAlias = AdapterHeader  # noqa: Y015
 

@@ -41,6 +41,8 @@ class _RunPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunPhase.Val
     """The round is closed; the server combines its updates."""
     RUN_PHASE_EVALUATING: _RunPhase.ValueType  # 6
     """Workers score the adapter just published."""
+    RUN_PHASE_REFINING: _RunPhase.ValueType  # 7
+    """A worker with ROLE_SERVER_DATA trains on what was just combined."""
     RUN_PHASE_COMPLETED: _RunPhase.ValueType  # 16
     RUN_PHASE_STOPPED: _RunPhase.ValueType  # 17
     RUN_PHASE_FAILED: _RunPhase.ValueType  # 18
@@ -61,30 +63,12 @@ RUN_PHASE_AGGREGATING: RunPhase.ValueType  # 5
 """The round is closed; the server combines its updates."""
 RUN_PHASE_EVALUATING: RunPhase.ValueType  # 6
 """Workers score the adapter just published."""
+RUN_PHASE_REFINING: RunPhase.ValueType  # 7
+"""A worker with ROLE_SERVER_DATA trains on what was just combined."""
 RUN_PHASE_COMPLETED: RunPhase.ValueType  # 16
 RUN_PHASE_STOPPED: RunPhase.ValueType  # 17
 RUN_PHASE_FAILED: RunPhase.ValueType  # 18
 Global___RunPhase: _TypeAlias = RunPhase  # noqa: Y015
-
-class _Weighting:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _WeightingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Weighting.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    WEIGHTING_UNSPECIFIED: _Weighting.ValueType  # 0
-    WEIGHTING_NUM_EXAMPLES: _Weighting.ValueType  # 1
-    """In proportion to the examples each update was trained on."""
-    WEIGHTING_UNIFORM: _Weighting.ValueType  # 2
-
-class Weighting(_Weighting, metaclass=_WeightingEnumTypeWrapper):
-    """How updates are weighted in the mean."""
-
-WEIGHTING_UNSPECIFIED: Weighting.ValueType  # 0
-WEIGHTING_NUM_EXAMPLES: Weighting.ValueType  # 1
-"""In proportion to the examples each update was trained on."""
-WEIGHTING_UNIFORM: Weighting.ValueType  # 2
-Global___Weighting: _TypeAlias = Weighting  # noqa: Y015
 
 class _BelowQuorum:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -154,6 +138,66 @@ LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 3
 """Falls along a half cosine to a tenth over all rounds of the run."""
 Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
 
+class _Part:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Part.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PART_UNSPECIFIED: _Part.ValueType  # 0
+    PART_A: _Part.ValueType  # 1
+    PART_B: _Part.ValueType  # 2
+    PART_MAGNITUDE: _Part.ValueType  # 3
+    """DoRA's vector of row norms."""
+    PART_CORE: _Part.ValueType  # 4
+    """Square matrix between B and A."""
+    PART_SELECTED: _Part.ValueType  # 5
+    """0/1 vector over the components: which of them an update holds."""
+    PART_BASE_A: _Part.ValueType  # 6
+    """What has been added to the base model so far, as two factors."""
+    PART_BASE_B: _Part.ValueType  # 7
+
+class Part(_Part, metaclass=_PartEnumTypeWrapper):
+    """The role of a tensor in its module, whatever the family of adapters calls it."""
+
+PART_UNSPECIFIED: Part.ValueType  # 0
+PART_A: Part.ValueType  # 1
+PART_B: Part.ValueType  # 2
+PART_MAGNITUDE: Part.ValueType  # 3
+"""DoRA's vector of row norms."""
+PART_CORE: Part.ValueType  # 4
+"""Square matrix between B and A."""
+PART_SELECTED: Part.ValueType  # 5
+"""0/1 vector over the components: which of them an update holds."""
+PART_BASE_A: Part.ValueType  # 6
+"""What has been added to the base model so far, as two factors."""
+PART_BASE_B: Part.ValueType  # 7
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
+class _Selection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SelectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SELECTION_UNSPECIFIED: _Selection.ValueType  # 0
+    SELECTION_ALL: _Selection.ValueType  # 1
+    SELECTION_REST_UNCHANGED: _Selection.ValueType  # 2
+    """As the worker was given them."""
+    SELECTION_REST_ZERO: _Selection.ValueType  # 3
+    """They add nothing."""
+
+class Selection(_Selection, metaclass=_SelectionEnumTypeWrapper):
+    """Whether an update holds all components, and what the absent ones are."""
+
+SELECTION_UNSPECIFIED: Selection.ValueType  # 0
+SELECTION_ALL: Selection.ValueType  # 1
+SELECTION_REST_UNCHANGED: Selection.ValueType  # 2
+"""As the worker was given them."""
+SELECTION_REST_ZERO: Selection.ValueType  # 3
+"""They add nothing."""
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
 class _EvaluationScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -198,15 +242,14 @@ EVALUATION_SPLIT_TEST: EvaluationSplit.ValueType  # 2
 Global___EvaluationSplit: _TypeAlias = EvaluationSplit  # noqa: Y015
 
 @_typing.final
-class MethodSpec(_message.Message):
-    """The aggregation method and its options (docs/algorithms.md)."""
+class RuleSpec(_message.Message):
+    """A rule that goes with the method, and its options."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Registry name: "fedit", "flora_na", "optimal"."""
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
     def __init__(
@@ -221,7 +264,147 @@ class MethodSpec(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+Global___RuleSpec: _TypeAlias = RuleSpec  # noqa: Y015
+
+@_typing.final
+class MethodSpec(_message.Message):
+    """The aggregation method and its options (docs/algorithms.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    WEIGHTING_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    SERVER_OPTIMIZER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Registry name: "fedit", "flora_na", "optimal", ..."""
+    @_builtins.property
+    def options(self) -> _struct_pb2.Struct: ...
+    @_builtins.property
+    def weighting(self) -> Global___RuleSpec:
+        """How much each update counts; absent: the method's own, or the number of examples."""
+
+    @_builtins.property
+    def compression(self) -> Global___RuleSpec:
+        """How a combination becomes an adapter of the run's rank; absent: the method's own."""
+
+    @_builtins.property
+    def server_optimizer(self) -> Global___RuleSpec:
+        """How far the global adapter follows a round's result; absent: all the way."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        options: _struct_pb2.Struct | None = ...,
+        weighting: Global___RuleSpec | None = ...,
+        compression: Global___RuleSpec | None = ...,
+        server_optimizer: Global___RuleSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compression", b"_compression", "_server_optimizer", b"_server_optimizer", "_weighting", b"_weighting", "compression", b"compression", "options", b"options", "server_optimizer", b"server_optimizer", "weighting", b"weighting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression", b"_compression", "_server_optimizer", b"_server_optimizer", "_weighting", b"_weighting", "compression", b"compression", "name", b"name", "options", b"options", "server_optimizer", b"server_optimizer", "weighting", b"weighting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compression: _TypeAlias = _typing.Literal["compression"]  # noqa: Y015
+    _WhichOneofArgType__compression: _TypeAlias = _typing.Literal["_compression", b"_compression"]  # noqa: Y015
+    _WhichOneofReturnType__server_optimizer: _TypeAlias = _typing.Literal["server_optimizer"]  # noqa: Y015
+    _WhichOneofArgType__server_optimizer: _TypeAlias = _typing.Literal["_server_optimizer", b"_server_optimizer"]  # noqa: Y015
+    _WhichOneofReturnType__weighting: _TypeAlias = _typing.Literal["weighting"]  # noqa: Y015
+    _WhichOneofArgType__weighting: _TypeAlias = _typing.Literal["_weighting", b"_weighting"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compression) -> _WhichOneofReturnType__compression | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_optimizer) -> _WhichOneofReturnType__server_optimizer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weighting) -> _WhichOneofReturnType__weighting | None: ...
+
 Global___MethodSpec: _TypeAlias = MethodSpec  # noqa: Y015
+
+@_typing.final
+class RoundPlan(_message.Message):
+    """What a round asks of a worker. What is neither trained nor private is frozen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TRAINED_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    MAY_LOWER_RANK_FIELD_NUMBER: _builtins.int
+    PERSONAL_STAGE_FIELD_NUMBER: _builtins.int
+    REFINED_FIELD_NUMBER: _builtins.int
+    REQUIRED_METRICS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    selection: Global___Selection.ValueType
+    may_lower_rank: _builtins.bool
+    """A worker may come back with a lower rank than it was given, and keeps it."""
+    personal_stage: _builtins.bool
+    """After the round the worker trains private magnitudes of B, which are never sent."""
+    @_builtins.property
+    def trained(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
+        """Trained and sent; modules_to_save are trained and sent always."""
+
+    @_builtins.property
+    def private(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
+        """Trained and kept from round to round; never sent."""
+
+    @_builtins.property
+    def published(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
+        """What the round may change in the global adapter; the rest stays bit for bit."""
+
+    @_builtins.property
+    def refined(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
+        """What a worker with ROLE_SERVER_DATA trains after the round."""
+
+    @_builtins.property
+    def required_metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metrics without which an update is refused."""
+
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Numbers of the method that the training needs, by name."""
+
+    def __init__(
+        self,
+        *,
+        trained: _abc.Iterable[Global___Part.ValueType] | None = ...,
+        private: _abc.Iterable[Global___Part.ValueType] | None = ...,
+        published: _abc.Iterable[Global___Part.ValueType] | None = ...,
+        selection: Global___Selection.ValueType = ...,
+        may_lower_rank: _builtins.bool = ...,
+        personal_stage: _builtins.bool = ...,
+        refined: _abc.Iterable[Global___Part.ValueType] | None = ...,
+        required_metrics: _abc.Iterable[_builtins.str] | None = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundPlan: _TypeAlias = RoundPlan  # noqa: Y015
 
 @_typing.final
 class RoundRules(_message.Message):
@@ -233,7 +416,6 @@ class RoundRules(_message.Message):
     QUORUM_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     BELOW_QUORUM_FIELD_NUMBER: _builtins.int
-    WEIGHTING_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
     num_rounds: _builtins.int
     min_workers: _builtins.int
@@ -245,7 +427,6 @@ class RoundRules(_message.Message):
     deadline_seconds: _builtins.float
     """Seconds a round may train; it closes earlier when all have reported."""
     below_quorum: Global___BelowQuorum.ValueType
-    weighting: Global___Weighting.ValueType
     evaluate: _builtins.bool
     """Score each published adapter on the workers' held-out and shared test data."""
     def __init__(
@@ -257,12 +438,11 @@ class RoundRules(_message.Message):
         quorum: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
         below_quorum: Global___BelowQuorum.ValueType = ...,
-        weighting: Global___Weighting.ValueType = ...,
         evaluate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "cohort_size", b"cohort_size", "deadline_seconds", b"deadline_seconds", "evaluate", b"evaluate", "min_workers", b"min_workers", "num_rounds", b"num_rounds", "quorum", b"quorum", "weighting", b"weighting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "cohort_size", b"cohort_size", "deadline_seconds", b"deadline_seconds", "evaluate", b"evaluate", "min_workers", b"min_workers", "num_rounds", b"num_rounds", "quorum", b"quorum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,16 +8,40 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.builders import MODULES, contribution, normal, write_update
+from support.recipes import recipe
 from support.reference import ideal, mean_product, tail_norm
 
-from aggregator_service.aggregation.driver import aggregate, certify
-from aggregator_service.aggregation.registry import METHODS, create
+from aggregator_service.aggregation import certify as certifying
+from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
 
-every_method = pytest.mark.parametrize("name", sorted(METHODS))
+PLAIN = ("fedit", "flora_na", "optimal")
+every_method = pytest.mark.parametrize("name", PLAIN)
+
+
+def certify(
+    contributions,
+    *,
+    published,
+    published_scaling=1.0,
+    base=None,
+    base_scaling=1.0,
+    method_name,
+    **more,
+):
+    """The certificate of a file, of a round that began from the file `base`."""
+    start = StoredAdapter(path=base, scaling=base_scaling) if base else None
+    return certifying.certify(
+        contributions,
+        recipe(method_name),
+        published=StoredAdapter(path=published, scaling=published_scaling),
+        context=RoundContext(start=start),
+        **more,
+    )
 
 
 def factors_in(path, module, scaling):
@@ -75,7 +99,7 @@ def test_it_agrees_with_the_dense_recomputation(name, dtype, drift, tmp_path):
         for u in range(4)
     ]
     output = tmp_path / "out"
-    outcome = aggregate(cohort, create(name), output=output, output_scaling=2.0, dtype=dtype)
+    outcome = aggregate(cohort, recipe(name), output=output, output_scaling=2.0, dtype=dtype)
     certificate = certify(
         cohort,
         published=output,
@@ -109,7 +133,7 @@ def test_mixed_ranks_are_measured_against_slices_of_the_base(name, tmp_path):
         for u, r in enumerate((2, 5, 3))
     ]
     output = tmp_path / "out"
-    aggregate(cohort, create(name), output=output)
+    aggregate(cohort, recipe(name), output=output)
     certificate = certify(
         cohort, published=output, published_scaling=1.0, base=base, method_name=name
     )
@@ -122,9 +146,9 @@ def test_mixed_ranks_are_measured_against_slices_of_the_base(name, tmp_path):
 def test_the_gap_closed_is_0_for_fedit_1_for_optimal_and_between_for_flora_na(tmp_path):
     cohort = [contribution(write_update(tmp_path / f"{u}", seed=u)) for u in range(4)]
     gaps = {}
-    for name in METHODS:
+    for name in PLAIN:
         output = tmp_path / name
-        aggregate(cohort, create(name), output=output)
+        aggregate(cohort, recipe(name), output=output)
         certificate = certify(
             cohort, published=output, published_scaling=1.0, base=None, method_name=name
         )
@@ -140,7 +164,7 @@ def test_there_is_no_gap_to_close_where_rounding_is_all_there_is(name, tmp_path)
     path = write_update(tmp_path / "only", seed=3)
     cohort = [contribution(path, worker=w) for w in "ab"]
     output = tmp_path / "out"
-    aggregate(cohort, create(name), output=output, dtype=DataType.BF16)
+    aggregate(cohort, recipe(name), output=output, dtype=DataType.BF16)
     certificate = certify(
         cohort, published=output, published_scaling=1.0, base=path, method_name=name
     )
@@ -158,7 +182,7 @@ def test_an_error_planted_in_the_file_is_found(tmp_path):
         for u in range(2)
     ]
     output = tmp_path / "out"
-    aggregate(cohort, create("optimal"), output=output, rank=8)
+    aggregate(cohort, recipe("optimal"), output=output, rank=8)
     tensors = {k: v.double() for k, v in load_file(output).items()}
     a, b = (lora_key("x", f) for f in (Factor.LORA_A, Factor.LORA_B))
     target = ideal([factors_in(c.path, "x", 1.0) for c in cohort], torch.ones(2).double())
@@ -178,7 +202,7 @@ def test_an_error_planted_in_the_file_is_found(tmp_path):
 
 def test_without_a_base_the_change_is_unknown(tmp_path):
     cohort = [contribution(write_update(tmp_path / f"{u}", seed=u)) for u in range(2)]
-    aggregate(cohort, create("fedit"), output=tmp_path / "out")
+    aggregate(cohort, recipe("fedit"), output=tmp_path / "out")
     overall = certify(
         cohort,
         published=tmp_path / "out",
@@ -196,7 +220,7 @@ def test_updates_that_are_all_zero_lose_nothing(tmp_path):
     tensors = {k: torch.zeros_like(v) if "lora_B" in k else v for k, v in load_file(path).items()}
     save_file(tensors, path)
     cohort = [contribution(path)]
-    aggregate(cohort, create("optimal"), output=tmp_path / "out")
+    aggregate(cohort, recipe("optimal"), output=tmp_path / "out")
     overall = certify(
         cohort, published=tmp_path / "out", published_scaling=1.0, base=path, method_name="optimal"
     ).overall
@@ -205,7 +229,7 @@ def test_updates_that_are_all_zero_lose_nothing(tmp_path):
 
 def test_measurements_of_the_whole_are_means_over_modules(tmp_path):
     cohort = [contribution(write_update(tmp_path / "u", seed=1))]
-    aggregate(cohort, create("fedit"), output=tmp_path / "out")
+    aggregate(cohort, recipe("fedit"), output=tmp_path / "out")
     given = {m: {"sweeps": float(i)} for i, m in enumerate(sorted(MODULES))}
     certificate = certify(
         cohort,

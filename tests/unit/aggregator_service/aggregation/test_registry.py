@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 
 from aggregator_service.aggregation.gauge import Gauge
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.optimal import Optimal
 from aggregator_service.aggregation.registry import METHODS, create, options
 from fedlora.errors import FedLoraError, Reason
 
 
-def test_rows_carry_their_methods_name_and_ranks():
+def test_rows_are_methods_with_the_defaults_of_their_options():
     for name, row in METHODS.items():
         method = create(name)
         assert method.name == row.name == name
-        assert method.mixed_ranks == row.mixed_ranks
-        assert isinstance(method, row.cls)
+        assert method == row
 
 
 @pytest.mark.parametrize(
@@ -27,13 +28,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(wrong, right):
 
 
 def test_a_name_near_nothing_is_answered_with_all():
-    with pytest.raises(FedLoraError, match="Known: fedit, flora_na, optimal"):
+    with pytest.raises(FedLoraError, match=r"Known: .*fedit, .*flora_na, .*optimal"):
         create("zzz")
 
 
 def test_options_are_the_fields_of_the_method():
-    assert [o.name for o in options("optimal")] == ["gauge", "core"]
-    assert options("fedit") == ()
+    assert [o.name for o in options(Optimal)] == ["gauge", "core"]
+    assert options(FedIT) == ()
     assert create("optimal", {"gauge": "closest_a"}).gauge is Gauge.CLOSEST_A
 
 

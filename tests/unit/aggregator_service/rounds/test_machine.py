@@ -7,26 +7,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.runs import LAYOUT, MachineDriver, run_spec
 
-from aggregator_service.rounds.assignment import task_for
+from aggregator_service.rounds.assignment import changed_parts, task_for
 from aggregator_service.rounds.events import (
     AdapterConfirmed,
+    AdapterRefined,
     Aggregate,
     AggregationFailed,
     Certify,
     DeadlineChecked,
     EvaluationReported,
+    Refine,
     RunStarted,
     RunStopped,
+    UpdateCommitted,
     WorkerLeft,
     WorkerLost,
     WorkerReturned,
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects
-from aggregator_service.rounds.outcome import update_weights
+from aggregator_service.rounds.state import AdapterRecord
+from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
-from fedlora.runs.spec import BelowQuorum, RunPhase, Weighting
-from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, TaskKind
+from fedlora.runs.spec import BelowQuorum, RunPhase
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Role, TaskKind
 
 GLOBAL_TEST = Evaluation(
     scope=EvaluationScope.GLOBAL,
@@ -182,7 +187,7 @@ def test_every_event_outside_its_phases_is_refused_and_changes_nothing():
             assert caught.value.reason is Reason.WRONG_PHASE
             assert other.state is before
             refused += 1
-    assert refused == 30
+    assert refused == 32
 
 
 def test_a_fenced_worker_keeps_its_slot_and_its_place_in_the_round():
@@ -241,14 +246,6 @@ def test_the_cohort_is_a_sample_that_the_seed_decides():
         cohorts.append(driver.state.cohort)
     assert cohorts[0] == cohorts[1]
     assert len(cohorts[0]) == 3
-
-
-def test_weights_follow_examples_or_are_uniform_and_zero_is_absent():
-    driver = MachineDriver(run_spec())
-    updates = [driver.update("b", 1, 30), driver.update("a", 1, 10), driver.update("c", 1, 0)]
-    assert update_weights(driver.state.spec, updates) == {"a": 0.25, "b": 0.75, "c": 0.0}
-    uniform = run_spec(weighting=Weighting.UNIFORM)
-    assert set(update_weights(uniform, updates).values()) == {1 / 3}
 
 
 def test_a_round_without_any_example_fails_and_says_so():
@@ -346,3 +343,124 @@ def test_no_sequence_of_events_breaks_the_invariants(script: list[tuple[int, int
             if task.kind in (TaskKind.TRAIN, TaskKind.INITIALIZE, TaskKind.EVALUATE):
                 assert record.state is WorkerState.READY
     assert refused <= {Reason.WRONG_PHASE, Reason.WRONG_ROUND}
+
+
+# --- a stage on the server's own data ------------------------------------------------------
+
+STAGED = (RoundPlan(refined=(Part.A,), published=(Part.A, Part.B)),)
+
+
+def staged_run(*, refiner: bool = True) -> MachineDriver:
+    """Round 1 of a method with such a stage, aggregated."""
+    driver = MachineDriver(run_spec(), plans=STAGED)
+    if refiner:
+        driver.join("server", role=Role.SERVER_DATA)
+    driver.start_training("a", "b")
+    assert driver.state.cohort == ("a", "b")
+    driver.commit("a")
+    driver.commit("b")
+    driver.aggregated()
+    return driver
+
+
+def refined(driver: MachineDriver) -> AdapterRefined:
+    combined = driver.state.adapter
+    return AdapterRefined(replace(combined, version=combined.version + 1, is_refinement=True))
+
+
+def test_a_worker_with_the_servers_data_refines_what_a_round_came_to():
+    driver = staged_run()
+    assert (driver.state.phase, driver.state.refiner) == (RunPhase.REFINING, "server")
+    task = task_for(driver.state, "server", driver.now)
+    assert (task.kind, task.adapter_version) == (TaskKind.REFINE, 1)
+    assert task.plan.trained == (Part.A,)
+    assert task_for(driver.state, "a", driver.now).kind is TaskKind.WAIT
+    assert pending_effects(driver.state) == ()
+    transition = driver.commit("server")
+    assert transition.effects == (Refine(1),) == pending_effects(driver.state)
+    driver.feed(refined(driver))
+    assert (driver.state.phase, driver.state.version) == (RunPhase.EVALUATING, 2)
+    assert driver.state.evaluators == ("a", "b")
+    assert sorted(driver.state.updates) == ["a", "b"]
+
+
+def test_without_such_a_worker_the_round_goes_on():
+    assert staged_run(refiner=False).state.phase is RunPhase.EVALUATING
+
+
+@pytest.mark.parametrize("event", [WorkerLeft("server", "bye"), WorkerLost("server")])
+def test_a_refiner_that_goes_is_not_waited_for(event):
+    driver = staged_run()
+    driver.feed(event)
+    assert (driver.state.phase, driver.state.version) == (RunPhase.EVALUATING, 1)
+
+
+def test_a_refiner_that_is_late_is_not_waited_for():
+    driver = staged_run()
+    driver.feed(DeadlineChecked(), after=61.0)
+    assert driver.state.phase is RunPhase.EVALUATING
+
+
+def test_only_the_refiner_may_refine_and_only_once():
+    driver = staged_run()
+    for worker in ("a", "server", "server"):
+        if worker == "server" and driver.state.refinement is None:
+            driver.commit("server")
+            continue
+        before = driver.state
+        with pytest.raises(FedLoraError) as caught:
+            driver.commit(worker)
+        assert caught.value.reason is Reason.WRONG_ROUND
+        assert driver.state == before
+
+
+def test_the_next_round_starts_from_the_refined_version():
+    driver = staged_run()
+    driver.commit("server")
+    driver.feed(refined(driver))
+    for worker in ("a", "b"):
+        driver.feed(EvaluationReported(worker, ()))
+    assert (driver.state.round, driver.state.version) == (2, 2)
+    assert driver.state.refinement is None
+
+
+# --- what workers can do, and what they are sent ---------------------------------------------
+
+
+def test_a_worker_that_lacks_a_feature_of_the_method_is_refused():
+    plans = (RoundPlan(trained=(Part.A,), private=(Part.B,), published=(Part.A,)),)
+    driver = MachineDriver(run_spec(), plans=plans)
+    with pytest.raises(FedLoraError, match="private_parts") as caught:
+        driver.join("a")
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    driver.join("a", features=(WorkerFeature.PRIVATE_PARTS,))
+
+
+def test_a_worker_that_prunes_keeps_its_lower_rank():
+    plans = (RoundPlan(may_lower_rank=True),)
+    driver = MachineDriver(run_spec(), plans=plans)
+    driver.feed(RunStarted())
+    features = (WorkerFeature.RANK_PRUNING,)
+    driver.join("a", "b", features=features)
+    driver.commit(driver.state.cohort[0], round=0)
+    driver.feed(UpdateCommitted(replace(driver.update("a"), rank=3)))
+    assert driver.state.workers["a"].rank == 3
+    driver.join("a", features=features)
+    assert driver.state.workers["a"].rank == 3
+    assert driver.state.workers["b"].rank == 4
+
+
+def record(version: int, round: int) -> AdapterRecord:
+    return AdapterRecord(version=version, round=round, sha256="0" * 64, total_bytes=1, rank=4)
+
+
+def test_a_worker_is_sent_what_may_have_changed_since_the_version_it_holds():
+    only_b = RoundPlan(trained=(Part.B,), published=(Part.B,))
+    only_a = RoundPlan(trained=(Part.A,), published=(Part.A,))
+    driver = MachineDriver(run_spec(), plans=(only_b, only_a))
+    changed = lambda held, wanted: changed_parts(driver.state, held, wanted)  # noqa: E731
+    assert changed(record(0, 0), record(1, 1)) == {Part.B}
+    assert changed(record(1, 1), record(2, 2)) == {Part.A}
+    # Whoever missed a round gets both.
+    assert changed(record(0, 0), record(2, 2)) == {Part.A, Part.B}
+    assert changed(record(2, 2), record(2, 2)) == frozenset(Part)

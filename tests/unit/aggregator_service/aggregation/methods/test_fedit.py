@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from support.builders import drifted, normal, unrelated, weights
+from support.recipes import combine
 from support.reference import EPS, ideal, mean_product
 
-from aggregator_service.aggregation.fedit import FedIT, factor_mean
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.methods.fedit import FedIT
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 
@@ -17,14 +19,14 @@ def test_two_clients_worked_by_hand():
     one, two = (
         LoraFactors(torch.tensor([[a]]), torch.tensor([[b]])) for a, b in [(1.0, 2.0), (5.0, 6.0)]
     )
-    mean = FedIT().aggregate_module([one, two], weights(3, 1), rank=1).factors
+    mean = combine(FedIT(), [one, two], weights(3, 1), rank=1).factors
     assert (float(mean.a_RK), float(mean.b_DR)) == (2.0, 3.0)
     assert float(ideal([one, two], weights(3, 1))) == 9.0
 
 
 def test_means_are_those_of_the_dense_definition():
     cohort, w = drifted(5), weights(5, 4, 3, 2, 1)
-    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    mean = combine(FedIT(), cohort, w, rank=4).factors
     expected = mean_product(cohort, w)
     torch.testing.assert_close(mean.delta_weight(), expected, rtol=0, atol=100 * EPS)
 
@@ -42,7 +44,7 @@ def test_its_error_is_the_covariance_of_the_factors():
 def test_a_common_b_makes_it_exact():
     common = normal(3, 24, 4)
     cohort = [LoraFactors(normal(u, 4, 17), common) for u in range(3)]
-    mean = FedIT().aggregate_module(cohort, weights(1, 1, 2), rank=4).factors
+    mean = combine(FedIT(), cohort, weights(1, 1, 2), rank=4).factors
     torch.testing.assert_close(
         mean.delta_weight(), ideal(cohort, weights(1, 1, 2)), rtol=0, atol=1000 * EPS
     )
@@ -52,5 +54,5 @@ def test_it_cannot_publish_a_lower_rank_than_it_receives():
     with pytest.raises(
         FedLoraError, match="cannot publish rank 2 from updates of rank 4"
     ) as caught:
-        FedIT().aggregate_module(drifted(2), weights(1, 1), rank=2)
+        combine(FedIT(), drifted(2), weights(1, 1), rank=2)
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD

@@ -15,6 +15,7 @@ from support.builders import (
     unrelated,
     weights,
 )
+from support.recipes import combine
 from support.reference import (
     EPS,
     dense_scalar_als,
@@ -27,9 +28,10 @@ from support.reference import (
 
 from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.centred import CentredCohort
-from aggregator_service.aggregation.fedit import FedIT
-from aggregator_service.aggregation.flora_na import FLoRANA
-from aggregator_service.aggregation.scalar_als import ScalarProblem, _to_blocks, concentration
+from aggregator_service.aggregation.coefficients import concentration, to_blocks
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.flora_na import FLoRANA
+from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError
 
@@ -39,7 +41,7 @@ def problem(cohort, w, ridge=1e-8):
 
 
 def solve(cohort, w, **options):
-    return FLoRANA(**options).aggregate_module(cohort, w, rank=max(f.rank for f in cohort))
+    return combine(FLoRANA(**options), cohort, w)
 
 
 def test_two_clients_worked_by_hand():
@@ -60,7 +62,7 @@ def test_the_objective_from_gram_blocks_is_the_dense_one(ranks):
     rank = max(ranks)
     padded = [f.padded(rank) for f in cohort]
     p, q = normal(1, 3), normal(2, 3)
-    from_gram = problem(cohort, w).objective(_to_blocks(p[None], w / w.sum()), _to_blocks(q[None]))
+    from_gram = problem(cohort, w).objective(to_blocks(p[None], w / w.sum()), to_blocks(q[None]))
     assert float(from_gram) == pytest.approx(scalar_objective(padded, w, p, q), rel=1e-12)
 
 
@@ -163,7 +165,7 @@ def test_it_is_never_worse_than_fedit_once_both_are_rounded(dtype, drift):
         target = ideal(cohort, w)
         publication = Publication(dtype=dtype, scaling=2.0)
         ours, theirs = (
-            m.aggregate_module(cohort, w, rank=4, publication=publication).factors
+            combine(m, cohort, w, rank=4, publication=publication).factors
             for m in (FLoRANA(), FedIT())
         )
         coordinates = CentredCohort.of(cohort, w / w.sum())
@@ -177,7 +179,7 @@ def test_the_factor_mean_is_kept_where_nothing_beats_it():
     common = normal(5, 4, 17)
     cohort = [LoraFactors(common, normal(60 + u, 24, 4)) for u in range(4)]
     w = weights(4, 3, 2, 1)
-    kept, mean = (m.aggregate_module(cohort, w, rank=4) for m in (FLoRANA(), FedIT()))
+    kept, mean = (combine(m, cohort, w, rank=4) for m in (FLoRANA(), FedIT()))
     assert kept.measurements["kept_factor_mean"] == 1.0
     assert kept.measurements["winning_start"] == 0.0
     assert torch.equal(kept.factors.a_RK, mean.factors.a_RK)
@@ -232,7 +234,7 @@ def test_mixed_ranks_are_padded_with_zero_components():
 def test_its_basis_stays_that_of_the_clients_for_ordinary_drift():
     cohort, w = drifted(5, drift=0.1), weights(1, 2, 3, 4, 5)
     result = solve(cohort, w).factors
-    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    mean = combine(FedIT(), cohort, w, rank=4).factors
     rows = torch.nn.functional.cosine_similarity(result.a_RK, mean.a_RK, dim=1)
     assert bool((rows > 0.99).all())
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from support.builders import drifted, normal, rotated_copies, start, unrelated, weights
+from support.recipes import combine
 from support.reference import EPS, best_of_rank, ideal, relative_error, tail_norm
 
-from aggregator_service.aggregation.fedit import FedIT
+from aggregator_service.aggregation.compression.truncate import Core
 from aggregator_service.aggregation.gauge import FRESH_ROW_NORM, Gauge
-from aggregator_service.aggregation.optimal import Core, Optimal
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.optimal import Optimal
 from fedlora.adapters.factors import LoraFactors
 
 every_gauge = pytest.mark.parametrize("gauge", list(Gauge))
@@ -17,8 +19,7 @@ both_cores = pytest.mark.parametrize("core", list(Core))
 
 
 def solve(cohort, w, rank, **options):
-    generator = torch.Generator().manual_seed(1)
-    return Optimal(**options).aggregate_module(cohort, w, rank=rank, generator=generator)
+    return combine(Optimal(**options), cohort, w, rank=rank, seed=1)
 
 
 def test_two_clients_worked_by_hand():
@@ -53,8 +54,8 @@ def test_the_gauge_of_the_clients_does_not_matter(core):
         turned.append(LoraFactors(torch.linalg.solve(g, f.a_RK), f.b_DR @ g))
     straight, other = (solve(c, w, 4, core=core).factors for c in (cohort, turned))
     assert relative_error(other.delta_weight(), straight.delta_weight()) < 1e-9
-    averaged = FedIT().aggregate_module(turned, w, rank=4).factors
-    before = FedIT().aggregate_module(cohort, w, rank=4).factors
+    averaged = combine(FedIT(), turned, w, rank=4).factors
+    before = combine(FedIT(), cohort, w, rank=4).factors
     assert relative_error(averaged.delta_weight(), before.delta_weight()) > 0.1
 
 
@@ -102,7 +103,7 @@ def test_orthonormal_gauges_are_orthonormal():
 def test_closest_a_is_the_mean_projected_on_the_row_space():
     cohort, w = drifted(4), weights(1, 2, 3, 4)
     result = solve(cohort, w, 4, gauge=Gauge.CLOSEST_A).factors
-    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    mean = combine(FedIT(), cohort, w, rank=4).factors
     _, _, vh = torch.linalg.svd(ideal(cohort, w))
     rows = vh[:4]
     torch.testing.assert_close(result.a_RK, mean.a_RK @ rows.T @ rows, rtol=0, atol=1e-11)
@@ -122,7 +123,7 @@ def test_closest_a_stays_well_conditioned_where_the_mean_is_not():
 
 def test_procrustes_is_at_least_as_near_as_the_balanced_gauge_and_orthogonal_to_it():
     cohort, w = drifted(4), weights(1, 2, 3, 4)
-    mean = FedIT().aggregate_module(cohort, w, rank=4).factors
+    mean = combine(FedIT(), cohort, w, rank=4).factors
     near, plain = (solve(cohort, w, 4, gauge=g).factors for g in (Gauge.PROCRUSTES, Gauge.BALANCED))
     turn = near.a_RK @ plain.a_RK.T @ torch.linalg.inv(plain.a_RK @ plain.a_RK.T)
     torch.testing.assert_close(turn @ turn.T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-11)
@@ -153,12 +154,7 @@ def test_spare_components_have_fresh_rows_orthogonal_to_the_others(gauge, core):
 
 def test_fresh_rows_depend_on_the_generator_alone():
     origin = start(r=2)
-    one, two = (
-        Optimal().aggregate_module(
-            [origin], weights(1), rank=4, generator=torch.Generator().manual_seed(s)
-        )
-        for s in (1, 2)
-    )
+    one, two = (combine(Optimal(), [origin], weights(1), rank=4, seed=s) for s in (1, 2))
     assert not torch.equal(one.factors.a_RK[2:], two.factors.a_RK[2:])
     torch.testing.assert_close(
         one.factors.delta_weight(), two.factors.delta_weight(), rtol=0, atol=1e-12

@@ -1,0 +1,136 @@
+"""The certificate of a published adapter, from the files it was made of.
+
+Whole-adapter figures are square roots of sums of squares over modules, numerator and denominator
+apart; the effective rank is that of the block-diagonal operator; measurements are means over the
+modules. Everything is computed again from the committed bytes: nothing is taken over from the
+aggregation but the weights and what the method measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+
+from aggregator_service.aggregation.adapter_file import AdapterFile
+from aggregator_service.aggregation.base import GlobalModule
+from aggregator_service.aggregation.certificate import ModuleNorms, measure
+from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
+from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
+from aggregator_service.aggregation.state_file import StateReader
+from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import plan_for
+from fedlora.runs.report import Certificate
+
+__all__ = ["certify"]
+
+_UNIT_ROUNDOFF = {"BF16": 2.0**-8, "F16": 2.0**-11, "F32": 2.0**-24, "F64": 2.0**-53}
+"""largest relative error of rounding one number"""
+
+
+def certify(
+    contributions: Sequence[Contribution],
+    recipe: Recipe,
+    *,
+    published: StoredAdapter,
+    context: RoundContext | None = None,
+    measurements: Mapping[str, Mapping[str, float]] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Certificate:
+    """Measures a published adapter against the updates it was made from.
+
+    Args:
+        contributions: the updates, with the weights that counted.
+        recipe: what combined them.
+        published: the file that was sent out.
+        context: where the round stood. Without a start all figures against the round's change
+            are NaN.
+        measurements: what the recipe measured, by module path.
+        device: where the arithmetic runs, in float64.
+        progress: called with (modules done, modules in all).
+
+    Raises:
+        FedLoraError: LAYOUT_MISMATCH for files of different modules; what `CohortFiles` raises.
+    """
+    context, given = context or RoundContext(), measurements or {}
+    plan = plan_for(recipe.plans(context.kind), context.round)
+    norms: dict[str, ModuleNorms] = {}
+    with ExitStack() as stack:
+        sent = AdapterFile(published.path, published.scaling, "the published adapter")
+        stack.enter_context(sent)
+        start = None
+        if context.start is not None:
+            file = AdapterFile(context.start.path, context.start.scaling, "the version before")
+            start = stack.enter_context(file)
+        cohort = stack.enter_context(CohortFiles(contributions, plan=plan, start=start))
+        held = stack.enter_context(StateReader(context.state))
+        _check_modules(cohort, sent)
+        roundoff = _UNIT_ROUNDOFF[sent.dtype()]
+        for module in cohort.modules:
+            members = cohort.module_cohort(
+                module,
+                cohort.weights_U,
+                device=device,
+                state=held.of(module),
+                round=context.round,
+            )
+            reads = sent.factors(module, device)
+            if Part.B in plan.private:
+                # B is the workers' own: what is measured is A, as in the updates.
+                eye = torch.eye(reads.rank, dtype=torch.float64, device=reads.a_RK.device)
+                reads = LoraFactors(reads.a_RK, eye)
+            norms[module] = measure(
+                members,
+                published=GlobalModule(factors=reads, base=sent.base(module, device)),
+                target=recipe.method.target(members),
+            )
+            if progress is not None:
+                progress(len(norms), len(cohort.modules))
+    entries = tuple(
+        n.entry(module, roundoff=roundoff, measurements=given.get(module, {}))
+        for module, n in norms.items()
+    )
+    overall = _whole(list(norms.values())).entry(
+        "", roundoff=roundoff, measurements=_means([m for p, m in given.items() if p])
+    )
+    overall = replace(overall, measurements={**overall.measurements, **given.get("", {})})
+    return Certificate(method=recipe.method.name, overall=overall, modules=entries)
+
+
+def _whole(parts: Sequence[ModuleNorms]) -> ModuleNorms:
+    return ModuleNorms(
+        ideal=math.hypot(*(p.ideal for p in parts)),
+        change=math.hypot(*(p.change for p in parts)),
+        error=math.hypot(*(p.error for p in parts)),
+        factor_mean=math.hypot(*(p.factor_mean for p in parts)),
+        bound=math.hypot(*(p.bound for p in parts)),
+        values_sum=math.fsum(p.values_sum for p in parts),
+        values_squares=math.fsum(p.values_squares for p in parts),
+        rank=max(p.rank for p in parts),
+    )
+
+
+def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted({name for part in parts for name in part})
+    return {
+        name: math.fsum(part[name] for part in parts if name in part)
+        / sum(name in part for part in parts)
+        for name in names
+    }
+
+
+def _check_modules(cohort: CohortFiles, file: AdapterFile) -> None:
+    for module in cohort.modules:
+        if module not in file.modules or file.features(module) != cohort.features(module):
+            raise FedLoraError(
+                Reason.LAYOUT_MISMATCH,
+                f"{file.owner} does not fit the updates at module {module!r}",
+                hint="Certify the file that was made from these updates",
+            )

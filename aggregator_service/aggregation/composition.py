@@ -1,0 +1,211 @@
+"""A method and the rules around it, put together and checked.
+
+    updates -> weighting -> method.combine -> compression -> server optimiser -> adapter
+
+The parts know nothing of each other; `compose` refuses what cannot work, before a run begins, and
+says why. A recipe with nothing but a method is that method as its paper has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aggregator_service.aggregation.base import (
+    CompressionRule,
+    GlobalModule,
+    Method,
+    ModuleCohort,
+    ModuleResult,
+    Properties,
+    Publication,
+    ServerOptimizer,
+    Work,
+)
+from aggregator_service.aggregation.weighting.base import WeightingRule
+from aggregator_service.aggregation.weighting.examples import NumExamples
+from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterKind
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan
+from fedlora.runs.spec import RunSpec
+
+__all__ = ["Recipe", "check_run", "compose"]
+
+_OPTIMISED = (Part.A, Part.B)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One way from a cohort to an adapter. Made by `compose`."""
+
+    method: Method
+    compression: CompressionRule
+    weighting: WeightingRule
+    server_optimizer: ServerOptimizer | None
+    properties: Properties
+
+    def plans(self, kind: AdapterKind = AdapterKind.LORA) -> tuple[RoundPlan, ...]:
+        """What the rounds ask of workers, as a cycle.
+
+        The method's plans, with what the rules around it and the adapter's family add.
+        """
+        return tuple(self._plan(plan, kind) for plan in self.method.plans)
+
+    def aggregate_module(
+        self,
+        cohort: ModuleCohort,
+        *,
+        rank: int,
+        generator: torch.Generator | None = None,
+        publication: Publication | None = None,
+    ) -> ModuleResult:
+        """One module of the next global adapter.
+
+        Args:
+            cohort: the updates, weighted.
+            rank: of the adapter to publish.
+            generator: on the CPU; None takes one seeded with 0.
+            publication: how the result will be stored; None: in the cohort's dtype, scale 1.
+
+        Raises:
+            FedLoraError: what the method and the rules raise.
+        """
+        work = Work(
+            rank=rank,
+            generator=generator or torch.Generator(),
+            publication=publication or Publication(dtype=cohort.dtype),
+        )
+        own = replace(cohort, state=_own_state(cohort.state))
+        combination = self.method.combine(own, work)
+        result = self.compression.compress(combination, own, work)
+        if self.server_optimizer is not None and cohort.start is not None:
+            result = self._stepped(result, cohort, cohort.start, self.server_optimizer)
+        if Part.MAGNITUDE in cohort.extras[0]:
+            magnitude = self.method.magnitude(own, result.factors)
+            result = replace(result, extras={**result.extras, Part.MAGNITUDE: magnitude})
+        return result
+
+    @staticmethod
+    def _stepped(
+        result: ModuleResult, cohort: ModuleCohort, start: GlobalModule, optimizer: ServerOptimizer
+    ) -> ModuleResult:
+        """The result as far as the server optimiser follows it."""
+        stepped: dict[str, Tensor] = {}
+        state = dict(result.state)
+        pairs = {
+            "a": (start.factors.a_RK, result.factors.a_RK),
+            "b": (start.factors.b_DR, result.factors.b_DR),
+        }
+        for part, (current, proposed) in pairs.items():
+            prefix = f"{_OPTIMISER}{part}."
+            held = {
+                name.removeprefix(prefix): value
+                for name, value in cohort.state.items()
+                if name.startswith(prefix)
+            }
+            wide = proposed.to(torch.float64)
+            stepped[part], kept = optimizer.step(current.to(wide), wide, held)
+            state |= {prefix + name: value for name, value in kept.items()}
+        factors = LoraFactors(stepped["a"], stepped["b"]).to(result.factors.dtype)
+        return replace(result, factors=factors, state=state)
+
+    def _plan(self, plan: RoundPlan, kind: AdapterKind) -> RoundPlan:
+        trained, published = plan.trained, plan.published
+        if kind is AdapterKind.DORA:
+            trained, published = (*trained, Part.MAGNITUDE), (*published, Part.MAGNITUDE)
+        if self.properties.changes_base and Part.BASE_A not in published:
+            published = (*published, Part.BASE_A, Part.BASE_B)
+        metrics = {*plan.required_metrics, *self.weighting.required_metrics}
+        return replace(
+            plan, trained=trained, published=published, required_metrics=tuple(sorted(metrics))
+        )
+
+
+_OPTIMISER = "server_optimizer."
+"""what the names of a server optimiser's state begin with"""
+
+
+def _own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The method's own state, without the server optimiser's."""
+    return {name: value for name, value in state.items() if not name.startswith(_OPTIMISER)}
+
+
+def compose(
+    method: Method,
+    *,
+    compression: CompressionRule | None = None,
+    weighting: WeightingRule | None = None,
+    server_optimizer: ServerOptimizer | None = None,
+) -> Recipe:
+    """Puts a method and rules together; what is left out is the method's own.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD for parts that do not go together, with the reason.
+    """
+    rule = compression or method.compression
+    properties = rule.properties(method.properties)
+    if weighting is not None and method.weighting is not None:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{method.name} weighs updates itself ({method.weighting.name}); the weighting rule "
+            f"{weighting.name} would have no effect",
+            hint="Leave the weighting out, or choose a method without weights of its own",
+        )
+    if server_optimizer is not None and not properties.keeps_basis:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the server optimiser {server_optimizer.name} remembers directions of A and B from "
+            f"round to round, and {method.name} with {rule.name} publishes other components every "
+            "round",
+            hint="Use a method that keeps the clients' basis: fedit, flora_na, lora_fair",
+        )
+    if server_optimizer is not None and (stray := _unmoved(method)):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the server optimiser {server_optimizer.name} moves A and B, and {method.name} leaves "
+            f"{stray} as it is in some rounds",
+            hint="Use a method that trains both factors: fedit, flora_na, lora_fair",
+        )
+    return Recipe(
+        method=method,
+        compression=rule,
+        weighting=weighting or method.weighting or NumExamples(),
+        server_optimizer=server_optimizer,
+        properties=properties,
+    )
+
+
+def check_run(recipe: Recipe, spec: RunSpec) -> None:
+    """Refuses a run whose adapter or rounds do not go with its recipe.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
+    """
+    name, kind = recipe.method.name, spec.adapter.kind
+    if kind not in recipe.properties.kinds:
+        known = ", ".join(sorted(recipe.properties.kinds))
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} combines adapters of kind {known}, got {kind.value}",
+            hint="Set adapter.kind, or choose another method: fedit, flora_na, optimal take all",
+        )
+    if spec.rounds.quorum < recipe.properties.min_clients:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} needs updates of at least {recipe.properties.min_clients} workers, and "
+            f"rounds.quorum is {spec.rounds.quorum}",
+            hint=f"Set rounds.quorum = {recipe.properties.min_clients}",
+        )
+
+
+def _unmoved(method: Method) -> str:
+    for plan in method.plans:
+        for part in _OPTIMISED:
+            if part not in plan.published:
+                return part.value.upper()
+    return ""

@@ -1,0 +1,1 @@
+"""How a combination becomes an adapter of the run's rank: one rule per file."""

@@ -1,0 +1,81 @@
+"""merge: add everything to the base model, and let the workers begin with a fresh adapter.
+
+Paper   Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous
+        Low-Rank Adaptations", 2024, arXiv:2409.05976.
+Rule    base <- base + B A, as low-rank factors; the new adapter has a random A and B = 0, so its
+        product is zero.
+Bias    none: W0 + base after the round is W0 + base before it, plus the combination's product.
+Needs   workers that add a low-rank change to their frozen weights; every worker needs every
+        round's change, whether it took part or not.
+Cost    a copy; `base_stack` says what a cap costs. What readers fetch grows by the
+        combination's rank every round, up to min(D, K) or the cap.
+
+Nothing of what workers learnt stays trainable in place: optimiser state is void every round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from aggregator_service.aggregation.base import (
+    Combination,
+    ModuleCohort,
+    ModuleResult,
+    Properties,
+    Work,
+)
+from aggregator_service.aggregation.base_stack import check_max_base_rank, grown
+from aggregator_service.aggregation.draws import Law, Side, drawn_adapter
+from fedlora.adapters.spec import AdapterKind
+
+__all__ = ["Merge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Merge:
+    """The combination goes into the base model, whole."""
+
+    max_base_rank: int = 0
+    """cap on the rank of what has been added to the base model; 0 for none but min(d, k)"""
+    drawn: Side = Side.A
+    """factor of the fresh adapter that is random, a or b; the other one is zero"""
+    law: Law = Law.INITIAL
+    """initial (orthogonal rows of PEFT's norm), normal or orthonormal"""
+
+    name: ClassVar[str] = "merge"
+
+    def __post_init__(self) -> None:
+        check_max_base_rank(self.name, self.max_base_rank)
+
+    def properties(self, combined: Properties) -> Properties:
+        """As exact as the combination, while no cap cuts the stack.
+
+        DoRA divides by row norms of the frozen weight and HiRA multiplies by its entries: a
+        changed base model would change what the adapter means.
+        """
+        return replace(
+            combined,
+            exact=combined.exact and self.max_base_rank == 0,
+            keeps_basis=False,
+            changes_base=True,
+            kinds=combined.kinds & {AdapterKind.LORA},
+        )
+
+    def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
+        """See `base.CompressionRule`."""
+        before = cohort.start.base if cohort.start else None
+        base = grown(before, combination.factors, max_base_rank=self.max_base_rank)
+        return ModuleResult(
+            factors=drawn_adapter(
+                cohort.members[0],
+                work.rank,
+                drawn=self.drawn,
+                law=self.law,
+                generator=work.generator,
+            ),
+            base=base.stack,
+            extras=combination.extras,
+            state=combination.state,
+            measurements={**combination.measurements, **base.measurements},
+        )

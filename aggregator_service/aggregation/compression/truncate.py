@@ -1,0 +1,91 @@
+"""truncate: the best adapter of the run's rank, by truncated singular value decomposition.
+
+Source  Eckart and Young, "The approximation of one matrix by another of lower rank",
+        Psychometrika 1, 1936.
+Rule    B A = U S V^T;  U_q S_q V_q^T, factored as `gauge` says.
+Bias    sqrt(sum_{i>q} s_i^2), the least of any adapter of rank q; none at q >= rank.
+Cost    about 4 R^2 (D + K) + 20 R^3 flops (QR core), R the combination's rank; the product is
+        never formed.
+
+The result's components are singular vectors, not the clients' components: state that lives in
+factor space (Adam's moments) is void after it, unless the gauge is closest_a or procrustes.
+Where the product has a lower rank than asked for, spare components get random rows in A and
+zeros in B.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from aggregator_service.aggregation.base import (
+    Combination,
+    ModuleCohort,
+    ModuleResult,
+    Properties,
+    Work,
+)
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
+from fedlora.adapters.factors import LoraFactors
+from fedlora.errors import FedLoraError, Reason
+from fedlora.numerics import effective_rank, gram_core_svd, qr_core_svd
+
+__all__ = ["Core", "Truncate"]
+
+
+class Core(enum.StrEnum):
+    """How the large products are reduced to a small one (`fedlora.numerics.lowrank`)."""
+
+    QR = "qr"
+    GRAM = "gram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Truncate:
+    """Truncated singular value decomposition of the combination's product."""
+
+    gauge: Gauge = Gauge.BALANCED
+    """balanced, orthonormal_a, orthonormal_b, closest_a or procrustes; the last two stay close
+    to the factor mean"""
+    core: Core = Core.QR
+    """qr, or gram: faster for many clients, singular values below 1e-7 of the largest are lost"""
+
+    name: ClassVar[str] = "truncate"
+
+    def properties(self, combined: Properties) -> Properties:
+        """A new basis, and an error wherever the rank does not suffice."""
+        return replace(combined, exact=False, linear=False, keeps_basis=False, mixed_ranks=True)
+
+    def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
+        """See `base.CompressionRule`."""
+        rank = work.rank
+        if rank < 1:
+            raise FedLoraError(Reason.INVALID_ARGUMENT, f"rank must be at least 1, got {rank}")
+        stack, first = combination.factors, cohort.members[0]
+        decompose = qr_core_svd if self.core is Core.QR else gram_core_svd
+        svd = decompose([stack.b_DR], [stack.a_RK], rank=rank)
+        ideal, lost = svd.tail_norm(0), svd.tail_norm(rank)
+        measurements = {
+            **combination.measurements,
+            "kept_rank": float(svd.rank),
+            "effective_rank": effective_rank(svd.values_N),
+            "truncation_error": lost / ideal if ideal > 0 else 0.0,
+        }
+        if svd.rank == 0:
+            shape = (first.out_features, first.in_features)
+            factors = fresh(*shape, rank, first.a_RK, work.generator)
+        else:
+            reference = factor_mean(cohort.members, cohort.weights_U)
+            near = reference.padded(max(reference.rank, svd.rank))
+            found = in_gauge(svd, self.gauge, near)
+            result = LoraFactors(found.a_RK, found.b_DR).to(cohort.dtype)
+            factors = filled(result, rank, work.generator)
+        return ModuleResult(
+            factors=factors,
+            base=cohort.start.base if cohort.start else None,
+            extras=combination.extras,
+            state=combination.state,
+            measurements=measurements,
+        )

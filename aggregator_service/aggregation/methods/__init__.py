@@ -1,0 +1,1 @@
+"""The aggregation methods, one idea per file; the registry name is the file's."""

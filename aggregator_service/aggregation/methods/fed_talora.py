@@ -1,0 +1,79 @@
+"""Fed-TaLoRA: one adapter across a stream of tasks, averaged with FedEx-LoRA's residual.
+
+Paper   Yu, Hu, Min, "Efficient Federated Class-Incremental Learning of Pre-Trained Models via
+        Task-agnostic Low-rank Residual Adaptation", 2025, arXiv:2505.12318.
+Rule    A = sum_u w_u A_u,  B = sum_u w_u B_u,  base <- base + (sum_u w_u B_u A_u - B A), every
+        round and across the borders of tasks.
+Bias    none.
+Needs   one rank for the whole cohort; workers that add a low-rank change to their frozen
+        weights.
+Cost    as FedEx-LoRA.
+
+Readings. The formula is FedEx-LoRA's; what is new is the setting: classes arrive over time, and
+the adapter and its residual are kept when they do, with no part that belongs to a task. For the
+server that means doing nothing at the border of a task: no reset, no new stack
+(test_fed_talora.py: round after round as `fedex_lora`, bit for bit). The head is not the
+method's: it is a module trained in full, and its tensors are averaged with the weights of the
+round. A head's row of a class that no client of the round has seen stays as it was as long as
+clients leave it alone; to weigh rows by the examples of their classes, and to widen the head for
+new classes, is left to whoever defines the run's model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from aggregator_service.aggregation.base import (
+    About,
+    Combination,
+    MethodDefaults,
+    ModuleCohort,
+    Properties,
+    Work,
+    uniform_rank,
+)
+from aggregator_service.aggregation.base_stack import check_max_base_rank
+from aggregator_service.aggregation.compression.residual import Residual
+from aggregator_service.aggregation.factor_means import factor_mean
+
+__all__ = ["FedTaLoRA"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FedTaLoRA(MethodDefaults):
+    """Factor mean with its residual, whatever the task."""
+
+    max_base_rank: int = 0
+    """cap on the rank of what has been added to the base model; 0 for none but min(d, k)"""
+
+    name: ClassVar[str] = "fed_talora"
+    about: ClassVar[About] = About(
+        title="Fed-TaLoRA",
+        paper="Yu et al. 2025, arXiv:2505.12318",
+        exactness="exact",
+        up="r(d+k)",
+        down="r(d+k), and (U-1)r(d+k) more every round, for every worker",
+        cost="4R^2(d+k) + 20R^3",
+        needs="one rank for the cohort; workers that change their frozen weights",
+        choose="classes arrive over time, and one adapter serves them all",
+    )
+    properties: ClassVar[Properties] = Properties(
+        exact=False,
+        linear=True,
+        keeps_basis=True,
+        mixed_ranks=False,
+    )
+
+    def __post_init__(self) -> None:
+        check_max_base_rank(self.name, self.max_base_rank)
+
+    @property
+    def compression(self) -> Residual:
+        """The residual goes into the base model."""
+        return Residual(max_base_rank=self.max_base_rank)
+
+    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
+        """The means of the factors; see `base.Method`."""
+        uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
+        return Combination(factors=factor_mean(cohort.members, cohort.weights_U))

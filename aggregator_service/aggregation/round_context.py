@@ -1,0 +1,43 @@
+"""Where a round stands when its updates are combined: what came before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from aggregator_service.aggregation.adapter_file import Scaling
+from fedlora.adapters.spec import AdapterKind
+
+__all__ = ["BaseModelWeights", "RoundContext", "StoredAdapter"]
+
+
+class BaseModelWeights(Protocol):
+    """The frozen weights, where the server has them."""
+
+    def rows(self, module: str, begin: int, end: int) -> Tensor:
+        """Rows of a module's weight, out_features x in_features, in float64."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """An adapter on disk, and the s with which its readers serve it."""
+
+    path: Path
+    scaling: Scaling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundContext:
+    """The defaults are those of adapters combined without any server."""
+
+    round: int = 1
+    kind: AdapterKind = AdapterKind.LORA
+    start: StoredAdapter | None = None
+    """the adapter that the round began from"""
+    state: Path | None = None
+    """what the recipe left after the round before"""
+    base_weights: BaseModelWeights | None = None

@@ -1,0 +1,1 @@
+"""How far the global adapter follows a round's result: server optimisers, one family per file."""

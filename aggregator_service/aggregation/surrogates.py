@@ -1,0 +1,225 @@
+"""The family of surrogates: adapters of the clients' rank made of the clients' factors.
+
+    B = sum_u B_u P_u,   A = sum_u Q_u A_u,   near T = sum_u w_u B_u A_u
+
+    member        P_u, Q_u                      undoes
+    factor mean   w_u I                         nothing
+    scalar        p_u I,      q_u I             differences of scale between clients
+    diagonal      diag(p_u),  diag(q_u)         differences of scale between components
+    optimal       any matrices                  any choice of basis; Eckart and Young's optimum
+
+Before rounding each is at least as near to T as the one above it: its coefficients include
+the other's, and it is solved starting from there. What is published is rounded, and rounding can
+be larger than the difference between two members, so `nearest` compares what readers will get.
+
+The optimum is found directly, from the singular value decomposition of T, in the gauge whose A
+is closest to the factor mean's: in that gauge its components are the clients' components too.
+
+Shape suffixes: U clients, R rank, K in_features, D out_features.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aggregator_service.aggregation.base import ModuleCohort, Publication
+from aggregator_service.aggregation.centred import CentredCohort
+from aggregator_service.aggregation.coefficients import concentration
+from aggregator_service.aggregation.diagonal_als import DiagonalProblem
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.gauge import Gauge, in_gauge
+from aggregator_service.aggregation.scalar_als import ScalarProblem, ScalarSolution
+from fedlora.adapters.factors import LoraFactors
+from fedlora.numerics import qr_core_svd, weighted_sum
+
+__all__ = ["Componentwise", "Member", "Solver", "Surrogate", "SurrogateFamily", "nearest"]
+
+_MEANINGFUL = 1e-6
+"""share of J by which one solution must beat another to be called better"""
+
+
+class Member(enum.IntEnum):
+    """The members, from the cheapest to the nearest; also what `member` measures."""
+
+    FACTOR_MEAN = 0
+    SCALAR = 1
+    DIAGONAL = 2
+    OPTIMAL = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solver:
+    """How far alternating least squares goes; the options of `flora_na` say what they mean."""
+
+    max_sweeps: int = 200
+    tolerance: float = 1e-8
+    random_starts: int = 2
+    ridge: float = 1e-8
+    max_concentration: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Surrogate:
+    """One member for one cohort."""
+
+    member: Member
+    factors: LoraFactors
+    """float64, of the cohort's largest rank; the optimum has a lower one where T has"""
+    measurements: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Componentwise(Surrogate):
+    """A member of one number per client, component and factor."""
+
+    p_RU: Tensor
+    q_RU: Tensor
+
+
+class SurrogateFamily:
+    """The members for one cohort, each made when it is asked for.
+
+    Args:
+        cohort: the updates; lower ranks are padded with zero components.
+        solver: of the scalar and diagonal members.
+    """
+
+    def __init__(self, cohort: ModuleCohort, solver: Solver) -> None:
+        self.centred = CentredCohort.of(cohort.members, cohort.weights_U)
+        self._cohort = cohort
+        self._solver = solver
+        self._rank = cohort.largest_rank
+        self._padded = [f.padded(self._rank) for f in cohort.members]
+        self._mean = factor_mean(cohort.members, cohort.weights_U)
+
+    def factor_mean(self) -> Componentwise:
+        """The member p = q = w."""
+        weights_U = self._cohort.weights_U
+        return self._surrogate(Member.FACTOR_MEAN, self._mean, weights_U, weights_U, {})
+
+    def scalar(self, generator: torch.Generator) -> Componentwise:
+        """The best of several starts, of those that no client dominates too much."""
+        problem = ScalarProblem(self.centred, ridge=self._solver.ridge)
+        solutions = problem.solve(
+            problem.starts(self._solver.random_starts, generator),
+            max_sweeps=self._solver.max_sweeps,
+            tolerance=self._solver.tolerance,
+        )
+        weights_U = self._cohort.weights_U
+        winner = 0
+        best = ScalarSolution(weights_U, weights_U, problem.objective_at_mean, 0)
+        for i, solution in enumerate(solutions):
+            if self._is_concentrated(solution.p_U, solution.q_U):
+                continue
+            # Starts that meet in one point differ by rounding: the first, nearest the mean, wins.
+            if solution.objective < best.objective * (1 - _MEANINGFUL):
+                winner, best = i, solution
+        measurements = {
+            "starts": float(len(solutions)),
+            "winning_start": float(winner),
+            "sweeps": float(best.sweeps),
+        }
+        return self._of_scalars(best, measurements)
+
+    def of_scalars(
+        self, found: ScalarSolution, measurements: Mapping[str, float], *, instead: Componentwise
+    ) -> Componentwise:
+        """The member of scalars that were found in another norm.
+
+        Args:
+            found: the scalars.
+            measurements: what was measured on the way.
+            instead: what to take where one client would dominate.
+        """
+        if self._is_concentrated(found.p_U, found.q_U):
+            return replace(instead, measurements={**instead.measurements, **measurements})
+        return self._of_scalars(found, measurements)
+
+    def diagonal(self, start: Componentwise) -> Componentwise:
+        """Further down from the scalar member; that one itself where one client would dominate."""
+        found = DiagonalProblem(self.centred, ridge=self._solver.ridge).solve(
+            start.p_RU,
+            start.q_RU,
+            max_sweeps=self._solver.max_sweeps,
+            tolerance=self._solver.tolerance,
+        )
+        if self._is_concentrated(found.p_RU, found.q_RU):
+            return start
+        factors = LoraFactors(torch.zeros_like(self._mean.a_RK), torch.zeros_like(self._mean.b_DR))
+        p_RU, q_RU = (c.to(factors.a_RK.device) for c in (found.p_RU, found.q_RU))
+        for u, f in enumerate(self._padded):
+            factors.a_RK.add_(q_RU[:, u, None] * f.a_RK)
+            factors.b_DR.add_(p_RU[:, u] * f.b_DR)
+        return self._surrogate(
+            Member.DIAGONAL,
+            factors,
+            found.p_RU,
+            found.q_RU,
+            {**start.measurements, "diagonal_sweeps": float(found.sweeps)},
+        )
+
+    def optimal(self) -> Surrogate:
+        """T truncated to the cohort's rank, with A closest to the factor mean's."""
+        stack = self._cohort.stack()
+        svd = qr_core_svd([stack.b_DR], [stack.a_RK], rank=self._rank)
+        if svd.rank == 0:
+            near = LoraFactors(self._mean.a_RK, torch.zeros_like(self._mean.b_DR))
+        else:
+            near = in_gauge(svd, Gauge.CLOSEST_A, self._mean)
+        measurements = {"kept_rank": float(svd.rank)}
+        return Surrogate(member=Member.OPTIMAL, factors=near, measurements=measurements)
+
+    def _of_scalars(
+        self, found: ScalarSolution, measurements: Mapping[str, float]
+    ) -> Componentwise:
+        factors = LoraFactors(
+            weighted_sum([f.a_RK for f in self._padded], found.q_U),
+            weighted_sum([f.b_DR for f in self._padded], found.p_U),
+        )
+        return self._surrogate(Member.SCALAR, factors, found.p_U, found.q_U, measurements)
+
+    def _surrogate(
+        self,
+        member: Member,
+        factors: LoraFactors,
+        p_U: Tensor,
+        q_U: Tensor,
+        measurements: Mapping[str, float],
+    ) -> Componentwise:
+        return Componentwise(
+            member=member,
+            factors=factors,
+            p_RU=p_U.expand(self._rank, -1),
+            q_RU=q_U.expand(self._rank, -1),
+            measurements={**measurements, "concentration": concentration(p_U, q_U)},
+        )
+
+    def _is_concentrated(self, p_U: Tensor, q_U: Tensor) -> bool:
+        return concentration(p_U, q_U) > self._solver.max_concentration
+
+
+def nearest(
+    candidates: Sequence[Surrogate],
+    publication: Publication,
+    distance: Callable[[LoraFactors], float],
+) -> Surrogate:
+    """The candidate of least distance once scaled, rounded and read back; the first of equals.
+
+    Args:
+        candidates: the first of the cohort's rank.
+        publication: how the result will be stored.
+        distance: from T, of factors of the cohort's rank.
+    """
+    rank = candidates[0].factors.rank
+    gaps = [distance(publication.read_back(c.factors.padded(rank))) for c in candidates]
+    best = 0
+    for i, gap in enumerate(gaps):
+        # Not below: also where they are equal, or not numbers.
+        if gap < gaps[best]:
+            best = i
+    return candidates[best]
