@@ -67,6 +67,8 @@ class Properties:
     space (Adam's moments, server momentum) stays meaningful over a round"""
     mixed_ranks: bool
     """members of a cohort may differ in rank"""
+    gauge_free: bool = False
+    """the result depends on the clients' products alone, not on how they are factored"""
     min_clients: int = 1
     """fewest members for which the result means something"""
     changes_base: bool = False

@@ -300,6 +300,8 @@ def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
 
     if first.is_hira != other.is_hira and any(Part.A in other.parts(m) for m in other.modules):
         raise refuse("one is LoRA, the other HiRA")
+    if _is_dora(first) != _is_dora(other):
+        raise refuse("one is DoRA, the other has no magnitudes")
     if different := sorted({*first.modules} ^ {*other.modules}):
         holder = first if different[0] in first.modules else other
         raise refuse(f"module {different[0]!r} is in {holder.owner} only")
@@ -319,6 +321,10 @@ def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
                 f"tensor {key!r} is {list(first.shapes[key])} in one and "
                 f"{list(other.shapes[key])} in the other"
             )
+
+
+def _is_dora(file: AdapterFile) -> bool:
+    return any(Part.MAGNITUDE in file.parts(module) for module in file.modules)
 
 
 def _words(file: AdapterFile, module: str) -> str:

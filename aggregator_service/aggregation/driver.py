@@ -135,8 +135,7 @@ def aggregate(
                 writer.put(key, tensor, dtype.torch_dtype)
             kept.put(module, result.state)
             largest = max(largest, result.factors.rank)
-            if result.measurements:
-                measurements[module] = result.measurements
+            measurements[module] = result.measurements
             if progress is not None:
                 progress(done, len(cohort.modules))
         for key in cohort.saved:

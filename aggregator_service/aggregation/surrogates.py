@@ -111,14 +111,17 @@ class SurrogateFamily:
             tolerance=self._solver.tolerance,
         )
         weights_U = self._cohort.weights_U
-        winner = 0
-        best = ScalarSolution(weights_U, weights_U, problem.objective_at_mean, 0)
-        for i, solution in enumerate(solutions):
-            if self._is_concentrated(solution.p_U, solution.q_U):
+        winner, least = 0, problem.objective_at_mean
+        best = ScalarSolution(weights_U, weights_U, least, 0)
+        for i, found in enumerate(solutions):
+            if self._is_concentrated(found.p_U, found.q_U):
                 continue
+            # Not the solver's own objective: far from the mean that is noise where drift is tiny.
+            gained = self.centred.excess_of(self._scaled(found))
+            reached = max(0.0, problem.objective_at_mean + gained)
             # Starts that meet in one point differ by rounding: the first, nearest the mean, wins.
-            if solution.objective < best.objective * (1 - _MEANINGFUL):
-                winner, best = i, solution
+            if reached < least * (1 - _MEANINGFUL):
+                winner, least, best = i, reached, found
         measurements = {
             "starts": float(len(solutions)),
             "winning_start": float(winner),
@@ -177,11 +180,15 @@ class SurrogateFamily:
     def _of_scalars(
         self, found: ScalarSolution, measurements: Mapping[str, float]
     ) -> Componentwise:
-        factors = LoraFactors(
+        factors = self._scaled(found)
+        return self._surrogate(Member.SCALAR, factors, found.p_U, found.q_U, measurements)
+
+    def _scaled(self, found: ScalarSolution) -> LoraFactors:
+        """The clients' factors, each times its scalar, summed."""
+        return LoraFactors(
             weighted_sum([f.a_RK for f in self._padded], found.q_U),
             weighted_sum([f.b_DR for f in self._padded], found.p_U),
         )
-        return self._surrogate(Member.SCALAR, factors, found.p_U, found.q_U, measurements)
 
     def _surrogate(
         self,

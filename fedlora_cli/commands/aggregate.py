@@ -171,7 +171,10 @@ def aggregate(
             "use_rslora": rslora,
             "dtype": element.value,
             "seed": seed,
-            "inputs": [_input(f, c) for f, c in zip(folders, counted, strict=True)],
+            "inputs": [
+                {**_input(f, c), "share": outcome.weights[c.worker]}
+                for f, c in zip(folders, contributions, strict=True)
+            ],
             "certificate": _jsonable(dataclasses.asdict(certificate)),
         }
         text = json.dumps(record, indent=2, allow_nan=False) + "\n"

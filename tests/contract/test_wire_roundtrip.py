@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from fedlora.adapters import names
 from fedlora.adapters import spec as adapters
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
-from fedlora.runs import report, tasks
+from fedlora.runs import plan, report, tasks
 from fedlora.runs import spec as runs
 from fedlora.tensors import manifest
 from fedlora.wire.convert import from_message, to_message
@@ -47,6 +48,8 @@ PAIRS = {
     report.CertificateEntry: run_pb2.CertificateEntry,
     report.Certificate: run_pb2.Certificate,
     report.UpdateReport: run_pb2.UpdateReport,
+    runs.RuleSpec: run_pb2.RuleSpec,
+    plan.RoundPlan: run_pb2.RoundPlan,
     report.WorkerEvaluation: run_pb2.WorkerEvaluation,
     report.RoundReport: run_pb2.RoundReport,
     report.WorkerInfo: admin_pb2.WorkerInfo,
@@ -61,6 +64,8 @@ CHOSEN: dict[type, dict[str, Any]] = {
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
     runs.RunSpec: {"name": "run"},
     runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "gauge": "balanced"}},
+    plan.RoundPlan: {"private": (names.Part.MAGNITUDE,)},
+    runs.RuleSpec: {"options": {"cap": 0.5, "kind": "soft"}},
     report.RunEvent: {"detail": {"names": ["a"], "count": 2.0, "flag": True, "nothing": None}},
 }
 

@@ -8,16 +8,101 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import Method, ModuleCohort, ModuleResult, Publication
+from aggregator_service.aggregation.base import (
+    GlobalModule,
+    Method,
+    ModuleCohort,
+    ModuleResult,
+    Publication,
+)
 from aggregator_service.aggregation.composition import Recipe, compose
-from aggregator_service.aggregation.registry import create_recipe
+from aggregator_service.aggregation.registry import METHODS, create_recipe
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.runs.plan import Selection, plan_for
 from fedlora.runs.spec import MethodSpec
+
+
+def whole_adapter_methods() -> list[str]:
+    """The methods whose workers train and send all of an adapter, every round."""
+    return sorted(
+        name
+        for name, method in METHODS.items()
+        if all(
+            {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
+            for plan in method.plans
+        )
+    )
+
+
+def admissible(
+    method: Method,
+    members: Sequence[LoraFactors],
+    *,
+    round: int = 1,
+    origin: LoraFactors | None = None,
+) -> dict[str, Any]:
+    """Members and context as a server has them under the method's plan.
+
+    What the plan freezes is everybody's `origin`; what is private is unknown. The start has B = 0
+    where B is trained, as the first round of a run has.
+
+    Args:
+        method: whose plan it is.
+        members: what the workers would have sent, had they trained everything.
+        round: whose plan it is.
+        origin: what the round began from; None takes the first member.
+    """
+    plan = plan_for(method.plans, round)
+    rank = max(f.rank for f in members)
+    origin = origin or next(f for f in members if f.rank == rank)
+    b_start = origin.b_DR if Part.B not in plan.trained else torch.zeros_like(origin.b_DR)
+    core = Part.CORE in plan.trained
+    completed, extras, sent = [], [], []
+    for f in members:
+        a = f.a_RK if Part.A in plan.trained else origin.a_RK[: f.rank].to(f.dtype)
+        b = f.b_DR if Part.B in plan.trained else origin.b_DR[:, : f.rank].to(f.dtype)
+        given = LoraFactors(origin.a_RK[: f.rank], b_start[:, : f.rank]).to(f.dtype)
+        more: dict[Part, Tensor] = {}
+        if Part.B in plan.private:
+            b = torch.eye(f.rank, dtype=f.dtype)
+        if core:
+            # Any core will do: what the member's own B has on the common one.
+            more[Part.CORE] = f.b_DR[: f.rank, : f.rank].to(torch.float64)
+            b = b @ more[Part.CORE].to(b.dtype)
+        if plan.selection is not Selection.ALL:
+            more[Part.SELECTED] = torch.ones(f.rank, dtype=torch.float64)
+        completed.append(LoraFactors(a, b))
+        extras.append(more)
+        sent.append(given)
+    start = LoraFactors(origin.a_RK, b_start)
+    if Part.B in plan.private:
+        start = LoraFactors(origin.a_RK, torch.eye(rank, dtype=origin.dtype))
+        sent = [LoraFactors(g.a_RK, torch.eye(g.rank, dtype=g.dtype)) for g in sent]
+    return {
+        "members": completed,
+        "extras": extras,
+        "sent": sent,
+        "start": GlobalModule(
+            factors=start, extras={Part.CORE: torch.eye(rank).double()} if core else {}
+        ),
+        "round": round,
+    }
 
 
 def recipe(name: str, options: dict[str, Any] | None = None) -> Recipe:
     """A method by its registry name, with its own rules."""
     return create_recipe(MethodSpec(name=name, options=options or {}))
+
+
+def change(result: ModuleResult, start: GlobalModule | None = None) -> Tensor:
+    """What a result makes of the model, dense: what it adds to the base, and its adapter."""
+    total = result.factors.delta_weight().double()
+    if result.base is not None:
+        total = total + result.base.delta_weight().double()
+    if start is not None and start.base is not None:
+        total = total - start.base.delta_weight().double()
+    return total
 
 
 def combine(

@@ -69,6 +69,7 @@ class Residual:
         return replace(
             combined,
             exact=self.max_base_rank == 0,
+            gauge_free=self.max_base_rank == 0,
             linear=False,
             changes_base=True,
             kinds=combined.kinds & {AdapterKind.LORA},

@@ -38,10 +38,8 @@ from aggregator_service.aggregation.base import (
     Work,
     uniform_rank,
 )
-from aggregator_service.aggregation.common_factor import common_factor
+from aggregator_service.aggregation.common_factor import mean_over_common_a
 from aggregator_service.aggregation.compression.keep import Keep
-from aggregator_service.aggregation.draws import Side
-from aggregator_service.aggregation.factor_means import factor_mean
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
@@ -82,9 +80,8 @@ class FedSVD(MethodDefaults):
     def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
         """The mean of B over the common A, refactored; see `base.Method`."""
         uniform_rank(self.name, cohort, mixed=True, rank=work.rank)
-        a_RK = common_factor(self.name, cohort, Side.A)
-        b_DR = factor_mean(cohort.members, cohort.weights_U).b_DR
-        return Combination(factors=_refactored(a_RK, b_DR))
+        mean = mean_over_common_a(self.name, cohort)
+        return Combination(factors=_refactored(mean.a_RK, mean.b_DR))
 
 
 def _refactored(a_RK: Tensor, b_DR: Tensor) -> LoraFactors:

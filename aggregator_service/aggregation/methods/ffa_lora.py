@@ -28,11 +28,8 @@ from aggregator_service.aggregation.base import (
     Work,
     uniform_rank,
 )
-from aggregator_service.aggregation.common_factor import common_factor
+from aggregator_service.aggregation.common_factor import mean_over_common_a
 from aggregator_service.aggregation.compression.keep import Keep
-from aggregator_service.aggregation.draws import Side
-from aggregator_service.aggregation.factor_means import factor_mean
-from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.runs.plan import RoundPlan
@@ -72,10 +69,4 @@ class FFALoRA(MethodDefaults):
     def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
         """The mean of B over the common A; see `base.Method`."""
         uniform_rank(self.name, cohort, mixed=True, rank=work.rank)
-        a_RK = common_factor(self.name, cohort, Side.A)
-        mean = LoraFactors(a_RK, factor_mean(cohort.members, cohort.weights_U).b_DR)
-        if cohort.start is None or cohort.start.factors.rank <= mean.rank:
-            return Combination(factors=mean)
-        # Rows of A that no member has are the frozen A's own, not spare ones to be drawn.
-        whole = cohort.start.factors.to(mean.dtype)
-        return Combination(factors=LoraFactors(whole.a_RK, mean.padded(whole.rank).b_DR))
+        return Combination(factors=mean_over_common_a(self.name, cohort))

@@ -81,11 +81,13 @@ class FlexLoRA(MethodDefaults):
     @property
     def properties(self) -> Properties:
         """Exact before truncation, unless components are averaged over their owners."""
+        whole = self.partition is Partition.NONE
         return Properties(
-            exact=self.partition is Partition.NONE,
+            exact=whole,
             linear=False,
             keeps_basis=False,
             mixed_ranks=True,
+            gauge_free=whole,
             kinds=frozenset(AdapterKind),
         )
 

@@ -62,6 +62,7 @@ class FLoRA(MethodDefaults):
         linear=False,
         keeps_basis=False,
         mixed_ranks=True,
+        gauge_free=True,
     )
 
     def __post_init__(self) -> None:

@@ -67,6 +67,7 @@ class FLoRIST(MethodDefaults):
         linear=False,
         keeps_basis=False,
         mixed_ranks=True,
+        gauge_free=True,
         kinds=frozenset(AdapterKind),
     )
 

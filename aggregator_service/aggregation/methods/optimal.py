@@ -59,6 +59,7 @@ class Optimal(MethodDefaults):
         linear=False,
         keeps_basis=False,
         mixed_ranks=True,
+        gauge_free=True,
         kinds=frozenset(AdapterKind),
     )
 

@@ -92,7 +92,7 @@ class WeightingRule(Protocol):
 
 
 def normalised(values_U: Tensor, fallback_U: Tensor) -> Tensor:
-    """values / sum, or the fallback likewise where the values are all 0 or not finite."""
+    """Values over their sum, or the fallback likewise where the values are all 0 or not finite."""
     values = values_U.to(torch.float64)
     if not bool(torch.isfinite(values).all()) or float(values.sum()) <= 0:
         values = fallback_U.to(torch.float64)

@@ -209,7 +209,7 @@ def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path):
         ({"base_model_name_or_path": "other"}, Reason.BASE_MISMATCH, "'other'"),
         ({"task_type": "CAUSAL_LM"}, Reason.LAYOUT_MISMATCH, "task_type"),
         ({"modules": {"x": (3, 4)}}, Reason.LAYOUT_MISMATCH, "adapt different layers"),
-        ({"use_dora": True}, Reason.UNSUPPORTED_METHOD, "use_dora"),
+        ({"use_dora": True}, Reason.LAYOUT_MISMATCH, "kind of adapter"),
     ],
 )
 def test_adapters_that_do_not_belong_together_are_refused(change, reason, words, tmp_path):

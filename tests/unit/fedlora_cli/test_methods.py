@@ -31,10 +31,10 @@ def test_the_page_names_every_method_option_source_and_test_file():
     page = run("--markdown")
     for name, row in METHODS.items():
         assert f"## {name}\n" in page
-        assert row.paper in page
-        assert all(f"| `{option.name}` |" in page for option in options(name))
-        source = row.cls.__module__.replace(".", "/") + ".py"
-        test = f"tests/unit/aggregator_service/aggregation/test_{name}.py"
+        assert row.about.paper in page
+        assert all(f"| `{option.name}` |" in page for option in options(type(row)))
+        source = type(row).__module__.replace(".", "/") + ".py"
+        test = f"tests/unit/aggregator_service/aggregation/methods/test_{name}.py"
         assert source in page
         assert test in page
         assert (ROOT / source).is_file()
@@ -42,7 +42,7 @@ def test_the_page_names_every_method_option_source_and_test_file():
 
 
 def test_json_lists_methods_with_their_options():
-    records = {record["name"]: record for record in json.loads(run("--json"))}
+    records = {record["name"]: record for record in json.loads(run("--json"))["methods"]}
     assert records.keys() == METHODS.keys()
     assert records["fedit"]["mixed_ranks"] is False
     gauge = records["optimal"]["options"][0]

@@ -206,7 +206,7 @@ def test_one_entry_that_is_no_plain_name_is_an_expression(names, expected):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"use_dora": True},
+        {"use_qalora": True},
         {"peft_type": "LOHA"},
         {"bias": "all"},
         {"lora_bias": True},

@@ -1,0 +1,116 @@
+"""FedEx-LoRA: the factor mean, and its residual in the base model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.builders import drifted, normal, start, unrelated, weights
+from support.dense_rounds import F32, F64, effective, play, product
+from support.recipes import combine
+from support.reference import EPS, ideal, mean_product, relative_error
+
+from aggregator_service.aggregation.base import GlobalModule
+from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
+from aggregator_service.aggregation.methods.fedit import FedIT
+from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.errors import FedLoraError, Reason
+
+
+def test_one_number_worked_by_hand():
+    # A = 2, B = 3, T = 9: the base model gains 9 - 6 = 3.
+    one = torch.ones(1, 1, dtype=torch.float64)
+    members = [LoraFactors(one, 2 * one), LoraFactors(5 * one, 6 * one)]
+    result = combine(FedExLoRA(), members, weights(3, 1))
+    assert (float(result.factors.a_RK), float(result.factors.b_DR)) == (2, 3)
+    assert float(result.base.delta_weight()) == pytest.approx(3, rel=1e-14)
+
+
+def test_the_adapter_is_fedits_and_the_residual_what_it_loses():
+    members, w = drifted(4), weights(1, 2, 3, 4)
+    result, mean = (combine(m, members, w) for m in (FedExLoRA(), FedIT()))
+    assert torch.equal(result.factors.a_RK, mean.factors.a_RK)
+    assert torch.equal(result.factors.b_DR, mean.factors.b_DR)
+    missing = ideal(members, w) - mean_product(members, w)
+    assert relative_error(product(result.base, missing), missing) < 1000 * EPS
+
+
+# 24 x 17 and 17 x 24: a residual added the wrong way round would not even fit.
+@pytest.mark.parametrize("shape", [(24, 17), (17, 24)])
+@pytest.mark.parametrize(("publication", "bound"), [(F32, 1e-6), (F64, 1e4 * EPS)])
+def test_it_is_exact_over_three_rounds_on_a_layer_that_is_not_square(shape, publication, bound):
+    first = GlobalModule(factors=start(*shape))
+    versions, wanted = play(
+        FedExLoRA(), first, weights(5, 3, 1), rounds=3, rank=4, publication=publication
+    )
+    for version, target in zip(versions, wanted, strict=True):
+        assert relative_error(effective(version, target), target) < bound
+    # (U - 1) r = 8 a round, and no more than min(24, 17).
+    assert [v.base.rank for v in versions] == [8, 16, 17]
+
+
+@pytest.mark.parametrize("clients", [2, 4])
+def test_the_residual_has_rank_u_minus_one_times_r_at_most(clients):
+    members, w = unrelated([3] * clients), weights(*range(1, clients + 1))
+    assert combine(FedExLoRA(), members, w).base.rank == (clients - 1) * 3
+
+
+def test_members_of_deficient_rank_leave_a_smaller_residual():
+    members = [
+        LoraFactors(normal(u, 4, 1) @ normal(50 + u, 1, 17), normal(90 + u, 24, 4))
+        for u in range(3)
+    ]
+    w = weights(1, 2, 3)
+    result = combine(FedExLoRA(), members, w)
+    missing = ideal(members, w) - mean_product(members, w)
+    assert result.base.rank == torch.linalg.matrix_rank(missing) == 3
+    assert relative_error(product(result.base, missing), missing) < 1000 * EPS
+
+
+def test_the_total_is_the_same_in_every_gauge_of_the_factors():
+    members, w = unrelated([4, 4, 4]), weights(1, 2, 3)
+    turned = [
+        LoraFactors(torch.linalg.solve(g, f.a_RK), f.b_DR @ g)
+        for f, g in ((f, normal(80 + u, 4, 4)) for u, f in enumerate(members))
+    ]
+    target = ideal(members, w)
+    one, other = (effective(combine(FedExLoRA(), m, w), target) for m in (members, turned))
+    assert relative_error(other, one) < 1e6 * EPS
+    # ... although the adapters have nothing to do with each other.
+    means = [combine(FedExLoRA(), m, w).factors.delta_weight() for m in (members, turned)]
+    assert relative_error(means[1], means[0]) > 0.1
+
+
+def test_one_client_is_published_as_it_is():
+    (member,) = unrelated([4])
+    result = combine(FedExLoRA(), [member], weights(3))
+    assert torch.equal(result.factors.a_RK, member.a_RK)
+    assert torch.equal(result.factors.b_DR, member.b_DR)
+    assert result.base is None
+
+
+def test_a_cap_keeps_the_stack_small_and_says_what_it_cost():
+    first = GlobalModule(factors=start())
+    method = FedExLoRA(max_base_rank=6)
+    versions, _ = play(method, first, weights(1, 1, 1), rounds=3, rank=4)
+    assert [v.base.rank for v in versions] == [6, 6, 6]
+    assert not compose(method).properties.exact
+
+
+def test_what_a_run_is_told():
+    recipe = compose(FedExLoRA())
+    (plan,) = recipe.plans()
+    assert set(plan.published) == {Part.A, Part.B, Part.BASE_A, Part.BASE_B}
+    assert recipe.properties.exact
+    assert recipe.properties.keeps_basis
+    assert recipe.properties.needs_individual_updates
+
+
+def test_mixed_ranks_and_caps_below_zero_are_refused():
+    with pytest.raises(FedLoraError, match=r"fedex_lora needs one rank .* \[2, 4\]") as caught:
+        combine(FedExLoRA(), unrelated([2, 4]), weights(1, 1))
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    with pytest.raises(FedLoraError, match="fedex_lora: expected max_base_rank >= 0") as caught:
+        FedExLoRA(max_base_rank=-1)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
