@@ -10,6 +10,7 @@ from typing import Self
 
 import structlog
 
+from aggregator_service.aggregation.base_weights import BaseWeights
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.engine import AggregationEngine
@@ -58,7 +59,7 @@ class Aggregator:
             self.coordinator = Coordinator(
                 store=self._store,
                 blobs=self._blobs,
-                engine=AggregationEngine(self._blobs, device=config.device, threads=config.threads),
+                engine=_engine(config, self._blobs),
                 observer=self._exporter,
                 limits=Limits(
                     max_update_bytes=config.max_update_bytes,
@@ -102,6 +103,18 @@ class Aggregator:
         while not actor.is_settled:
             await actor.wait_for_change(None)
         return actor.state.phase
+
+
+def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:
+    weights = config.base_weights
+    return AggregationEngine(
+        blobs,
+        device=config.device,
+        threads=config.threads,
+        base_weights=BaseWeights(weights, fan_in_fan_out=config.base_fan_in_fan_out)
+        if weights
+        else None,
+    )
 
 
 async def serve(

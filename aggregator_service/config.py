@@ -24,6 +24,11 @@ class AggregatorConfig:
     """auto, cpu or cuda:N: where adapters are combined"""
     threads: int = 0
     """threads of the aggregation on a CPU; 0 leaves torch's default"""
+    base_weights: Path | None = None
+    """safetensors files of the base model, a file or a folder, for methods that read the frozen
+    weights; read only"""
+    base_fan_in_fan_out: bool = False
+    """the adapted layers of base_weights are stored in_features x out_features, as in GPT-2"""
     reflection: bool = False
     """serve gRPC reflection, for tools such as grpcurl"""
     max_update_bytes: int = 8 * 1024**3

@@ -146,7 +146,7 @@ class Coordinator:
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
             recipe = registry.create_recipe(spec.method)
-            check_run(recipe, spec)
+            check_run(recipe, spec, has_base_weights=self._engine.has_base_weights)
             run_id = f"{spec.name}-{secrets.token_hex(4)}"
             state = RunState(
                 run_id=run_id,

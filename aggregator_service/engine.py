@@ -16,15 +16,13 @@ import torch
 
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.adapter_file import AdapterFile, read_manifest
+from aggregator_service.aggregation.base_weights import BaseWeights
 from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.refine import refine
-from aggregator_service.aggregation.round_context import (
-    BaseModelWeights,
-    RoundContext,
-    StoredAdapter,
-)
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.servable import servable_rank, write_servable
 from aggregator_service.aggregation.slicing import is_at_rank, slice_adapter
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
@@ -84,9 +82,18 @@ class AggregationEngine:
         blobs: where updates lie and adapters go.
         device: `auto`, `cpu` or `cuda:N`.
         threads: torch threads on a CPU; 0 leaves torch's default.
+        base_weights: the base model's frozen weights, for methods that read them; closed with
+            the engine.
     """
 
-    def __init__(self, blobs: BlobStore, *, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        blobs: BlobStore,
+        *,
+        device: str = "auto",
+        threads: int = 0,
+        base_weights: BaseWeights | None = None,
+    ) -> None:
         self._blobs = blobs
         self._device = resolve_device(device)
         if threads:
@@ -94,12 +101,19 @@ class AggregationEngine:
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
         self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
-        self._base_weights: BaseModelWeights | None = None
+        self._base_weights = base_weights
+        self._checked: set[str] = set()
+        """runs whose base model the frozen weights are"""
 
     @property
     def device(self) -> torch.device:
         """Where the arithmetic runs."""
         return self._device
+
+    @property
+    def has_base_weights(self) -> bool:
+        """Whether methods can read the frozen weights."""
+        return self._base_weights is not None
 
     async def aggregate(self, state: RunState) -> AdapterRecord:
         """Combines the round's updates into the next version and stores it as a blob."""
@@ -140,18 +154,21 @@ class AggregationEngine:
         """Waits for the work in hand."""
         self._aggregator.shutdown(cancel_futures=True)
         self._certifier.shutdown(cancel_futures=True)
+        if self._base_weights is not None:
+            self._base_weights.close()
 
     # --- in threads ----------------------------------------------------------------------
 
     def _aggregate(self, state: RunState) -> AdapterRecord:
-        spec = state.spec
+        spec, recipe = state.spec, registry.create_recipe(state.spec.method)
+        context = self._context(spec, state.round, state.adapter)
         with self._temporary() as output, self._temporary() as remembered:
             outcome = aggregate(
                 self._contributions(spec, state.updates.values()),
-                registry.create_recipe(spec.method),
+                recipe,
                 output=output,
                 state_output=remembered,
-                context=self._context(spec, state.round, state.adapter),
+                context=replace(context, base_weights=self._frozen(recipe, state)),
                 rank=spec.adapter.r,
                 output_scaling=spec.adapter.scaling,
                 dtype=spec.wire_dtype,
@@ -258,8 +275,19 @@ class AggregationEngine:
             kind=spec.adapter.kind,
             start=self._stored(spec, base) if base else None,
             state=self._verified(state) if state else None,
-            base_weights=self._base_weights,
         )
+
+    def _frozen(self, recipe: Recipe, state: RunState) -> BaseWeights | None:
+        """The frozen weights, where the recipe reads them and they are the run's."""
+        spec, layout, weights = state.spec, state.layout, self._base_weights
+        if weights is None or layout is None or spec.adapter.kind not in recipe.method.reads_base:
+            return None
+        if state.run_id not in self._checked:
+            weights.check_modules(layout.modules)
+            trained = spec.adapter.modules_to_save
+            weights.check_fingerprint(layout.base_fingerprint, trained=trained)
+            self._checked.add(state.run_id)
+        return weights
 
     def _stored(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
         return StoredAdapter(path=self._verified(adapter.sha256), scaling=spec.adapter.scaling)

@@ -11,17 +11,20 @@ proves nothing: a client killed in mid-upload ends it like one that is done (mea
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from aggregator_service.aggregation.cohort_files import check_selections
 from aggregator_service.coordinator import Coordinator, check_metrics, check_scores, upload_key
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.state import UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
+from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
@@ -104,7 +107,7 @@ class Uploads:
             )
             await actor.apply(
                 UpdateCommitted(record),
-                before_commit=lambda _: self._finish(writer, commit),
+                before_commit=lambda _: self._finish(writer, commit, header, record),
             )
         except FedLoraError as error:
             end = writer.suspend if error.reason in _RESUMABLE else writer.discard
@@ -220,8 +223,15 @@ class Uploads:
             ) from error
 
     @staticmethod
-    def _finish(writer: UploadWriter, commit: Commit) -> None:
-        writer.commit(commit.total_bytes, commit.sha256)
+    def _finish(
+        writer: UploadWriter, commit: Commit, header: UpdateHeader, record: UpdateRecord
+    ) -> None:
+        inspect = None
+        if any(parse_key(info.name).part is Part.SELECTED for info in header.manifest.tensors):
+            inspect = functools.partial(
+                check_selections, rank=record.given_rank, owner=record.worker
+            )
+        writer.commit(commit.total_bytes, commit.sha256, inspect=inspect)
 
     async def _replay(
         self,

@@ -350,12 +350,17 @@ class Method(Protocol):
         """What round t = 1, 2, .. asks of a worker, as a cycle."""
         ...
 
+    @property
+    def reads_base(self) -> frozenset[AdapterKind]:
+        """Adapter families for which the method, with its options, needs the frozen weights."""
+        ...
+
     def target(self, cohort: ModuleCohort) -> LoraFactors | None:
         """The ideal aggregate as the method means it, as factors; None for T."""
         ...
 
     def magnitude(self, cohort: ModuleCohort, published: LoraFactors) -> Tensor:
-        """DoRA's vector of row norms, D, for the direction that is published."""
+        """DoRA's vector of row norms, D, for the direction that is published, as it is read."""
         ...
 
     def refined(self, combined: LoraFactors, trained: LoraFactors) -> LoraFactors:
@@ -385,6 +390,11 @@ class MethodDefaults:
     def plans(self) -> tuple[RoundPlan, ...]:
         """A and B are trained and sent every round."""
         return (RoundPlan(),)
+
+    @property
+    def reads_base(self) -> frozenset[AdapterKind]:
+        """None."""
+        return frozenset()
 
     def target(self, cohort: ModuleCohort) -> LoraFactors | None:  # noqa: ARG002
         """T."""

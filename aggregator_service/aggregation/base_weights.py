@@ -115,7 +115,7 @@ class BaseWeights:
                     Reason.BASE_MISMATCH,
                     f"the weight of module {module.path!r} in {self.path} has the shape "
                     f"{list(shape)}, expected {list(wanted)}",
-                    hint=f"Set fan_in_fan_out = {turned}, as the adapter's layers are stored"
+                    hint=f"Set base_fan_in_fan_out = {turned}, as the adapter's layers are stored"
                     if shape == wanted[::-1]
                     else "Name the files of the run's base model",
                 )

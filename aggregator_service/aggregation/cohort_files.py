@@ -28,7 +28,7 @@ from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan, Selection
 
-__all__ = ["CohortFiles", "Contribution", "selected_components"]
+__all__ = ["CohortFiles", "Contribution", "check_selections", "selected_components"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +238,24 @@ class CohortFiles:
                 sent = file.part(module, Part.B, device)
                 b[:, chosen] = sent * file.scale(module, given.rank)
         return LoraFactors(a, b)
+
+
+def check_selections(path: Path, rank: int, owner: str) -> None:
+    """Refuses an update of chosen components whose masks do not fit its factors.
+
+    A manifest tells shapes, not which components they stand for.
+
+    Args:
+        path: the update's file.
+        rank: of the adapter that the worker was given.
+        owner: the worker, for messages.
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD.
+    """
+    with AdapterFile(path, 1.0, owner) as file:
+        for module in file.modules:
+            selected_components(file, module, rank)
 
 
 def selected_components(file: AdapterFile, module: str, rank: int) -> Tensor:

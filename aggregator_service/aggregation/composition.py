@@ -34,7 +34,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import RunSpec
 
-__all__ = ["Recipe", "check_run", "compose"]
+__all__ = ["Recipe", "check_kind", "check_run", "compose"]
 
 _OPTIMISED = (Part.A, Part.B)
 
@@ -86,7 +86,8 @@ class Recipe:
         if self.server_optimizer is not None and cohort.start is not None:
             result = self._stepped(result, cohort, cohort.start, self.server_optimizer)
         if Part.MAGNITUDE in cohort.extras[0]:
-            magnitude = self.method.magnitude(own, result.factors)
+            read = work.publication.read_back(result.factors)
+            magnitude = self.method.magnitude(own, read)
             result = replace(result, extras={**result.extras, Part.MAGNITUDE: magnitude})
         return result
 
@@ -180,20 +181,50 @@ def compose(
     )
 
 
-def check_run(recipe: Recipe, spec: RunSpec) -> None:
-    """Refuses a run whose adapter or rounds do not go with its recipe.
+def check_kind(recipe: Recipe, kind: AdapterKind, *, has_base_weights: bool) -> None:
+    """Refuses adapters of a family that the recipe cannot combine.
+
+    Args:
+        recipe: what is to combine them.
+        kind: their family.
+        has_base_weights: whether the frozen weights can be read.
 
     Raises:
         FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
     """
-    name, kind = recipe.method.name, spec.adapter.kind
+    name, reads = recipe.method.name, recipe.method.reads_base
     if kind not in recipe.properties.kinds:
         known = ", ".join(sorted(recipe.properties.kinds))
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"{name} combines adapters of kind {known}, got {kind.value}",
-            hint="Set adapter.kind, or choose another method: fedit, flora_na, optimal take all",
+            hint="Take adapters of another kind, or another method: fedit, flora_na and optimal "
+            "combine all",
         )
+    if reads and kind not in reads:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the options of {name} are for adapters of kind {', '.join(sorted(reads))}, "
+            f"got {kind.value}",
+            hint="hadamard = weighted is for hira, magnitudes = least_squares for dora",
+        )
+    if reads and not has_base_weights:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} with these options reads the frozen weights of the base model, and there are "
+            "none",
+            hint="Set server.base_weights (--base-weights) to its safetensors files",
+        )
+
+
+def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
+    """Refuses a run whose adapter or rounds do not go with its recipe.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
+    """
+    name = recipe.method.name
+    check_kind(recipe, spec.adapter.kind, has_base_weights=has_base_weights)
     if spec.rounds.quorum < recipe.properties.min_clients:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
-from aggregator_service.aggregation.base import BaseRows, ModuleResult, Publication
+from aggregator_service.aggregation.base import ModuleResult, Publication
 from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
 from aggregator_service.aggregation.composition import Recipe
@@ -184,8 +184,9 @@ class _Job:
     def combine(self, module: str, weights_U: Tensor) -> ModuleResult:
         """One module of the result."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "module", module))
-        weights = self.context.base_weights
-        rows: BaseRows | None = functools.partial(weights.rows, module) if weights else None
+        weights, rows = self.context.base_weights, None
+        if weights is not None and self.context.kind in self.recipe.method.reads_base:
+            rows = functools.partial(weights.rows, module)
         try:
             cohort = self.cohort.module_cohort(
                 module,

@@ -32,7 +32,7 @@ from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.numerics import weighted_sum
 
-__all__ = ["Magnitudes", "combine_magnitudes", "has_magnitudes"]
+__all__ = ["Magnitudes", "combine_magnitudes"]
 
 _BLOCK_NUMBERS = 2**21
 """entries of a weight that are held at a time: 16 MiB in float64"""
@@ -43,11 +43,6 @@ class Magnitudes(enum.StrEnum):
 
     MEAN = "mean"
     LEAST_SQUARES = "least_squares"
-
-
-def has_magnitudes(cohort: ModuleCohort) -> bool:
-    """Whether the members are DoRA adapters."""
-    return Part.MAGNITUDE in cohort.extras[0]
 
 
 def combine_magnitudes(

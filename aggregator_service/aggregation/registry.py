@@ -21,6 +21,7 @@ from aggregator_service.aggregation.compression.truncate import Truncate
 from aggregator_service.aggregation.methods.auto import Auto
 from aggregator_service.aggregation.methods.fed_talora import FedTaLoRA
 from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
+from aggregator_service.aggregation.methods.fedhl import FedHL
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.fedsvd import FedSVD
 from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
@@ -79,6 +80,7 @@ METHODS: Mapping[str, Method] = _by_name(
         FLoRANA(),
         Optimal(),
         Auto(),
+        FedHL(),
         FedIT(),
         FFALoRA(),
         FLoRA(),

@@ -100,8 +100,16 @@ class UploadWriter:
                 self._end(handle)
                 raise
 
-    def commit(self, total_bytes: int, sha256: bytes) -> str:
+    def commit(
+        self, total_bytes: int, sha256: bytes, *, inspect: Callable[[Path], None] | None = None
+    ) -> str:
         """Makes the upload a blob, durable on return; returns its digest, hexadecimal.
+
+        Args:
+            total_bytes: of the payload, as the client ended it.
+            sha256: of the payload.
+            inspect: a last look at the whole file, before it is a blob; what it raises ends the
+                upload.
 
         Raises:
             FedLoraError: UPLOAD_INCOMPLETE (it can go on), DIGEST_MISMATCH, OUT_OF_SPACE or
@@ -112,6 +120,8 @@ class UploadWriter:
             self._verifier.finish()
             try:
                 found = self._check_digest(total_bytes, sha256)
+                if inspect is not None:
+                    inspect(self._path)
                 with mapped_errors():
                     os.fsync(handle)
                     rename_durably(self._path, self._blob_path(found))

@@ -8,7 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora_cli.console import errors, output, print_json
 
 if TYPE_CHECKING:
+    from aggregator_service.aggregation.base_weights import BaseWeights
     from aggregator_service.aggregation.cohort_files import Contribution
     from fedlora.adapters.peft_files import AdapterFolder
     from fedlora.runs.report import Certificate, CertificateEntry
@@ -72,6 +73,13 @@ def aggregate(
             "against what training changed.",
         ),
     ] = None,
+    base_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--base-weights",
+            help="safetensors file or folder of the base model, for options that read it.",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="f32, bf16 or f16.")] = "f32",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of random starts and fillings.")] = 0,
@@ -93,6 +101,7 @@ def aggregate(
     from aggregator_service.aggregation import registry
     from aggregator_service.aggregation.certify import certify
     from aggregator_service.aggregation.cohort_files import Contribution
+    from aggregator_service.aggregation.composition import check_kind
     from aggregator_service.aggregation.driver import aggregate as combine
     from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
     from aggregator_service.aggregation.servable import servable_rank, write_servable
@@ -107,11 +116,7 @@ def aggregate(
     origin = read_peft_folder(start) if start else None
     _check_kin([*folders, *([origin] if origin else [])])
     kind = folders[0].kind
-    if kind not in recipe.properties.kinds:
-        known = ", ".join(sorted(recipe.properties.kinds))
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD, f"{method} combines adapters of kind {known}, got {kind}"
-        )
+    check_kind(recipe, kind, has_base_weights=base_weights is not None)
     contributions = [
         Contribution(worker=str(f.folder), weight=w, path=f.weights, scaling=f.scaling)
         for f, w in zip(folders, _weights(weights, folders), strict=True)
@@ -122,12 +127,16 @@ def aggregate(
     def scaling(rank: int) -> float:
         return 1.0 if kind is AdapterKind.HIRA else alpha / (math.sqrt(rank) if rslora else rank)
 
-    context = RoundContext(
-        kind=kind,
-        start=StoredAdapter(path=origin.weights, scaling=origin.scaling) if origin else None,
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch,
+        _frozen(base_weights, folders[0]) as frozen,
+    ):
+        context = RoundContext(
+            kind=kind,
+            start=StoredAdapter(path=origin.weights, scaling=origin.scaling) if origin else None,
+            base_weights=frozen,
+        )
         file = Path(scratch) / "combined.safetensors"
         with _progress("combining", quiet=as_json) as progress:
             outcome = combine(
@@ -229,6 +238,13 @@ def _method(
         rule: RuleSpec(name=value, options=of_rules[rule]) for rule, value in rules.items() if value
     }
     return MethodSpec(name=name, options=own, **chosen)
+
+
+def _frozen(path: Path | None, folder: AdapterFolder) -> AbstractContextManager[BaseWeights | None]:
+    """The frozen weights, if they are given."""
+    from aggregator_service.aggregation.base_weights import BaseWeights
+
+    return BaseWeights(path, fan_in_fan_out=folder.fan_in_fan_out) if path else nullcontext()
 
 
 def _options(given: Sequence[str]) -> dict[str, OptionValue]:

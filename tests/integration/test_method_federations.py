@@ -203,7 +203,8 @@ def check_certificates(done: Finished, givens: list[dict[str, dict[str, Tensor]]
                     product = product - dense.product(given)
                 target = target + weight * product
             if done.spec.method.name == "fedhl":
-                target = server_delta.get(path, 0.0) + target
+                # The server's delta begins as what version 0 is.
+                target = server_delta.get(path, dense.product(old)) + target
                 server_delta[path] = target
             if plan.private:
                 published = new[Part.A]

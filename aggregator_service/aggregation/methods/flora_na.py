@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from aggregator_service.aggregation.base import (
     About,
@@ -53,11 +54,7 @@ from aggregator_service.aggregation.base import (
 )
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.hadamard_als import HadamardProblem
-from aggregator_service.aggregation.magnitudes import (
-    Magnitudes,
-    combine_magnitudes,
-    has_magnitudes,
-)
+from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
 from aggregator_service.aggregation.surrogates import (
     Member,
     Solver,
@@ -65,7 +62,7 @@ from aggregator_service.aggregation.surrogates import (
     SurrogateFamily,
     nearest,
 )
-from fedlora.adapters.names import Part
+from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 
@@ -151,6 +148,20 @@ class FLoRANA(MethodDefaults):
                 hint="Set coefficients = scalar, or hadamard = plain",
             )
 
+    @property
+    def reads_base(self) -> frozenset[AdapterKind]:
+        """For the weighted fit of HiRA and the least-squares magnitudes of DoRA."""
+        wanted = {
+            AdapterKind.HIRA: self.hadamard is Hadamard.WEIGHTED,
+            AdapterKind.DORA: self.magnitudes is Magnitudes.LEAST_SQUARES,
+        }
+        return frozenset(kind for kind, needed in wanted.items() if needed)
+
+    def magnitude(self, cohort: ModuleCohort, published: LoraFactors) -> Tensor:
+        """The mean, or the least-squares scale; see `magnitudes`."""
+        base = cohort.start.base if cohort.start else None
+        return combine_magnitudes(cohort, published, self.magnitudes, base=base)
+
     def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
         """The best surrogate found; see `base.Method`."""
         uniform_rank(self.name, cohort, mixed=True, rank=work.rank)
@@ -170,21 +181,9 @@ class FLoRANA(MethodDefaults):
         }
         if self.hadamard is Hadamard.WEIGHTED:
             measured["weighted_fit"] = float(cohort.base_rows is not None)
-        if not has_magnitudes(cohort):
-            return Combination(factors=chosen.factors, measurements=measured)
         if self.magnitudes is Magnitudes.LEAST_SQUARES:
             measured["fitted_magnitudes"] = float(cohort.base_rows is not None)
-        magnitudes_D = combine_magnitudes(
-            cohort,
-            work.publication.read_back(chosen.factors),
-            self.magnitudes,
-            base=cohort.start.base if cohort.start else None,
-        )
-        return Combination(
-            factors=chosen.factors,
-            extras={Part.MAGNITUDE: magnitudes_D},
-            measurements=measured,
-        )
+        return Combination(factors=chosen.factors, measurements=measured)
 
     def _plain(self, family: SurrogateFamily, generator: torch.Generator) -> list[Surrogate]:
         """What may be published, from the factor mean to the member asked for."""

@@ -258,3 +258,38 @@ def test_a_causal_model_answers_with_the_combined_adapter(tmp_path):
     merged = PeftModel.from_pretrained(causal_lm(), tmp_path / "out").eval()
     assert read_peft_folder(tmp_path / "out").target_modules == r".*\.(q|v)_proj"
     assert not torch.equal(logits(merged), logits(causal_lm()))
+
+
+def test_doras_magnitudes_fit_the_mean_weight_where_the_base_model_is_given(tmp_path):
+    from peft import PeftModel
+    from safetensors.torch import save_file
+
+    frozen = classifier().state_dict()
+    save_file({k: v.clone() for k, v in frozen.items()}, tmp_path / "base.safetensors")
+    settings = {"r": 2, "lora_alpha": 4, "target_modules": ["query"], "use_dora": True}
+    weights = []
+    for i in range(2):
+        wrapped = adapted(classifier(), seed=i, **settings)
+        wrapped.save_pretrained(tmp_path / f"{i}")
+        weights.append(merged_weights(wrapped))
+    chosen = ["-m", "flora_na", "--option", "magnitudes=least_squares"]
+    both = [tmp_path / "0", tmp_path / "1"]
+    error = refused(*both, *chosen, "--out", tmp_path / "out")
+    assert "--base-weights" in error.hint
+    run(*both, *chosen, "--base-weights", tmp_path / "base.safetensors", "--out", tmp_path / "out")
+    run(*both, "-m", "flora_na", "--out", tmp_path / "plain")
+    errors = {}
+    for name in ("out", "plain"):
+        found = merged_weights(PeftModel.from_pretrained(classifier(), tmp_path / name).eval())
+        mean = {path: (weights[0][path] + weights[1][path]) / 2 for path in found}
+        errors[name] = {path: (found[path] - mean[path]).norm(dim=1) for path in found}
+    for path, rows in errors["out"].items():
+        # No row is farther from the clients' mean weight than with the mean magnitude.
+        assert bool((rows <= errors["plain"][path] + 1e-6).all())
+        assert float(rows.sum()) < 0.999 * float(errors["plain"][path].sum())
+
+
+def merged_weights(wrapped):
+    """Every adapted weight as peft serves it."""
+    merged = wrapped.merge_and_unload()
+    return {k: v.double() for k, v in merged.state_dict().items() if k.endswith("query.weight")}

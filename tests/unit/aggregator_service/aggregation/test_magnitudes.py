@@ -10,11 +10,7 @@ from support.surrogate_reference import mean_dora_weight, unit_rows
 
 from aggregator_service.aggregation import magnitudes as module
 from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
-from aggregator_service.aggregation.magnitudes import (
-    Magnitudes,
-    combine_magnitudes,
-    has_magnitudes,
-)
+from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 
@@ -140,9 +136,3 @@ def test_magnitudes_are_float64_whatever_was_sent():
     cohort = dora(members, m, W3, frozen())
     for rule in Magnitudes:
         assert combine_magnitudes(cohort, start(), rule).dtype == torch.float64
-
-
-def test_only_dora_cohorts_have_magnitudes():
-    members = unrelated([4] * 3)
-    assert has_magnitudes(dora(members, vectors(3), W3))
-    assert not has_magnitudes(ModuleCohort.of(members, W3))

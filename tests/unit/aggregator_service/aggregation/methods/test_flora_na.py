@@ -25,14 +25,18 @@ from support.reference import (
     scalar_objective,
     tail_norm,
 )
+from support.surrogate_reference import mean_dora_weight, unit_rows
 
 from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.coefficients import concentration, to_blocks
+from aggregator_service.aggregation.magnitudes import Magnitudes
 from aggregator_service.aggregation.methods.fedit import FedIT
-from aggregator_service.aggregation.methods.flora_na import FLoRANA
+from aggregator_service.aggregation.methods.flora_na import Coefficients, FLoRANA, Hadamard
 from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError
 
 
@@ -246,3 +250,84 @@ def test_its_basis_stays_that_of_the_clients_for_ordinary_drift():
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(FedLoraError, match="flora_na needs"):
         FLoRANA(**options)
+
+
+# --- richer coefficients -------------------------------------------------------------------
+
+
+def test_richer_coefficients_are_never_worse_and_full_ones_reach_the_bound():
+    cohort, w = unrelated([4] * 5), weights(1, 2, 3, 4, 5)
+    goal = ideal(cohort, w)
+    scalar, diagonal, full = (
+        float((solve(cohort, w, coefficients=c).factors.delta_weight() - goal).norm())
+        for c in Coefficients
+    )
+    assert full < 0.99 * diagonal < 0.99**2 * scalar
+    assert full == pytest.approx(tail_norm(goal, 4), rel=1e-10)
+
+
+# --- HiRA and DoRA -------------------------------------------------------------------------
+
+W0 = normal(88, 24, 17) * torch.logspace(-1, 1, 24, dtype=torch.float64)[:, None]
+
+
+def rows(begin, end):
+    return W0[begin:end]
+
+
+def test_the_mean_update_of_hira_is_the_frozen_weight_times_t():
+    # So J applies to HiRA as it stands, whatever W0 is.
+    cohort, w = unrelated([4] * 3), weights(3, 1, 2)
+    mean = sum(x * (W0 * f.delta_weight()) for x, f in zip(w / w.sum(), cohort, strict=True))
+    torch.testing.assert_close(mean, W0 * ideal(cohort, w))
+
+
+def test_the_weighted_fit_is_nearer_in_the_weighted_norm_and_farther_in_the_plain_one():
+    cohort, w = unrelated([4] * 4), weights(1, 2, 3, 4)
+    goal = ideal(cohort, w)
+    plain = solve(cohort, w).factors.delta_weight()
+    result = combine(FLoRANA(hadamard=Hadamard.WEIGHTED), cohort, w, base_rows=rows)
+    weighted = result.factors.delta_weight()
+    assert float((W0 * (weighted - goal)).norm()) < 0.99 * float((W0 * (plain - goal)).norm())
+    assert float((weighted - goal).norm()) > float((plain - goal).norm())
+    assert result.measurements["weighted_fit"] == 1.0
+
+
+def test_without_the_frozen_weight_the_plain_fit_is_used_and_said():
+    cohort, w = unrelated([4] * 4), weights(1, 2, 3, 4)
+    result = combine(FLoRANA(hadamard=Hadamard.WEIGHTED), cohort, w)
+    assert torch.equal(result.factors.b_DR, solve(cohort, w).factors.b_DR)
+    assert result.measurements["weighted_fit"] == 0.0
+
+
+def test_the_weighted_norm_takes_scalars_only():
+    with pytest.raises(FedLoraError, match="got hadamard = weighted with coefficients = full"):
+        FLoRANA(hadamard=Hadamard.WEIGHTED, coefficients=Coefficients.FULL)
+
+
+def test_magnitudes_belong_to_the_direction_as_it_is_published():
+    cohort, w = drifted(3), weights(1, 2, 3)
+    m = [normal(300 + u, 24).abs() + 0.5 for u in range(3)]
+    rough = Publication(dtype=torch.bfloat16)
+    result = combine(
+        FLoRANA(magnitudes=Magnitudes.LEAST_SQUARES),
+        cohort,
+        w,
+        extras=[{Part.MAGNITUDE: v} for v in m],
+        base_rows=rows,
+        publication=rough,
+    )
+    read = rough.read_back(result.factors).delta_weight()
+    expected = (unit_rows(W0 + read) * mean_dora_weight(cohort, m, w, W0)).sum(dim=1)
+    torch.testing.assert_close(result.extras[Part.MAGNITUDE], expected)
+    exact = (
+        unit_rows(W0 + result.factors.delta_weight()) * mean_dora_weight(cohort, m, w, W0)
+    ).sum(1)
+    assert float((exact - expected).abs().max()) > 1e-6
+    assert result.measurements["fitted_magnitudes"] == 1.0
+
+
+def test_options_say_for_which_adapters_the_frozen_weight_is_read():
+    assert FLoRANA().reads_base == frozenset()
+    assert FLoRANA(hadamard=Hadamard.WEIGHTED).reads_base == {AdapterKind.HIRA}
+    assert FLoRANA(magnitudes=Magnitudes.LEAST_SQUARES).reads_base == {AdapterKind.DORA}

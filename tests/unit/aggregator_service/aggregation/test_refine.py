@@ -1,0 +1,59 @@
+"""What a worker with the server's data trained, put into what a round came to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.builders import MODULES, write_update
+from support.recipes import recipe
+
+from aggregator_service.aggregation.refine import refine
+from aggregator_service.aggregation.round_context import StoredAdapter
+from fedlora.adapters.names import PREFIX, Part, parse_key, part_key
+from fedlora.tensors.manifest import DataType
+
+HEAD = PREFIX + "head.weight"
+
+
+@pytest.mark.parametrize("parts", [(Part.A,), (Part.B,), (Part.A, Part.B)])
+def test_only_the_parts_named_and_the_modules_trained_in_full_change(parts, tmp_path):
+    combined, refined = (
+        write_update(tmp_path / str(seed), seed=seed, saved={"head.weight": (2, 3)})
+        for seed in (1, 2)
+    )
+    refine(
+        recipe("fedit"),
+        combined=StoredAdapter(path=combined, scaling=2.0),
+        refined=StoredAdapter(path=refined, scaling=2.0),
+        parts=parts,
+        output=tmp_path / "out",
+        dtype=DataType.F32,
+    )
+    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    assert made.keys() == before.keys()
+    for key, tensor in made.items():
+        wanted = after if key == HEAD or parse_key(key).part in parts else before
+        torch.testing.assert_close(tensor, wanted[key], rtol=1e-6, atol=0)
+        if wanted is before:
+            assert torch.equal(tensor, before[key])
+
+
+def test_how_the_refinement_changes_the_adapter_is_the_methods_to_say(tmp_path):
+    combined, refined = (write_update(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    refine(
+        recipe("fedlora_optimizer"),
+        combined=StoredAdapter(path=combined, scaling=2.0),
+        refined=StoredAdapter(path=refined, scaling=2.0),
+        parts=(Part.A,),
+        output=tmp_path / "out",
+        dtype=DataType.F32,
+    )
+    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    for module in MODULES:
+        key = part_key(module, Part.A)
+        # Directions are the refinement's, lengths are what the round came to.
+        rows, wanted = made[key], torch.nn.functional.normalize(after[key], dim=1)
+        torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), wanted)
+        torch.testing.assert_close(rows.norm(dim=1), before[key].norm(dim=1))
+        assert torch.equal(made[part_key(module, Part.B)], before[part_key(module, Part.B)])
