@@ -73,6 +73,8 @@ class Properties:
     """fewest members for which the result means something"""
     changes_base: bool = False
     """part of the result goes into the base model"""
+    keeps_total: bool = False
+    """the method's state holds all that was ever learnt; in the base model it would count twice"""
     kinds: frozenset[AdapterKind] = frozenset({AdapterKind.LORA})
     """adapter families it can combine"""
 

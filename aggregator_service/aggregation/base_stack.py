@@ -17,15 +17,17 @@ Shape suffixes: R rank, K in_features, D out_features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from aggregator_service.aggregation.base import Properties
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import ProductSVD, qr_core_svd
 
-__all__ = ["GrownBase", "check_max_base_rank", "grown", "trimmed"]
+__all__ = ["GrownBase", "check_max_base_rank", "grown", "trimmed", "with_changed_base"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +46,32 @@ def check_max_base_rank(owner: str, max_base_rank: int) -> None:
             Reason.INVALID_ARGUMENT,
             f"{owner}: expected max_base_rank >= 0 (0 for no cap), got {max_base_rank}",
         )
+
+
+def with_changed_base(rule: str, combined: Properties, *, exact: bool) -> Properties:
+    """What a method promises once part of its result goes into the base model.
+
+    DoRA divides by row norms of the frozen weight and HiRA multiplies by its entries: a changed
+    base model would change what such an adapter means.
+
+    Args:
+        rule: the compression rule's name, for messages.
+        combined: the method's properties.
+        exact: whether nothing is lost.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD for a method that keeps all that was learnt itself.
+    """
+    if combined.keeps_total:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the compression rule {rule} adds what was learnt to the base model, and this method "
+            "keeps all of it in its own state: it would count twice",
+            hint="Use truncate or energy, or another method",
+        )
+    return replace(
+        combined, exact=exact, changes_base=True, kinds=combined.kinds & {AdapterKind.LORA}
+    )
 
 
 def trimmed(change: LoraFactors, *, tolerance: float) -> LoraFactors | None:

@@ -34,6 +34,10 @@ from fedlora.runs.report import CertificateEntry
 
 __all__ = ["ModuleNorms", "measure"]
 
+_SPECTRUM_RANKS = 4
+"""singular values that are reported, as a multiple of the adapter's rank: enough to see what a
+higher rank would have kept"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleNorms:
@@ -48,6 +52,7 @@ class ModuleNorms:
     """sum of the singular values of T"""
     values_squares: float
     rank: int
+    spectrum: tuple[float, ...] = ()
 
     def entry(
         self, module: str, *, roundoff: float, measurements: Mapping[str, float]
@@ -73,6 +78,7 @@ class ModuleNorms:
             rank=self.rank,
             effective_rank=self.values_sum**2 / squares if squares > 0 else 0.0,
             measurements=dict(measurements),
+            spectrum=self.spectrum,
         )
 
 
@@ -113,6 +119,7 @@ def measure(
         values_sum=float(values_N.sum()),
         values_squares=float(values_N.square().sum()),
         rank=published.factors.rank,
+        spectrum=tuple(values_N[: _SPECTRUM_RANKS * published.factors.rank].tolist()),
     )
 
 

@@ -177,7 +177,7 @@ class _Job:
                 (cohort.factors(m, device), cohort.sent(m, device)) for m in cohort.modules
             ),
             state=self.held.of(WEIGHTING),
-            module_states=self.held.modules,
+            module_states=self.held.every,
         )
         return self.recipe.weighting.weigh(view)
 

@@ -57,9 +57,13 @@ class StateReader:
             for name in sorted(self._names.get(owner, ()))
         }
 
-    def modules(self) -> dict[str, Mapping[str, Tensor]]:
-        """The state of every module."""
-        return {owner: self.of(owner) for owner in sorted(self._names) if owner != WEIGHTING}
+    def every(self, name: str) -> dict[str, Tensor]:
+        """One tensor, by its name, of every module that has it."""
+        return {
+            owner: cast("Any", self._file).get_tensor(f"{owner}{_SEPARATOR}{name}")
+            for owner, names in sorted(self._names.items())
+            if owner != WEIGHTING and name in names
+        }
 
 
 class StateWriter:

@@ -26,7 +26,7 @@ from fedlora.runs.report import CertificateEntry, RoundReport
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["Score", "bytes_chart", "certificate_chart", "gap_chart", "layer_chart", "layer_map"]
-__all__ += ["score_chart", "score_of", "time_chart"]
+__all__ += ["score_chart", "score_of", "spectrum_chart", "time_chart"]
 
 # More rows than this do not help anybody; the worst are kept.
 _MOST_LAYERS = 60
@@ -174,6 +174,29 @@ def layer_map(rounds: Sequence[RoundReport]) -> str:
         title="Error of each layer over its change, by round",
         x_title="round",
         number=format_percent,
+    )
+
+
+def spectrum_chart(report: RoundReport) -> str:
+    """Singular values of the ideal mean, each layer's over its largest."""
+    entries = report.certificate.modules if report.certificate else ()
+    shares = [[s / e.spectrum[0] for s in e.spectrum] for e in entries if finite(e.spectrum[:1])]
+    count = min((len(s) for s in shares), default=0)
+    by_number = [sorted(s[i] for s in shares) for i in range(count)]
+    return line_chart(
+        [
+            Series(
+                name="middle layer, and all of them",
+                style="c1",
+                values=[column[len(column) // 2] for column in by_number],
+                band=[(column[0], column[-1]) for column in by_number],
+            )
+        ],
+        [str(i + 1) for i in range(count)],
+        title=f"Singular values of the ideal mean in round {report.round}",
+        x_title="component",
+        number=format_percent,
+        zero=True,
     )
 
 

@@ -149,10 +149,16 @@ def _certificates(run: Run, rounds: Sequence[RoundReport]) -> str:
         figures.layer_map(rounds),
         "Where aggregation loses most: error over the layer's change, all layers and rounds.",
     )
+    rank = run.spec.adapter.r
+    spectrum = _figure(
+        figures.spectrum_chart(last),
+        f"Singular values of the ideal mean in round {last.round}, each layer's over its largest: "
+        f"what stands right of component {rank} no adapter of rank {rank} can hold.",
+    )
     return _section(
         "What aggregation lost: the certificate",
-        f"<p>{_HOW_TO_READ}</p><p class='note'>{_reading(last, run.spec.adapter.r)}</p>"
-        f'<div class="pair">{charts}</div>{layers}{heat}',
+        f"<p>{_HOW_TO_READ}</p><p class='note'>{_reading(last, rank)}</p>"
+        f'<div class="pair">{charts}</div>{layers}{heat}{spectrum}',
     )
 
 

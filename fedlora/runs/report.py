@@ -56,6 +56,9 @@ class CertificateEntry:
     """(sum of singular values)^2 / sum of their squares, of T"""
     measurements: Mapping[str, float] = field(default_factory=dict)
     """what the method measured"""
+    spectrum: tuple[float, ...] = ()
+    """the largest singular values of T, descending, up to four times the rank; none for the whole
+    adapter"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

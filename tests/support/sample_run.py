@@ -179,4 +179,5 @@ def _entry(module: str, level: float, round: int) -> CertificateEntry:
         rank=8,
         effective_rank=11.3,
         measurements={"sweeps": 12.0},
+        spectrum=tuple(2.0 * (1 + level) ** -i for i in range(16)) if module else (),
     )

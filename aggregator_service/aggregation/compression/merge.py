@@ -25,9 +25,12 @@ from aggregator_service.aggregation.base import (
     Properties,
     Work,
 )
-from aggregator_service.aggregation.base_stack import check_max_base_rank, grown
+from aggregator_service.aggregation.base_stack import (
+    check_max_base_rank,
+    grown,
+    with_changed_base,
+)
 from aggregator_service.aggregation.draws import Law, Side, drawn_adapter
-from fedlora.adapters.spec import AdapterKind
 
 __all__ = ["Merge"]
 
@@ -49,18 +52,9 @@ class Merge:
         check_max_base_rank(self.name, self.max_base_rank)
 
     def properties(self, combined: Properties) -> Properties:
-        """As exact as the combination, while no cap cuts the stack.
-
-        DoRA divides by row norms of the frozen weight and HiRA multiplies by its entries: a
-        changed base model would change what the adapter means.
-        """
-        return replace(
-            combined,
-            exact=combined.exact and self.max_base_rank == 0,
-            keeps_basis=False,
-            changes_base=True,
-            kinds=combined.kinds & {AdapterKind.LORA},
-        )
+        """As exact as the combination, while no cap cuts the stack."""
+        exact = combined.exact and self.max_base_rank == 0
+        return replace(with_changed_base(self.name, combined, exact=exact), keeps_basis=False)
 
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
         """See `base.CompressionRule`."""

@@ -26,9 +26,13 @@ from aggregator_service.aggregation.base import (
     Properties,
     Work,
 )
-from aggregator_service.aggregation.base_stack import check_max_base_rank, grown, trimmed
+from aggregator_service.aggregation.base_stack import (
+    check_max_base_rank,
+    grown,
+    trimmed,
+    with_changed_base,
+)
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import product_norm
 
@@ -49,13 +53,8 @@ class Reset:
 
     def properties(self, combined: Properties) -> Properties:
         """As exact as the combination; the adapter itself never moves."""
-        return replace(
-            combined,
-            exact=combined.exact and self.max_base_rank == 0,
-            keeps_basis=False,
-            changes_base=True,
-            kinds=combined.kinds & {AdapterKind.LORA},
-        )
+        exact = combined.exact and self.max_base_rank == 0
+        return replace(with_changed_base(self.name, combined, exact=exact), keeps_basis=False)
 
     def compress(
         self,

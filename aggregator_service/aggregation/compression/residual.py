@@ -37,12 +37,16 @@ from aggregator_service.aggregation.base import (
     Properties,
     Work,
 )
-from aggregator_service.aggregation.base_stack import check_max_base_rank, grown, trimmed
+from aggregator_service.aggregation.base_stack import (
+    check_max_base_rank,
+    grown,
+    trimmed,
+    with_changed_base,
+)
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.compression.truncate import Truncate
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.spec import AdapterKind
 from fedlora.numerics import product_norm
 
 __all__ = ["Residual"]
@@ -61,19 +65,10 @@ class Residual:
         check_max_base_rank(self.name, self.max_base_rank)
 
     def properties(self, combined: Properties) -> Properties:
-        """Exact whatever the combination is, while no cap cuts the stack; needs every update.
-
-        DoRA divides by row norms of the frozen weight and HiRA multiplies by its entries: a
-        changed base model would change what the adapter means.
-        """
-        return replace(
-            combined,
-            exact=self.max_base_rank == 0,
-            gauge_free=self.max_base_rank == 0,
-            linear=False,
-            changes_base=True,
-            kinds=combined.kinds & {AdapterKind.LORA},
-        )
+        """Exact whatever the combination is, while no cap cuts the stack; needs every update."""
+        exact = self.max_base_rank == 0
+        changed = with_changed_base(self.name, combined, exact=exact)
+        return replace(changed, gauge_free=exact, linear=False)
 
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
         """See `base.CompressionRule`."""

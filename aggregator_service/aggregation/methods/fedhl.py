@@ -95,6 +95,7 @@ class FedHL(MethodDefaults):
         keeps_basis=False,
         mixed_ranks=True,
         gauge_free=True,
+        keeps_total=True,
         kinds=frozenset(AdapterKind),
     )
     compression: ClassVar[Truncate] = Truncate()

@@ -57,8 +57,9 @@ class WeightingView:
     """computed when it is asked for: a pass over all factors"""
     state: Mapping[str, Tensor] = field(default_factory=dict)
     """what the rule returned in the round before"""
-    module_states: Callable[[], Mapping[str, Mapping[str, Tensor]]] = dict
-    """the method's state of every module, read when it is asked for"""
+    module_states: Callable[[str], Mapping[str, Tensor]] = lambda _: {}
+    """one tensor of the method's state, by its name, of every module that has it; read when it
+    is asked for"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -83,14 +83,15 @@ class TruncationError:
         data = NumExamples().weigh(view)
         if self.form is Form.DATA:
             return data
-        values = [state[VALUES].to("cpu") for state in view.module_states().values()]
+        values = [values_N.to("cpu") for values_N in view.module_states(VALUES).values()]
         errors_U = _tail_squares(values, [update.rank for update in view.updates])
+        whole = float(_tail_squares(values, [0]))
         # e_u = 0 for all leaves nothing to weigh by.
         weights_U = self._minimiser(errors_U, data.values_U) if errors_U.any() else data.values_U
         return Weights(
             values_U=weights_U,
             measurements={
-                "largest_truncation_error": float(errors_U.max().sqrt()),
+                "largest_truncation_error": float(errors_U.max() / whole) ** 0.5 if whole else 0.0,
                 "moved_from_data_weights": float((weights_U - data.values_U).abs().sum()) / 2,
             },
         )

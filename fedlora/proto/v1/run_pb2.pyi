@@ -696,6 +696,7 @@ class CertificateEntry(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     EFFECTIVE_RANK_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
+    SPECTRUM_FIELD_NUMBER: _builtins.int
     module: _builtins.str
     """Module path; empty for the whole adapter."""
     ideal_norm: _builtins.float
@@ -721,6 +722,12 @@ class CertificateEntry(_message.Message):
     def measurements(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the method measured: "sweeps", "starts", "concentration", ..."""
 
+    @_builtins.property
+    def spectrum(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The largest singular values of T, descending, up to four times the rank; none for the whole
+        adapter.
+        """
+
     def __init__(
         self,
         *,
@@ -737,10 +744,11 @@ class CertificateEntry(_message.Message):
         rank: _builtins.int = ...,
         effective_rank: _builtins.float = ...,
         measurements: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        spectrum: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_norm", b"change_norm", "effective_rank", b"effective_rank", "factor_mean_error", b"factor_mean_error", "factor_mean_error_vs_change", b"factor_mean_error_vs_change", "gap_closed", b"gap_closed", "ideal_norm", b"ideal_norm", "lower_bound", b"lower_bound", "lower_bound_vs_change", b"lower_bound_vs_change", "measurements", b"measurements", "module", b"module", "rank", b"rank", "relative_error", b"relative_error", "relative_error_vs_change", b"relative_error_vs_change"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_norm", b"change_norm", "effective_rank", b"effective_rank", "factor_mean_error", b"factor_mean_error", "factor_mean_error_vs_change", b"factor_mean_error_vs_change", "gap_closed", b"gap_closed", "ideal_norm", b"ideal_norm", "lower_bound", b"lower_bound", "lower_bound_vs_change", b"lower_bound_vs_change", "measurements", b"measurements", "module", b"module", "rank", b"rank", "relative_error", b"relative_error", "relative_error_vs_change", b"relative_error_vs_change", "spectrum", b"spectrum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

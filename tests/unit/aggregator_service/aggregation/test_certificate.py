@@ -67,6 +67,7 @@ def dense_norms(contributions, published, s_out, base, s_base):
             "mean": float((mean_product(cohort, w) - target).norm()),
             "bound": tail_norm(target, sent.rank),
             "sum": float(values.sum()),
+            "values": values,
         }
     return rows
 
@@ -115,6 +116,13 @@ def test_it_agrees_with_the_dense_recomputation(name, dtype, drift, tmp_path):
     for entry in certificate.modules:
         check(entry, rows[entry.module], rel=1e-7)
         assert entry.measurements == outcome.measurements[entry.module]
+        spectrum, values = torch.tensor(entry.spectrum), rows[entry.module]["values"]
+        # Rank 4: four times as many, or as many as the layer has.
+        assert len(spectrum) == min(16, len(values))
+        torch.testing.assert_close(
+            spectrum.double(), values[: len(spectrum)], rtol=1e-6, atol=1e-6 * float(values[0])
+        )
+    assert certificate.overall.spectrum == ()
     whole = {
         key: math.hypot(*(row[key] for row in rows.values()))
         for key in ("ideal", "change", "error", "mean", "bound")

@@ -74,6 +74,12 @@ def test_every_pair_of_method_and_compression_is_taken_or_refused_with_a_reason(
     assert all((Part.BASE_A in plan.published) == changed for plan in made.plans())
 
 
+@pytest.mark.parametrize("rule", ["merge", "residual", "reset"])
+def test_what_a_method_keeps_itself_is_not_added_to_the_base_model_as_well(rule):
+    error = refused(f"{rule} adds what was learnt to the base model", "fedhl", compression=rule)
+    assert "truncate" in error.hint
+
+
 def test_the_plan_asks_for_what_the_weighting_needs():
     rules = [w for w in WEIGHTINGS.values() if w.required_metrics]
     assert rules

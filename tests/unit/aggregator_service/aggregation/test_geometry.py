@@ -62,7 +62,7 @@ def test_without_a_known_start_increments_are_the_products():
 
 @pytest.mark.parametrize("drift", [1e-3, 1e-6, 1e-10])
 def test_small_increments_keep_their_digits(drift):
-    # As dense products, the increments of the last case would have one digit left.
+    # From squared norms the last two cases would have no digit, from dense products the last six.
     sent = [start(r=r) for r in (4, 2, 6)]
     steps = [
         (normal(70 + u, *f.a_RK.shape), normal(80 + u, *f.b_DR.shape)) for u, f in enumerate(sent)

@@ -26,14 +26,17 @@ def test_every_owner_gets_its_own_tensors_back_bit_for_bit(dtype, tmp_path):
             assert read.keys() == state.keys()
             assert all(torch.equal(read[name], state[name]) for name in state)
             assert all(read[name].dtype == dtype for name in state)
-        assert reader.modules().keys() == {"encoder.0.query", "encoder.1.dense"}
+        assert reader.every("values").keys() == {"encoder.0.query", "encoder.1.dense"}
+        assert reader.every("delta_a").keys() == {"encoder.0.query"}
+        for owner, value in reader.every("values").items():
+            assert torch.equal(value, written[owner]["values"])
         assert reader.of("encoder.2.dense") == {}
 
 
 def test_without_a_file_there_is_nothing_and_nothing_is_kept(tmp_path):
     with StateReader(None) as reader:
         assert reader.of("encoder.0.query") == {}
-        assert reader.modules() == {}
+        assert reader.every("values") == {}
     with StateWriter(None) as writer:
         writer.put("encoder.0.query", {"values": normal(1, 2)})
     assert writer.is_empty

@@ -58,7 +58,7 @@ def test_the_page_loads_nothing_and_runs_nothing():
 def test_every_chart_is_well_formed_and_named():
     html = report_html(sample_run(), ROUNDS)
     charts = [part.split("</svg>")[0] for part in html.split("<svg")[1:]]
-    assert len(charts) == 8
+    assert len(charts) == 9
     for chart in charts:
         assert ET.fromstring(f"<svg{chart}</svg>").attrib["aria-label"]
 

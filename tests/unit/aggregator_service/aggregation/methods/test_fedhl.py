@@ -62,7 +62,7 @@ class Run:
                     for u, (r, n) in enumerate(facts)
                 ),
                 geometry=lambda: pytest.fail("the rule looks at no tensor"),
-                module_states=lambda: {"m": self.state} if self.state else {},
+                module_states=lambda name: {"m": self.state[name]} if self.state else {},
             )
         ).values_U
 
