@@ -18,6 +18,7 @@ from client_worker.patience import Patience
 from client_worker.ports import Trainer, TrainerFactory
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
+from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
@@ -89,7 +90,9 @@ def _work(
             name=config.name or default_name(device),
             federation=federation,
             create_trainer=create_trainer or create,
-            capabilities=replace(capabilities(), max_rank=config.max_rank),
+            capabilities=replace(
+                capabilities(), max_rank=config.max_rank, features=tuple(sorted(FEATURES))
+            ),
             stop=stop,
             patience=Patience(
                 limit_seconds=config.wait_for_server_seconds,

@@ -44,7 +44,9 @@ averaging the factors and the least possible at that rank (Eckart–Young). Noth
 formed. All methods work in float64 and round once, when the result is written.
 
 Choose a method in a run's configuration, `[method] name = "flora_na"` with its options beside the
-name, or combine saved adapters with `fedlora aggregate DIR... --method optimal`.
+name, or combine saved adapters with `fedlora aggregate DIR... --method optimal`. Some methods ask
+workers for more than training A and B, by their round plans ([protocol.md](protocol.md)); the table
+says which of them the worker that comes with fedlora can follow by now.
 """
 
 _LEGEND = """\
@@ -63,6 +65,7 @@ _COLUMNS: Mapping[str, Callable[[Method], str]] = {
     "Server flops": lambda m: m.about.cost,
     "Keeps the clients' basis": lambda m: _yes(_promised(m).keeps_basis),
     "Asks of workers": lambda m: _asked(m),
+    "Runs with `fedlora worker`": lambda m: _runs(m),
     "Take it when": lambda m: m.about.choose,
 }
 
@@ -165,6 +168,20 @@ def _asked(method: Method) -> str:
     return " \\| ".join(asks)
 
 
+def _lacking(method: Method) -> list[str]:
+    """What workers of a run have to be able to do, and the one that comes with fedlora cannot."""
+    from aggregator_service.aggregation.composition import compose
+    from client_worker.training.features import FEATURES
+
+    wanted = frozenset[str]().union(*(plan.features for plan in compose(method).plans()))
+    return sorted(wanted - FEATURES)
+
+
+def _runs(method: Method) -> str:
+    lacking = _lacking(method)
+    return f"no: {', '.join(lacking)}" if lacking else "yes"
+
+
 def _section(method: Method) -> str:
     cls = type(method)
     path = cls.__module__.replace(".", "/") + ".py"
@@ -221,6 +238,7 @@ def _record(method: Method) -> dict[str, object]:
         "kinds": sorted(kind.value for kind in promised.kinds),
         "weighting": recipe.weighting.name,
         "compression": recipe.compression.name,
+        "runs_with_shipped_worker": not _lacking(method),
         "plans": [dataclasses.asdict(plan) for plan in recipe.plans()],
         "up": about.up,
         "down": about.down,
@@ -246,15 +264,22 @@ def _print_table(rows: list[Method]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("method", "error", "mixed ranks", "take it when", "paper"):
+    for name in ("method", "error", "mixed ranks", "in a run", "take it when", "paper"):
         table.add_column(name, header_style="bold", overflow="fold")
     for row in rows:
         about = row.about
         mixed = _yes(_promised(row).mixed_ranks)
-        table.add_row(f"[cyan]{row.name}[/]", about.exactness, mixed, about.choose, about.paper)
+        runs = "no" if _lacking(row) else "yes"
+        table.add_row(
+            f"[cyan]{row.name}[/]", about.exactness, mixed, runs, about.choose, about.paper
+        )
     console = output()
     console.print(table)
     for kind, known in _rules().items():
         title = _RULES[kind][0].lower()
         console.print(f"{title} [dim]\\[{kind}][/]: [cyan]{', '.join(known)}[/]", highlight=False)
+    console.print(
+        "in a run: whether the worker that comes with fedlora can follow the method; all of them "
+        "combine saved adapters (fedlora aggregate)"
+    )
     console.print("options of all of them: docs/algorithms.md, or fedlora methods --json")
