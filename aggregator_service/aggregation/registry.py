@@ -19,7 +19,9 @@ from aggregator_service.aggregation.compression.reset import Reset
 from aggregator_service.aggregation.compression.residual import Residual
 from aggregator_service.aggregation.compression.truncate import Truncate
 from aggregator_service.aggregation.methods.auto import Auto
+from aggregator_service.aggregation.methods.bound_weights import BoundWeights
 from aggregator_service.aggregation.methods.fed_talora import FedTaLoRA
+from aggregator_service.aggregation.methods.fedawa import FedAWA
 from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
 from aggregator_service.aggregation.methods.fedhl import FedHL
 from aggregator_service.aggregation.methods.fedit import FedIT
@@ -31,10 +33,22 @@ from aggregator_service.aggregation.methods.flora_na import FLoRANA
 from aggregator_service.aggregation.methods.florist import FLoRIST
 from aggregator_service.aggregation.methods.frlora import FRLoRA
 from aggregator_service.aggregation.methods.lora_fair import LoRAFAIR
+from aggregator_service.aggregation.methods.lorar import Lorar
 from aggregator_service.aggregation.methods.optimal import Optimal
 from aggregator_service.aggregation.methods.rac_lora import RACLoRA
+from aggregator_service.aggregation.server_optimizers.adaptive import (
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+)
+from aggregator_service.aggregation.server_optimizers.momentum import Momentum
 from aggregator_service.aggregation.weighting.base import WeightingRule
+from aggregator_service.aggregation.weighting.bound_gap import BoundGap
 from aggregator_service.aggregation.weighting.examples import NumExamples, Uniform
+from aggregator_service.aggregation.weighting.fedawa import FedAWA as FedAWAWeights
+from aggregator_service.aggregation.weighting.loss_reduction import LossReduction
+from aggregator_service.aggregation.weighting.tilted import Tilted
+from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import MethodSpec, RuleSpec
 
@@ -92,6 +106,9 @@ METHODS: Mapping[str, Method] = _by_name(
         FedSVD(),
         FRLoRA(),
         RACLoRA(),
+        Lorar(),
+        BoundWeights(),
+        FedAWA(),
     )
 )
 """Methods by registry name, each with its options' defaults."""
@@ -99,8 +116,20 @@ METHODS: Mapping[str, Method] = _by_name(
 COMPRESSIONS: Mapping[str, CompressionRule] = _by_name(
     (Keep(), Truncate(), Energy(), Residual(), Merge(), Reset())
 )
-WEIGHTINGS: Mapping[str, WeightingRule] = _by_name((NumExamples(), Uniform()))
-SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = {}
+WEIGHTINGS: Mapping[str, WeightingRule] = _by_name(
+    (
+        NumExamples(),
+        Uniform(),
+        UpdateNorm(),
+        LossReduction(),
+        Tilted(),
+        BoundGap(),
+        FedAWAWeights(),
+    )
+)
+SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = _by_name(
+    (Momentum(), FedAdam(), FedYogi(), FedAdagrad())
+)
 
 
 def options(cls: type[object]) -> tuple[Option, ...]:

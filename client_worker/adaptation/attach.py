@@ -138,8 +138,8 @@ def attach_adapter(
     if spec.kind is not AdapterKind.LORA:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
-            f"adapter.kind {spec.kind.value!r}: no aggregation method combines it",
-            hint='Use adapter.kind = "lora"',
+            f"this worker trains adapters of the kind 'lora', got adapter.kind {spec.kind.value!r}",
+            hint='Use adapter.kind = "lora"; fedlora aggregate combines saved adapters of any kind',
         )
     _require_modules(base.model, spec.modules_to_save, "modules_to_save")
     config = LoraConfig(

@@ -11,25 +11,33 @@ import asyncio
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.federation import Served, serving
-from support.planned_worker import PlannedWorker, Recording
+from support.federation import Served, reason_of, serving
+from support.planned_worker import METRICS, PlannedWorker, Recording
 from support.runs import LAYOUT, run_spec
 from torch import Tensor
 
 from aggregator_service.aggregation.composition import compose
-from aggregator_service.aggregation.registry import METHODS
+from aggregator_service.aggregation.registry import (
+    COMPRESSIONS,
+    METHODS,
+    SERVER_OPTIMIZERS,
+    WEIGHTINGS,
+    create_recipe,
+)
 from aggregator_service.transport import server as transport_server
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.proto.v1 import admin_pb2, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.plan import RoundPlan, Selection, plan_for
-from fedlora.runs.spec import RunSpec
+from fedlora.runs.spec import MethodSpec, RuleSpec, RunSpec
 from fedlora.runs.tasks import Role
 from fedlora.tensors.manifest import DataType
+from fedlora.wire.convert import from_message
 
 NAMES = ("w-0", "w-1", "w-2")
 
@@ -59,8 +67,7 @@ async def federate(
 ) -> Finished:
     recording = Recording()
     monkeypatch.setattr(transport_server, "FederationServicer", recording.servicer())
-    recipe = compose(METHODS[spec.method.name])
-    plans = recipe.plans(spec.adapter.kind)
+    plans = create_recipe(spec.method).plans(spec.adapter.kind)
     async with serving(tmp_path, spec, export_dir=tmp_path / "runs") as served:
         workers = await _joined(served, ranks, refiner=refiner)
         parties = [w for w in workers.values() if w.role is Role.PARTY]
@@ -343,3 +350,81 @@ async def test_every_family_a_method_takes_goes_through_it(name, kind, tmp_path,
     keys = set(done.final)
     suffix = {"dora": ".lora_magnitude_vector", "hira": ".hira_A"}[kind.value]
     assert sum(k.endswith(suffix) for k in keys) == len(LAYOUT.modules)
+
+
+def with_rule(method: str, **rules: str) -> RunSpec:
+    chosen = {key: RuleSpec(name=value) for key, value in rules.items()}
+    return replace(spec_of(method), method=MethodSpec(name=method, **chosen))
+
+
+@pytest.mark.parametrize("rule", sorted(WEIGHTINGS))
+async def test_every_weighting_rule_in_a_federation(rule, tmp_path, monkeypatch):
+    done = await check(tmp_path, monkeypatch, with_rule("fedit", weighting=rule))
+    examples = {"w-0": 10, "w-1": 20, "w-2": 30}
+    by_data = {name: n / 60 for name, n in examples.items()}
+    found = {u.worker: u.weight for u in done.reports[-1].updates}
+    assert all(weight >= 0 for weight in found.values())
+    if rule in ("num_examples", "loss_reduction", "tilted", "bound_gap"):
+        # The scripted workers send one value each of every metric.
+        assert found == pytest.approx(by_data)
+    else:
+        assert found != pytest.approx(by_data, rel=1e-3)
+
+
+@pytest.mark.parametrize("rule", sorted(SERVER_OPTIMIZERS))
+async def test_every_server_optimiser_in_a_federation(rule, tmp_path, monkeypatch):
+    done = await check(tmp_path, monkeypatch, with_rule("fedit", server_optimizer=rule))
+    optimizer = SERVER_OPTIMIZERS[rule]
+    memory: dict[str, dict[str, Tensor]] = {}
+    for report in done.reports:
+        updates = {
+            p.header.task_id.rsplit("/", 1)[-1]: p.tensors
+            for p in done.recording.up
+            if p.header.round == report.round
+        }
+        before, after = done.versions[report.round - 1], done.versions[report.round]
+        for key, tensor in before.items():
+            mean = sum(u.weight * updates[u.worker][key].double() for u in report.updates)
+            # The scale is in B while it moves: adaptive steps are not linear in it.
+            scale = 1.0
+            if parse_key(key).part is Part.B:
+                scale = done.spec.adapter.scaling(done.spec.adapter.r)
+            moved, kept = optimizer.step(scale * tensor.double(), scale * mean, memory.get(key, {}))
+            memory[key] = dict(kept)
+            expected = moved / scale
+            torch.testing.assert_close(after[key].double(), expected, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(after[key].double(), mean) or rule == "fedavgm"
+
+
+@pytest.mark.parametrize("rule", sorted(COMPRESSIONS))
+async def test_every_compression_rule_in_a_federation(rule, tmp_path, monkeypatch):
+    done = await check(tmp_path, monkeypatch, with_rule("fedit", compression=rule))
+    changes_base = create_recipe(done.spec.method).properties.changes_base
+    based = any(parse_key(k).part is Part.BASE_A for k in done.versions[-1])
+    assert based == changes_base
+
+
+async def test_a_mask_that_does_not_fit_is_refused_at_the_door(tmp_path, monkeypatch):
+    spec = spec_of("lora_a2")
+    async with asyncio.timeout(60), serving(tmp_path, spec) as served:
+        workers = await _joined(served, (0, 0, 0), refiner=False)
+        first = workers["w-0"]
+        manifest = LAYOUT.manifest(first.rank, DataType.F32, parts=(Part.A, Part.B))
+        await first.initialize(await first.task(), {t.name: t.shape for t in manifest.tensors})
+        task = await first.task()
+        await first.bring(task.adapter_version)
+        tensors = first.train(from_message(task.plan, RoundPlan))
+        masks = [key for key in tensors if parse_key(key).part is Part.SELECTED]
+        for bad in (torch.ones(first.rank), torch.full((first.rank,), 0.5)):
+            wrong = tensors | {masks[0]: bad}
+            if torch.equal(bad, tensors[masks[0]]):
+                continue
+            with pytest.raises(grpc.RpcError) as caught:
+                await first.push(task, wrong, metrics=METRICS)
+            assert reason_of(caught.value) == "INVALID_PAYLOAD"
+            assert "w-0" in caught.value.details()
+            assert "mask" in caught.value.details()
+        # Nothing of it is left, and the honest update is taken.
+        assert not served.aggregator.coordinator.run("test").state.updates
+        await first.push(task, tensors, metrics=METRICS)
+        assert set(served.aggregator.coordinator.run("test").state.updates) == {"w-0"}
