@@ -1,82 +1,88 @@
-"""What aggregating one layer costs, and how near each method comes: ratios within one run.
+"""What closing a round costs: time, memory and error, as ratios within one run.
 
-    python benchmarks/aggregation.py [--out benchmarks/aggregation.md] [--threads N] [--device cpu]
+    python benchmarks/aggregation.py [--quick] [--threads 2] [--device cuda] [--out PAGE]
 
-Every row is one cohort of U clients of rank r on a d x d layer: a common start, 30 % drift and a
-scale of its own per client. Times are the best of five (dense: of one). "One pass" reads every
-factor once: the memory limit that nothing can beat. "Adam" is what a first reading of FLoRA-NA
-suggests: 200 steps at 1e-2 on the dense objective, from the factor mean, best iterate kept. "Dense
-SVD" forms T. The two dense baselines run in float32 and up to --dense-limit only; the methods of
-the product compute in float64.
+A cohort is U clients near a common start: 30 % drift and a scale of its own per client. "Read" sums
+every factor once, the limit that memory sets. "Adam" is what a first reading of FLoRA-NA suggests,
+100 steps on the dense objective |BA - T|^2 from the factor mean, best iterate kept; "dense SVD"
+forms T and decomposes it. Both run in float32. Times are the best of several; dense ones of one.
+
+The page and the plot (aggregation.svg) are written anew by each run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import Aggregator
+from aggregator_service.aggregation.base import GlobalModule, Method, ModuleCohort
 from aggregator_service.aggregation.centred import CentredCohort
-from aggregator_service.aggregation.registry import create
+from aggregator_service.aggregation.certificate import measure
+from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.flexlora import FlexLoRA
+from aggregator_service.aggregation.methods.flora_na import FLoRANA
+from aggregator_service.aggregation.methods.florist import FLoRIST
+from aggregator_service.aggregation.methods.optimal import Optimal
 from fedlora.adapters.factors import LoraFactors
 
-ROWS = [(512, 8, 5), (1024, 8, 10), (1024, 16, 10), (4096, 16, 10), (4096, 16, 30)]
-"""(d = k, r, U)"""
+ADAM_STEPS = 100
 
-METHODS: dict[str, Callable[[], Aggregator]] = {
-    "fedit": lambda: create("fedit"),
-    "flora_na": lambda: create("flora_na"),
-    "optimal, QR core": lambda: create("optimal", {"core": "qr"}),
-    "optimal, Gram core": lambda: create("optimal", {"core": "gram"}),
+
+@dataclass(frozen=True)
+class Model:
+    """A model's adapted modules, all of one shape."""
+
+    name: str
+    width: int
+    rank: int
+    modules: int
+
+
+ROBERTA = Model("RoBERTa-large", 1024, 8, 48)
+LLAMA = Model("LLaMA-2-7B", 4096, 16, 64)
+METHODS: dict[str, Method] = {
+    "fedit": FedIT(),
+    "flora_na": FLoRANA(),
+    "optimal": Optimal(),
+    "flexlora": FlexLoRA(),
+    "florist": FLoRIST(),
 }
-ADAM_STEPS = 200
-
-_CAPTION = (
-    "Milliseconds per layer, in brackets the multiple of one pass; below, the relative error "
-    "|BA - T| / |T| reached."
-)
 
 
-@dataclass
-class Measured:
-    """Best time of one way of aggregating, and the relative error it reached."""
-
-    seconds: float
-    error: float
+# --- cohorts and clocks --------------------------------------------------------------------------
 
 
-def cohort_of(d: int, r: int, count: int, device: torch.device) -> list[LoraFactors]:
-    generator = torch.Generator().manual_seed(d + r + count)
+def start_of(width: int, rank: int, device: torch.device) -> LoraFactors:
+    generator = torch.Generator().manual_seed(width + rank)
+    a = torch.randn(rank, width, generator=generator) / width**0.5
+    b = torch.randn(width, rank, generator=generator) / width**0.5
+    return LoraFactors(a.to(device), b.to(device))
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
 
-    a0, b0 = normal(r, d) / d**0.5, normal(d, r) / d**0.5
+def cohort_of(width: int, rank: int, count: int, device: torch.device) -> ModuleCohort:
+    generator = torch.Generator().manual_seed(count)
+    origin = start_of(width, rank, torch.device("cpu"))
     members = []
     for _ in range(count):
-        scale = float(normal(1).mul(0.5).exp())
-        a = (a0 + 0.3 * normal(r, d) / d**0.5) * scale
-        b = (b0 + 0.3 * normal(d, r) / d**0.5) / scale
+        scale = float(torch.randn(1, generator=generator).mul(0.5).exp())
+        shift_a = torch.randn(rank, width, generator=generator) / width**0.5
+        shift_b = torch.randn(width, rank, generator=generator) / width**0.5
+        a, b = (origin.a_RK + 0.3 * shift_a) * scale, (origin.b_DR + 0.3 * shift_b) / scale
         members.append(LoraFactors(a.to(device), b.to(device)))
-    return members
-
-
-def best_time(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        synchronise(device)
-        begin = time.perf_counter()
-        work()
-        synchronise(device)
-        best = min(best, time.perf_counter() - begin)
-    return best
+    weights_U = torch.arange(1, count + 1, dtype=torch.float64)
+    start = GlobalModule(factors=start_of(width, rank, device))
+    return ModuleCohort.of(members, weights_U, start=start)
 
 
 def synchronise(device: torch.device) -> None:
@@ -84,29 +90,72 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def one_pass(cohort: list[LoraFactors]) -> float:
-    return sum(float(f.a_RK.sum()) + float(f.b_DR.sum()) for f in cohort)
+def best_time(
+    work: Callable[[], object], device: torch.device, *, seconds: float = 1.0, least: int = 3
+) -> float:
+    """Seconds of the fastest of at least `least` calls, for about `seconds`."""
+    best, spent, calls = float("inf"), 0.0, 0
+    while calls < least or (spent < seconds and calls < 50):
+        synchronise(device)
+        begin = time.perf_counter()
+        work()
+        synchronise(device)
+        taken = time.perf_counter() - begin
+        best, spent, calls = min(best, taken), spent + taken, calls + 1
+        if taken > 10:
+            break
+    return best
 
 
-def dense_ideal(cohort: list[LoraFactors], weights_U: Tensor) -> Tensor:
-    b = torch.cat([f.b_DR * float(w) for f, w in zip(cohort, weights_U, strict=True)], dim=1)
-    return b @ torch.cat([f.a_RK for f in cohort])
+def read_all(cohort: ModuleCohort) -> list[Tensor]:
+    return [part.sum() for f in cohort.members for part in (f.a_RK, f.b_DR)]
 
 
-def dense_svd(cohort: list[LoraFactors], weights_U: Tensor, rank: int) -> LoraFactors:
-    u, s, vh = torch.linalg.svd(dense_ideal(cohort, weights_U), full_matrices=False)
+def resident(field: str) -> int:
+    """Bytes of VmRSS or VmHWM."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    return 0
+
+
+def peak_above(work: Callable[[], object], device: torch.device) -> float:
+    """MB above what was held before; NaN where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return math.nan
+    before = resident("VmRSS")
+    work()
+    return (resident("VmHWM") - before) / 1e6
+
+
+# --- the dense baselines -------------------------------------------------------------------------
+
+
+def dense_ideal(cohort: ModuleCohort) -> Tensor:
+    members, weights = cohort.members, cohort.weights_U.tolist()
+    b = torch.cat([f.b_DR * w for f, w in zip(members, weights, strict=True)], dim=1)
+    return b @ torch.cat([f.a_RK for f in members])
+
+
+def dense_svd(cohort: ModuleCohort, rank: int) -> LoraFactors:
+    u, s, vh = torch.linalg.svd(dense_ideal(cohort), full_matrices=False)
     root = s[:rank].sqrt()
     return LoraFactors(root[:, None] * vh[:rank], u[:, :rank] * root)
 
 
-def dense_adam(
-    cohort: list[LoraFactors], weights_U: Tensor, steps: int = ADAM_STEPS
-) -> LoraFactors:
+def dense_adam(cohort: ModuleCohort, steps: int = ADAM_STEPS) -> LoraFactors:
     """FLoRA-NA's scalars by a first-order method on |BA - T|^2 / |T|^2."""
-    target = dense_ideal(cohort, weights_U)
-    a_URK = torch.stack([f.a_RK for f in cohort])
-    b_UDR = torch.stack([f.b_DR for f in cohort])
-    start = weights_U.to(target)
+    target = dense_ideal(cohort)
+    a_URK = torch.stack([f.a_RK for f in cohort.members])
+    b_UDR = torch.stack([f.b_DR for f in cohort.members])
+    start = cohort.weights_U.to(target)
     p, q = start.clone().requires_grad_(), start.clone().requires_grad_()
     optimiser = torch.optim.Adam([p, q], lr=1e-2)
     norm, best, kept = target.square().sum(), float("inf"), (start, start)
@@ -122,103 +171,309 @@ def dense_adam(
     return LoraFactors(torch.einsum("u,urk->rk", q, a_URK), torch.einsum("u,udr->dr", p, b_UDR))
 
 
-def measure_row(
-    d: int, r: int, count: int, device: torch.device, dense_limit: int
-) -> tuple[float, dict[str, Measured]]:
-    cohort = cohort_of(d, r, count, device)
-    weights_U = torch.arange(1, count + 1, dtype=torch.float64)
-    weights_U /= weights_U.sum()
-    wide = [f.to(torch.float64) for f in cohort]
-    centred = CentredCohort.of(wide, weights_U)
-    ideal = centred.ideal_norm()
-    limit = best_time(lambda: one_pass(cohort), device, repeats=10)
-    found: dict[str, Measured] = {}
-    for name, make in METHODS.items():
-        method = make()
-
-        def work(method: Aggregator = method) -> LoraFactors:
-            return method.aggregate_module(wide, weights_U, rank=r).factors
-
-        found[name] = Measured(best_time(work, device), centred.error_of(work()) / ideal)
-    if d <= dense_limit:
-        for name, dense in (
-            ("Adam, dense", lambda: dense_adam(cohort, weights_U)),
-            ("dense SVD", lambda: dense_svd(cohort, weights_U, r)),
-        ):
-            begin = time.perf_counter()
-            result = dense()
-            synchronise(device)
-            seconds = time.perf_counter() - begin
-            found[name] = Measured(seconds, centred.error_of(result) / ideal)
-    return limit, found
+# --- sections of the page ------------------------------------------------------------------------
 
 
-def report(rows: list[tuple[tuple[int, int, int], float, dict[str, Measured]]], where: str) -> str:
-    intro = " ".join((__doc__ or "").split("\n\n")[2].split())
+def closing(models: Sequence[Model], counts: Sequence[int], device: torch.device) -> list[str]:
+    """Every method on one module of every model, against one read."""
+    names = [*METHODS, "certificate"]
     lines = [
-        "# Aggregating one layer",
+        "## Closing a round",
         "",
-        f"Measured by `python benchmarks/aggregation.py` on {where}. {intro}",
+        (
+            "Milliseconds per module, in brackets the multiple of one read; then the peak of "
+            "memory above the updates while `optimal` runs, in MB, beside the size of one adapter "
+            "of the whole model. `flora_na` and `florist` are left out where R > d / 4: they need "
+            "R x R cores. The certificate is `optimal`'s."
+        ),
         "",
-        _CAPTION,
+        "| model | U | read | " + " | ".join(names) + " | optimal, all modules | peak | adapter |",
+        "|---|" + " ---: |" * (len(names) + 5),
+    ]
+    for model in models:
+        for count in counts:
+            cohort = cohort_of(model.width, model.rank, count, device)
+            read = best_time(lambda cohort=cohort: read_all(cohort), device, least=20)
+            seconds: dict[str, float] = {}
+            for name, method in METHODS.items():
+                large = model.rank * count > model.width // 4
+                if large and name in ("flora_na", "florist"):
+                    continue
+                recipe = compose(method)
+                seconds[name] = best_time(
+                    lambda r=recipe, c=cohort, q=model.rank: r.aggregate_module(c, rank=q), device
+                )
+            recipe = compose(METHODS["optimal"])
+
+            def close(r=recipe, c=cohort, q=model.rank) -> LoraFactors:  # type: ignore[no-untyped-def]
+                return r.aggregate_module(c, rank=q).factors
+
+            published = GlobalModule(factors=close().to(torch.float64))
+            seconds["certificate"] = best_time(
+                lambda c=cohort, p=published: measure(c, published=p), device
+            )
+            peak = peak_above(close, device)
+            adapter = 8 * model.width * model.rank * model.modules / 1e6
+            cells = [
+                f"{1e3 * seconds[n]:.3g} ({seconds[n] / read:.3g}x)" if n in seconds else "–"
+                for n in names
+            ]
+            lines.append(
+                f"| {model.name} | {count} | {1e3 * read:.3g} | "
+                + " | ".join(cells)
+                + f" | {seconds['optimal'] * model.modules:.3g} s | {peak:.3g} | {adapter:.3g} |"
+            )
+            print(lines[-1], flush=True)
+    return [*lines, ""]
+
+
+def against_dense(model: Model, count: int, device: torch.device) -> list[str]:
+    """The dense formulations on one module."""
+    cohort = cohort_of(model.width, model.rank, count, device)
+    centred = CentredCohort.of(cohort.members, cohort.weights_U)
+    ideal = centred.ideal_norm()
+    # The first optimiser of a process loads much of torch, which is not what is measured.
+    dense_adam(cohort_of(64, 2, 2, device), steps=1)
+    lines = [
+        f"## Against the dense formulation: one module of {model.name}, U = {count}",
+        "",
+        "| | ms | relative error | times as fast |",
+        "|---|---:|---:|---|",
+    ]
+    dense: dict[str, float] = {}
+    work = {
+        "Adam, dense": lambda: dense_adam(cohort),
+        "dense SVD": lambda: dense_svd(cohort, model.rank),
+    }
+    for name, make in work.items():
+        synchronise(device)
+        begin = time.perf_counter()
+        result = make()
+        synchronise(device)
+        dense[name] = time.perf_counter() - begin
+        error = centred.error_of(result) / ideal
+        lines.append(f"| {name} | {1e3 * dense[name]:,.0f} | {error:.6f} | |")
+        print(lines[-1], flush=True)
+    for name, method in METHODS.items():
+        recipe = compose(method)
+        taken = best_time(lambda r=recipe: r.aggregate_module(cohort, rank=model.rank), device)
+        result = recipe.aggregate_module(cohort, rank=model.rank).factors
+        error = centred.error_of(result) / ideal
+        rival = "Adam, dense" if name in ("fedit", "flora_na") else "dense SVD"
+        lines.append(
+            f"| {name} | {1e3 * taken:.3g} | {error:.6f} | {dense[rival] / taken:,.0f} ({rival}) |"
+        )
+        print(lines[-1], flush=True)
+    return [*lines, ""]
+
+
+def growth(device: torch.device, *, quick: bool, plot: Path) -> list[str]:
+    """How time grows with one size while the others rest, and the fitted exponents."""
+    sweeps: dict[str, list[tuple[int, int, int]]] = {
+        "U": [(1024, 8, u) for u in ((8, 16, 32) if quick else (8, 16, 32, 64, 128, 256))],
+        "r": [(1024, r, 8) for r in ((4, 8, 16) if quick else (4, 8, 16, 32))],
+        "d": [(d, 8, 8) for d in ((512, 1024, 2048) if quick else (512, 1024, 2048, 4096, 8192))],
+    }
+    lines = [
+        "## Growth",
+        "",
+        (
+            "Fitted exponents of the time of one module (d = 1024, r = 8, U = 8 where not varied). "
+            "The number of modules enters as a factor: they are closed one after the other."
+        ),
+        "",
+        "| varied | from | to | fedit | optimal |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for varied, rows in sweeps.items():
+        exponents = []
+        sizes = [row["drU".index(varied)] for row in rows]
+        for name in ("fedit", "optimal"):
+            recipe = compose(METHODS[name])
+            times = []
+            for d, r, u in rows:
+                cohort = cohort_of(d, r, u, device)
+                times.append(
+                    best_time(
+                        lambda m=recipe, c=cohort, q=r: m.aggregate_module(c, rank=q),
+                        device,
+                        seconds=0.5,
+                    )
+                )
+            exponents.append(_slope(sizes, times))
+            curves[f"{name}, {varied}"] = [
+                (s / sizes[0], t) for s, t in zip(sizes, times, strict=True)
+            ]
+        lines.append(
+            f"| {varied} | {sizes[0]} | {sizes[-1]} | "
+            + " | ".join(f"{e:.2f}" for e in exponents)
+            + " |"
+        )
+        print(lines[-1], flush=True)
+    plot.write_text(_svg(curves), encoding="utf-8")
+    return [*lines, "", f"![growth]({plot.name})", ""]
+
+
+def streamed(device: torch.device, *, quick: bool) -> list[str]:
+    """A cohort of files through the driver, one module in memory at a time."""
+    from safetensors.torch import save_file
+
+    from aggregator_service.aggregation.driver import Contribution, aggregate
+    from fedlora.adapters.names import Factor, lora_key
+
+    count = 100 if quick else 1000
+    lines = [
+        "## Streamed from files",
+        "",
+        (
+            f"{count:,} updates as safetensors files through `driver.aggregate`; the files are in "
+            "the page cache. Seconds per module; peak of memory above the files' headers, in MB."
+        ),
+        "",
+        "| model | modules measured | method | s per module | MB | updates of one module, MB |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for model, modules in ((ROBERTA, 2), (LLAMA, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for u in range(count):
+                tensors = {}
+                for i in range(modules):
+                    drawn = torch.Generator().manual_seed(u * modules + i)
+                    a = torch.randn(model.rank, model.width, generator=drawn)
+                    b = torch.randn(model.width, model.rank, generator=drawn)
+                    module = f"layers.{i}.q_proj"
+                    tensors[lora_key(module, Factor.LORA_A)] = a
+                    tensors[lora_key(module, Factor.LORA_B)] = b
+                paths.append(Path(folder, f"{u:05}.safetensors"))
+                save_file(tensors, paths[-1], metadata={"format": "pt"})
+            updates = [Contribution(worker=p.stem, weight=1.0, path=p, scaling=1.0) for p in paths]
+            for name in ("fedit", "optimal"):
+                spent = [math.inf]
+
+                def close(name=name, updates=updates, spent=spent) -> None:  # type: ignore[no-untyped-def]
+                    begin = time.perf_counter()
+                    out = Path(folder, "out.safetensors")
+                    aggregate(updates, compose(METHODS[name]), output=out, device=device)
+                    spent[0] = time.perf_counter() - begin
+
+                peak = peak_above(close, device)
+                size = 8 * model.width * model.rank * count / 1e6
+                lines.append(
+                    f"| {model.name} | {modules} | {name} | {spent[0] / modules:.3g} | "
+                    f"{peak:.4g} | {size:.4g} |"
+                )
+                print(lines[-1], flush=True)
+    return [*lines, ""]
+
+
+def on_device(device: torch.device, count: int) -> list[str]:
+    """A whole round of LLaMA-2-7B on the accelerator, where the updates already are."""
+    modules = [cohort_of(4096, 16, count, device) for _ in range(4)]
+    recipe = compose(METHODS["optimal"])
+
+    def close() -> None:
+        for cohort in modules:
+            recipe.aggregate_module(cohort, rank=16)
+
+    close()
+    taken = best_time(close, device) * LLAMA.modules / len(modules)
+    size = 8 * 4096 * 16 * count * LLAMA.modules
+    big = torch.empty(2**28, device=device)
+    bandwidth = big.numel() * 4 / best_time(lambda: big.sum(), device, least=10)
+    return [
+        "## Accelerator",
+        "",
+        (
+            f"{torch.cuda.get_device_name(device)}: `optimal` on all {LLAMA.modules} modules of "
+            f"LLaMA-2-7B, U = {count}, updates on the device: {1e3 * taken:.4g} ms. One read of "
+            f"them at {bandwidth / 1e9:,.0f} GB/s is {1e3 * size / bandwidth:.3g} ms: "
+            f"{taken * bandwidth / size:.3g} times the limit."
+        ),
         "",
     ]
-    names = [*METHODS, "Adam, dense", "dense SVD"]
-    lines += ["| d = k | r | U | one pass | " + " | ".join(names) + " |"]
-    lines += ["|" + " ---: |" * (4 + len(names))]
-    for (d, r, count), limit, found in rows:
-        cells = [
-            f"{1e3 * m.seconds:.3g} ({m.seconds / limit:,.0f}x)" if m else "–"
-            for m in (found.get(n) for n in names)
-        ]
-        lines.append(f"| {d} | {r} | {count} | {1e3 * limit:.3g} | " + " | ".join(cells) + " |")
-    lines += ["", "| d = k | r | U | " + " | ".join(names) + " |"]
-    lines += ["|" + " ---: |" * (3 + len(names))]
-    for (d, r, count), _, found in rows:
-        cells = [f"{m.error:.4f}" if m else "–" for m in (found.get(n) for n in names)]
-        lines.append(f"| {d} | {r} | {count} | " + " | ".join(cells) + " |")
-    lines += ["", "Within one row:", ""]
-    for (d, r, count), _, found in rows:
-        if "dense SVD" in found:
-            adam = found["Adam, dense"].seconds / found["flora_na"].seconds
-            svd = found["dense SVD"].seconds / found["optimal, QR core"].seconds
-            lines.append(
-                f"- d = {d}, r = {r}, U = {count}: flora_na is {adam:,.0f} times as fast as Adam "
-                f"on the dense objective, optimal {svd:,.0f} times as fast as a dense SVD."
-            )
-    return "\n".join(lines) + "\n"
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def _slope(sizes: Sequence[int], times: Sequence[float]) -> float:
+    x = torch.tensor([math.log(s) for s in sizes], dtype=torch.float64)
+    y = torch.tensor([math.log(t) for t in times], dtype=torch.float64)
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / (x @ x))
+
+
+def _svg(curves: dict[str, list[tuple[float, float]]]) -> str:
+    """Log-log lines: multiples of the smallest size against milliseconds."""
+    colours = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2"]
+    xs = [math.log2(x) for line in curves.values() for x, _ in line]
+    ys = [math.log10(1e3 * t) for line in curves.values() for _, t in line]
+    low, high = math.floor(min(ys)), math.ceil(max(ys))
+
+    def place(x: float, t: float) -> str:
+        across = 60 + 380 * math.log2(x) / max(xs)
+        return f"{across:.1f},{260 - 230 * (math.log10(1e3 * t) - low) / (high - low):.1f}"
+
+    parts = [
+        (
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 600 300" '
+            'font-family="sans-serif" font-size="12"><rect width="600" height="300" fill="white"/>'
+        )
+    ]
+    for power in range(low, high + 1):
+        y = 260 - 230 * (power - low) / (high - low)
+        parts.append(f'<path d="M60 {y:.1f}H440" stroke="#ddd"/>')
+        parts.append(f'<text x="52" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g} ms</text>')
+    for step in range(int(max(xs)) + 1):
+        x = 60 + 380 * step / max(xs)
+        parts.append(f'<text x="{x:.1f}" y="278" text-anchor="middle">{2**step}x</text>')
+    for i, (name, line) in enumerate(curves.items()):
+        colour = colours[i % len(colours)]
+        points = " ".join(place(x, t) for x, t in line)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
+        parts.append(f'<text x="455" y="{40 + 20 * i}" fill="{colour}">{name}</text>')
+    return "".join([*parts, "</svg>\n"])
 
 
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
-        name = models[0].partition(":")[2].strip() if models else name
+    name = platform.machine()
+    with contextlib.suppress(OSError, IndexError):
+        text = Path("/proc/cpuinfo").read_text()
+        models = [x for x in text.splitlines() if x.startswith("model name")]
+        name = models[0].partition(":")[2].strip()
     return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dense-limit", type=int, default=1024)
+    parser.add_argument("--quick", action="store_true", help="small sizes, about a minute")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    # The first optimiser of a process loads much of torch, which is not what is measured.
-    dense_adam(cohort_of(64, 2, 2, device), torch.ones(2, dtype=torch.float64), steps=1)
-    rows = []
-    for d, r, count in ROWS:
-        limit, found = measure_row(d, r, count, device, given.dense_limit)
-        rows.append(((d, r, count), limit, found))
-        print(f"d = {d}, r = {r}, U = {count}: one pass {1e3 * limit:.3g} ms", flush=True)
-        for name, m in found.items():
-            print(f"    {name:20} {1e3 * m.seconds:10.2f} ms   error {m.error:.4f}", flush=True)
-    given.out.write_text(report(rows, machine(device)), encoding="utf-8")
+    intro = " ".join((__doc__ or "").split("\n\n")[2].split())
+    lines = [
+        "# Closing a round",
+        "",
+        f"Measured by `python benchmarks/aggregation.py` on {machine(device)}. {intro}",
+        "",
+    ]
+    quick = given.quick
+    lines += closing([ROBERTA, LLAMA], [10] if quick else [10, 100], device)
+    lines += against_dense(ROBERTA if quick else LLAMA, 10, device)
+    lines += growth(device, quick=quick, plot=given.out.with_suffix(".svg"))
+    if device.type == "cuda":
+        lines += on_device(device, 10 if quick else 100)
+    else:
+        lines += streamed(device, quick=quick)
+        lines += ["No accelerator was used: run with `--device cuda` for its rows.", ""]
+    given.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

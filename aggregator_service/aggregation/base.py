@@ -28,6 +28,7 @@ from aggregator_service.aggregation.weighting.base import WeightingRule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
+from fedlora.adapters.stacked import StackedFactors
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import weighted_sum
 from fedlora.runs.plan import RoundPlan
@@ -235,16 +236,9 @@ class ModuleCohort:
         """Element type of the members."""
         return self.members[0].dtype
 
-    def stack(self) -> LoraFactors:
+    def stack(self) -> StackedFactors:
         """T itself in float64, as one product of rank R = sum of the members' ranks."""
-        weighted = [
-            f.b_DR.to(torch.float64) * w
-            for f, w in zip(self.members, self.weights_U.tolist(), strict=True)
-        ]
-        return LoraFactors(
-            torch.cat([f.a_RK.to(torch.float64) for f in self.members]),
-            torch.cat(weighted, dim=1),
-        )
+        return StackedFactors(self.members, self.weights_U.tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

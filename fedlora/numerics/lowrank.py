@@ -9,7 +9,8 @@ Gram core   B^T B = V_B L_B V_B^T, A A^T = V_A L_A V_A^T, C = L_B^1/2 V_B^T V_A 
             = U S V^T; T = (B V_A L_A^1/2 V S^-1) S (S^-1 U^T L_B^1/2 V_B^T A).
             Divides by kept singular values only, never by an eigenvalue of a Gram matrix, so
             nearly collinear clients do no harm to T_q. Small singular values are noise below
-            sqrt(eps) * s_1: use the QR core for bounds. Faster where R << D, K.
+            sqrt(eps) * s_1: use the QR core for bounds. Faster where R << D, K. Where both Gram
+            matrices are definite their Cholesky factors do what the eigenvectors do, for less.
 
 Signs: the entry of largest magnitude in each left vector is positive, so that results agree
 across BLAS builds (up to ties between singular values).
@@ -22,19 +23,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from fedlora.numerics.gram import gram_matrix
+from fedlora.numerics.blocks import BlockProduct
 
-__all__ = ["ProductSVD", "effective_rank", "gram_core_svd", "qr_core_svd"]
+__all__ = [
+    "ProductSVD",
+    "effective_rank",
+    "gram_core_svd",
+    "gram_core_svd_of",
+    "numerical_rank",
+    "qr_core_svd",
+    "signed",
+]
+
+
+_EPS = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, slots=True)
 class ProductSVD:
-    """All singular values of T, and the leading singular vectors that are not noise."""
+    """Singular values of T, and the leading singular vectors that are not noise.
+
+    All values, unless `is_estimate`.
+    """
 
     left_DQ: Tensor
     """orthonormal columns"""
@@ -42,6 +57,12 @@ class ProductSVD:
     """descending"""
     right_QK: Tensor
     """orthonormal rows"""
+    unseen_norm: float = 0.0
+    """Frobenius norm of what `values_N` leave out"""
+    unseen_count: float = 0.0
+    """how many equal singular values that is worth"""
+    is_estimate: bool = False
+    """`values_N` are the leading values only and underestimates, `unseen_*` estimates"""
 
     @property
     def rank(self) -> int:
@@ -53,7 +74,13 @@ class ProductSVD:
 
         The tail's own squares are added; |T|^2 minus the head's would cancel.
         """
-        return float(torch.linalg.vector_norm(self.values_N[rank:]))
+        return math.hypot(float(torch.linalg.vector_norm(self.values_N[rank:])), self.unseen_norm)
+
+    def effective_rank(self) -> float:
+        """As the function of that name, with what the values leave out as equal values."""
+        squares = float(self.values_N.square().sum()) + self.unseen_norm**2
+        nuclear = float(self.values_N.sum()) + self.unseen_count**0.5 * self.unseen_norm
+        return nuclear**2 / squares if squares > 0 else 0.0
 
 
 def effective_rank(values_N: Tensor) -> float:
@@ -72,54 +99,76 @@ def qr_core_svd(b_blocks: Sequence[Tensor], a_blocks: Sequence[Tensor], *, rank:
     """
     b_DR = torch.cat([b.to(torch.float64) for b in b_blocks], dim=1)
     a_KR = torch.cat([a.to(torch.float64) for a in a_blocks], dim=0).T
-    q_b, r_b = torch.linalg.qr(b_DR)
-    q_a, r_a = torch.linalg.qr(a_KR)
-    u, values_N, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-    keep = min(rank, _numerical_rank(values_N, b_DR.shape[0], a_KR.shape[0]))
-    return _signed(q_b @ u[:, :keep], values_N, vh[:keep] @ q_a.T)
+    packed_b, scales_b = torch.geqrf(b_DR)
+    packed_a, scales_a = torch.geqrf(a_KR)
+    core = _upper(packed_b) @ _upper(packed_a).T
+    u, values_N, vh = torch.linalg.svd(core, full_matrices=False)
+    keep = min(rank, numerical_rank(values_N, noise=max(len(b_DR), len(a_KR)) * _EPS))
+    left_DQ = _turned(packed_b, scales_b, u[:, :keep])
+    right_KQ = _turned(packed_a, scales_a, vh[:keep].T)
+    return signed(ProductSVD(left_DQ, values_N, right_KQ.T))
 
 
 def gram_core_svd(
     b_blocks: Sequence[Tensor], a_blocks: Sequence[Tensor], *, rank: int
 ) -> ProductSVD:
     """As `qr_core_svd`, from the two R x R Gram matrices."""
-    b_DR = torch.cat([b.to(torch.float64) for b in b_blocks], dim=1)
-    a_RK = torch.cat([a.to(torch.float64) for a in a_blocks], dim=0)
-    root_b = _root(gram_matrix(b_blocks))
-    root_a = _root(gram_matrix([a.T for a in a_blocks])).T
-    u, values_R, vh = torch.linalg.svd(root_b @ root_a)
+    return gram_core_svd_of(BlockProduct(b_blocks, a_blocks, [1.0] * len(a_blocks)), rank=rank)
+
+
+def gram_core_svd_of(product: BlockProduct, *, rank: int) -> ProductSVD:
+    """The same of a product whose blocks are not stacked."""
+    d, k = product.shape
+    weights_R = product.component_weights
+    root_b = _root(product.gram_b()) * weights_R
+    root_a = _root(product.gram_a())
+    u, values_R, vh = torch.linalg.svd(root_b @ root_a.T)
     # More values than T can have are rounding noise of the Gram matrices.
-    values_N = values_R[: min(b_DR.shape[0], a_RK.shape[1])]
-    keep = min(rank, _numerical_rank(values_N, b_DR.shape[0], a_RK.shape[1], gram=True))
+    values_N = values_R[: min(d, k)]
+    # A Gram core takes roots of eigenvalues that are known to eps, so one deficient factor leaves
+    # values of sqrt(eps) that T does not have; what is lost with them is below float32's rounding.
+    keep = min(rank, numerical_rank(values_N, noise=4 * math.sqrt(_EPS)))
     kept = values_N[:keep]
-    left_DQ = b_DR @ (root_a @ vh[:keep].T / kept)
-    right_QK = (u[:, :keep].T / kept[:, None] @ root_b) @ a_RK
-    return _signed(left_DQ, values_N, right_QK)
+    left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (vh[:keep].T / kept)))
+    right_QK = product.combine_a((u[:, :keep].T / kept[:, None]) @ root_b)
+    return signed(ProductSVD(left_DQ, values_N, right_QK))
 
 
 def _root(gram_RR: Tensor) -> Tensor:
     """H with H^T H = G; negative eigenvalues are rounding, and clamped to 0."""
+    factor_RR: Tensor
+    factor_RR, failed = torch.linalg.cholesky_ex(gram_RR, upper=True)
+    if int(failed) == 0:
+        return factor_RR
     values_R, vectors_RR = torch.linalg.eigh(gram_RR)
     root_RR: Tensor = values_R.clamp(min=0).sqrt()[:, None] * vectors_RR.T
     return root_RR
 
 
-def _numerical_rank(values_N: Tensor, d: int, k: int, *, gram: bool = False) -> int:
-    """How many singular values are not rounding noise.
+def _upper(reflectors: Tensor) -> Tensor:
+    """R of a QR factorisation, min(rows, columns) rows."""
+    return reflectors[: min(reflectors.shape)].triu()
 
-    A Gram core takes roots of eigenvalues that are known to eps, so one deficient factor leaves
-    values of sqrt(eps) that T does not have; what is lost with them is below float32's rounding.
-    """
-    eps = torch.finfo(torch.float64).eps
-    noise = 4 * math.sqrt(eps) if gram else max(d, k) * eps
+
+def _turned(reflectors: Tensor, scales: Tensor, small: Tensor) -> Tensor:
+    """Q @ small, by applying the reflections: Q itself would cost as much as finding it."""
+    tall = small.new_zeros(reflectors.shape[0], small.shape[1])
+    tall[: small.shape[0]] = small
+    count = min(reflectors.shape)
+    return torch.ormqr(reflectors[:, :count], scales, tall)
+
+
+def numerical_rank(values_N: Tensor, *, noise: float) -> int:
+    """How many singular values, descending, are above `noise` of the first."""
     if values_N.numel() == 0:
         return 0
     return int((values_N > noise * values_N[0]).sum())
 
 
-def _signed(left_DQ: Tensor, values_N: Tensor, right_QK: Tensor) -> ProductSVD:
-    if left_DQ.shape[1] == 0:
-        return ProductSVD(left_DQ, values_N, right_QK)
-    largest = left_DQ.abs().argmax(dim=0, keepdim=True)
-    signs_Q = left_DQ.gather(0, largest).squeeze(0).sign()
-    return ProductSVD(left_DQ * signs_Q, values_N, right_QK * signs_Q[:, None])
+def signed(svd: ProductSVD) -> ProductSVD:
+    """With the entry of largest magnitude of each left vector positive."""
+    if svd.rank == 0:
+        return svd
+    largest = svd.left_DQ.abs().argmax(dim=0, keepdim=True)
+    signs_Q = svd.left_DQ.gather(0, largest).squeeze(0).sign()
+    return replace(svd, left_DQ=svd.left_DQ * signs_Q, right_QK=svd.right_QK * signs_Q[:, None])

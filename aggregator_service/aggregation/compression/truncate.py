@@ -4,8 +4,8 @@ Source  Eckart and Young, "The approximation of one matrix by another of lower r
         Psychometrika 1, 1936.
 Rule    B A = U S V^T;  U_q S_q V_q^T, factored as `gauge` says.
 Bias    sqrt(sum_{i>q} s_i^2), the least of any adapter of rank q; none at q >= rank.
-Cost    about 4 R^2 (D + K) + 20 R^3 flops (QR core), R the combination's rank; the product is
-        never formed.
+Cost    R^2 (D + K) + 12 R^3 flops with the combination's rank R up to min(D, K) / 4, and
+        12 R (D + K) (q + 8) above (`fedlora.numerics.decomposition`); the product is never formed.
 
 The result's components are singular vectors, not the clients' components: state that lives in
 factor space (Adam's moments) is void after it, unless the gauge is closest_a or procrustes.
@@ -15,7 +15,6 @@ zeros in B.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -29,17 +28,11 @@ from aggregator_service.aggregation.base import (
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
-from fedlora.numerics import effective_rank, gram_core_svd, qr_core_svd
+from fedlora.numerics import Core, decompose
 
 __all__ = ["Core", "Truncate"]
-
-
-class Core(enum.StrEnum):
-    """How the large products are reduced to a small one (`fedlora.numerics.lowrank`)."""
-
-    QR = "qr"
-    GRAM = "gram"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +42,9 @@ class Truncate:
     gauge: Gauge = Gauge.BALANCED
     """balanced, orthonormal_a, orthonormal_b, closest_a or procrustes; the last two stay close
     to the factor mean"""
-    core: Core = Core.QR
-    """qr, or gram: faster for many clients, singular values below 1e-7 of the largest are lost"""
+    core: Core = Core.AUTO
+    """auto, qr, gram (singular values below 1e-7 of the largest are lost) or randomised (for many
+    clients; within 1e-3 of the least error)"""
 
     name: ClassVar[str] = "truncate"
 
@@ -63,15 +57,15 @@ class Truncate:
         rank = work.rank
         if rank < 1:
             raise FedLoraError(Reason.INVALID_ARGUMENT, f"rank must be at least 1, got {rank}")
-        stack, first = combination.factors, cohort.members[0]
-        decompose = qr_core_svd if self.core is Core.QR else gram_core_svd
-        svd = decompose([stack.b_DR], [stack.a_RK], rank=rank)
+        first = cohort.members[0]
+        svd = decompose(block_product(combination.factors), rank=rank, core=self.core)
         ideal, lost = svd.tail_norm(0), svd.tail_norm(rank)
         measurements = {
             **combination.measurements,
             "kept_rank": float(svd.rank),
-            "effective_rank": effective_rank(svd.values_N),
+            "effective_rank": svd.effective_rank(),
             "truncation_error": lost / ideal if ideal > 0 else 0.0,
+            "truncation_is_estimate": float(svd.is_estimate),
         }
         if svd.rank == 0:
             shape = (first.out_features, first.in_features)

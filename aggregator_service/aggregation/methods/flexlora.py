@@ -63,8 +63,9 @@ class FlexLoRA(MethodDefaults):
     partition: Partition = Partition.NONE
     """none: every component over all clients; owners: over those whose rank reaches it, which
     keeps high components alive where ranks differ"""
-    core: Core = Core.QR
-    """qr, or gram: faster for many clients, singular values below 1e-7 of the largest are lost"""
+    core: Core = Core.AUTO
+    """auto, qr, gram (singular values below 1e-7 of the largest are lost) or randomised (for many
+    clients; within 1e-3 of the least error)"""
 
     name: ClassVar[str] = "flexlora"
     about: ClassVar[About] = About(

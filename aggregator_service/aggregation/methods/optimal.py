@@ -40,8 +40,9 @@ class Optimal(MethodDefaults):
     gauge: Gauge = Gauge.BALANCED
     """balanced, orthonormal_a, orthonormal_b, closest_a or procrustes; the last two stay close
     to the factor mean"""
-    core: Core = Core.QR
-    """qr, or gram: faster for many clients, singular values below 1e-7 of the largest are lost"""
+    core: Core = Core.AUTO
+    """auto, qr, gram (singular values below 1e-7 of the largest are lost) or randomised (for many
+    clients; within 1e-3 of the least error)"""
 
     name: ClassVar[str] = "optimal"
     about: ClassVar[About] = About(

@@ -27,7 +27,7 @@ def test_one_number_worked_by_hand():
     assert float(found.a_RK) == pytest.approx(1, rel=1e-14)
 
 
-@pytest.mark.parametrize("core", list(Core))
+@pytest.mark.parametrize("core", [Core.AUTO, Core.QR, Core.GRAM])
 @pytest.mark.parametrize("ranks", [[4, 4, 4], [1, 8, 3], [2, 20]])
 def test_it_is_the_best_of_its_rank(core, ranks):
     members, w = unrelated(ranks), weights(*range(1, len(ranks) + 1))

@@ -1,0 +1,70 @@
+"""Which core decomposes a product of stacked factors: by its rank, and by what was found.
+
+    core         cost                        error above Eckart and Young's   small values
+    gram         R^2 (D + K) + 12 R^3        below 1e-6 while the tail is     noise below 1e-8
+                                             above `_GRAM_TAIL`
+    qr           2 R^2 (D + K) + 12 R^3      rounding                         right
+    randomised   12 R (D + K) (rank + 8)     below 1e-3                       unknown, estimated
+
+`auto` takes the Gram core up to R = min(D, K) / 4, and looks at what it found: where next to
+nothing is lost, its values are too coarse to say what, and the QR core answers again. Above that
+rank a core of R x R costs more than reading the factors a few times: the randomised one, and no
+Gram matrix at all. Below 4 rank + 32 components the QR core is cheap enough to be asked at once.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from fedlora.numerics.blocks import BlockProduct
+from fedlora.numerics.lowrank import ProductSVD, gram_core_svd_of, qr_core_svd
+from fedlora.numerics.randomised import randomised_svd
+
+__all__ = ["Core", "decompose"]
+
+_GRAM_TAIL = 1e-5
+"""share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
+of itself"""
+
+
+class Core(enum.StrEnum):
+    """How the large products are reduced to a small one."""
+
+    AUTO = "auto"
+    QR = "qr"
+    GRAM = "gram"
+    RANDOMISED = "randomised"
+
+
+def decompose(product: BlockProduct, *, rank: int, core: Core = Core.AUTO) -> ProductSVD:
+    """Singular values of T, and its leading `rank` components.
+
+    Args:
+        product: T, by its blocks.
+        rank: singular vectors wanted.
+        core: how.
+    """
+    if core is Core.AUTO:
+        return _chosen(product, rank)
+    if core is Core.RANDOMISED:
+        return randomised_svd(product, rank=rank)
+    if core is Core.GRAM:
+        return gram_core_svd_of(product, rank=rank)
+    return _qr(product, rank)
+
+
+def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
+    # A probe of as many columns as T has components is no saving.
+    if product.rank > min(product.shape) // 4 and product.rank > 4 * rank + 32:
+        return randomised_svd(product, rank=rank)
+    if product.rank <= rank or product.rank > min(product.shape) // 4:
+        return _qr(product, rank)
+    svd = gram_core_svd_of(product, rank=rank)
+    if svd.tail_norm(rank) <= _GRAM_TAIL * svd.tail_norm(0):
+        return _qr(product, rank)
+    return svd
+
+
+def _qr(product: BlockProduct, rank: int) -> ProductSVD:
+    b_DR, a_RK = product.stacked()
+    return qr_core_svd([b_DR], [a_RK], rank=rank)
