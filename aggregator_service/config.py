@@ -23,7 +23,7 @@ class AggregatorConfig:
     device: str = "auto"
     """auto, cpu or cuda:N: where adapters are combined"""
     threads: int = 0
-    """threads of the aggregation on a CPU; 0 leaves torch's default"""
+    """modules that are combined at a time on a CPU; 0 for as many as there are cores"""
     base_weights: Path | None = None
     """safetensors files of the base model, a file or a folder, for methods that read the frozen
     weights; read only"""

@@ -81,7 +81,7 @@ class AggregationEngine:
     Args:
         blobs: where updates lie and adapters go.
         device: `auto`, `cpu` or `cuda:N`.
-        threads: torch threads on a CPU; 0 leaves torch's default.
+        threads: modules that are combined at a time on a CPU; 0 for as many as there are cores.
         base_weights: the base model's frozen weights, for methods that read them; closed with
             the engine.
     """
@@ -96,8 +96,7 @@ class AggregationEngine:
     ) -> None:
         self._blobs = blobs
         self._device = resolve_device(device)
-        if threads:
-            torch.set_num_threads(threads)
+        self._threads = threads
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
         self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
@@ -173,6 +172,7 @@ class AggregationEngine:
                 output_scaling=spec.adapter.scaling,
                 dtype=spec.wire_dtype,
                 device=self._device,
+                threads=self._threads,
                 seed=derive_seed(spec.seed, state.round, "aggregate"),
                 metadata={"format": "pt"},
             )
@@ -231,6 +231,7 @@ class AggregationEngine:
             context=self._context(spec, published.round, base),
             measurements=published.measurements,
             device=self._device,
+            threads=self._threads,
         )
         return replace(certificate, seconds=time.perf_counter() - started)
 

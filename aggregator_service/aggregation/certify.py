@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.certificate import ModuleNorms, measure
 from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import StateReader
 from fedlora.adapters.factors import LoraFactors
@@ -42,6 +43,7 @@ def certify(
     context: RoundContext | None = None,
     measurements: Mapping[str, Mapping[str, float]] | None = None,
     device: torch.device | str = "cpu",
+    threads: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Certificate:
     """Measures a published adapter against the updates it was made from.
@@ -54,6 +56,7 @@ def certify(
             are NaN.
         measurements: what the recipe measured, by module path.
         device: where the arithmetic runs, in float64.
+        threads: modules at a time on a CPU; 0 for as many as torch would use.
         progress: called with (modules done, modules in all).
 
     Raises:
@@ -73,7 +76,8 @@ def certify(
         held = stack.enter_context(StateReader(context.state))
         _check_modules(cohort, sent)
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
-        for module in cohort.modules:
+
+        def measured(module: str) -> ModuleNorms:
             members = cohort.module_cohort(
                 module,
                 cohort.weights_U,
@@ -86,11 +90,17 @@ def certify(
                 # B is the workers' own: what is measured is A, as in the updates.
                 eye = torch.eye(reads.rank, dtype=torch.float64, device=reads.a_RK.device)
                 reads = LoraFactors(reads.a_RK, eye)
-            norms[module] = measure(
+            return measure(
                 members,
                 published=GlobalModule(factors=reads, base=sent.base(module, device)),
                 target=recipe.method.target(members),
             )
+
+        found = stack.enter_context(
+            closing(in_order(measured, cohort.modules, device=device, threads=threads))
+        )
+        for module, norm in zip(cohort.modules, found, strict=True):
+            norms[module] = norm
             if progress is not None:
                 progress(len(norms), len(cohort.modules))
     entries = tuple(

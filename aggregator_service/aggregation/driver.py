@@ -1,16 +1,17 @@
 """A recipe over a cohort's files: from updates to one published adapter.
 
-One module of the cohort is in memory at a time. Workers of weight 0 are dropped before anything
-is opened, and the others sorted by name, so that neither arrival order nor an absent worker
-changes a bit. Modules trained in full (`modules_to_save`) are a group of their own: their mean
-is linear and exact. What a round does not change is copied from the version before, bit for bit.
+One module of the cohort is in memory at a time, on a CPU one per thread. Workers of weight 0 are
+dropped before anything is opened, and the others sorted by name, so that neither arrival order nor
+an absent worker changes a bit. Modules trained in full (`modules_to_save`) are a group of their
+own: their mean is linear and exact. What a round does not change is copied from the version
+before, bit for bit.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from aggregator_service.aggregation.cohort_files import CohortFiles, Contributio
 from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.geometry import cohort_geometry
+from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import WEIGHTING, StateReader, StateWriter
 from aggregator_service.aggregation.tensor_writer import TensorWriter
@@ -73,6 +75,7 @@ def aggregate(
     output_scaling: float | Callable[[int], float] = 1.0,
     dtype: DataType = DataType.F32,
     device: torch.device | str = "cpu",
+    threads: int = 0,
     seed: int = 0,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -90,6 +93,8 @@ def aggregate(
             by it, once.
         dtype: element type of the file.
         device: where the arithmetic runs, in float64.
+        threads: modules at a time on a CPU; 0 for as many as torch would use. No bit of the
+            result depends on it.
         seed: of random starts and spare components; each module has a generator of its own.
         metadata: strings for the file's header; None gives PEFT's `format: pt`.
         progress: called with (modules done, modules in all).
@@ -129,13 +134,16 @@ def aggregate(
         if weights.measurements:
             measurements[""] = weights.measurements
         largest = 0
-        for done, module in enumerate(cohort.modules, start=1):
-            result = job.combine(module, weights.values_U)
-            for key, tensor in job.tensors(module, result).items():
+        work = functools.partial(job.combine, weights_U=weights.values_U)
+        results = stack.enter_context(
+            closing(in_order(work, cohort.modules, device=device, threads=threads))
+        )
+        for done, result in enumerate(results, start=1):
+            for key, tensor in result.tensors.items():
                 writer.put(key, tensor, dtype.torch_dtype)
-            kept.put(module, result.state)
-            largest = max(largest, result.factors.rank)
-            measurements[module] = result.measurements
+            kept.put(result.module, result.state)
+            largest = max(largest, result.rank)
+            measurements[result.module] = result.measurements
             if progress is not None:
                 progress(done, len(cohort.modules))
         for key in cohort.saved:
@@ -151,6 +159,18 @@ def aggregate(
         weights={c.worker: by_worker.get(c.worker, 0.0) for c in contributions},
         measurements=measurements,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Combined:
+    """One module, ready to be written."""
+
+    module: str
+    tensors: Mapping[str, Tensor]
+    """by key"""
+    rank: int
+    state: Mapping[str, Tensor]
+    measurements: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +201,8 @@ class _Job:
         )
         return self.recipe.weighting.weigh(view)
 
-    def combine(self, module: str, weights_U: Tensor) -> ModuleResult:
-        """One module of the result."""
+    def combine(self, module: str, weights_U: Tensor) -> _Combined:
+        """One module of the result; called from several threads."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "module", module))
         weights, rows = self.context.base_weights, None
         if weights is not None and self.context.kind in self.recipe.method.reads_base:
@@ -196,15 +216,22 @@ class _Job:
                 round=self.context.round,
                 base_rows=rows,
             )
-            return self.recipe.aggregate_module(
+            result = self.recipe.aggregate_module(
                 cohort, rank=self.rank, generator=generator, publication=self.publication
             )
         except FedLoraError as error:
             raise FedLoraError(
                 error.reason, f"module {module!r}: {error.message}", hint=error.hint
             ) from error
+        return _Combined(
+            module=module,
+            tensors=self._tensors(module, result),
+            rank=result.factors.rank,
+            state=result.state,
+            measurements=result.measurements,
+        )
 
-    def tensors(self, module: str, result: ModuleResult) -> dict[str, Tensor]:
+    def _tensors(self, module: str, result: ModuleResult) -> dict[str, Tensor]:
         """The module as it is published, by key.
 
         What the round may change is the result's; the rest is as it was.

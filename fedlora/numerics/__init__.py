@@ -7,7 +7,13 @@ for the randomised decomposition, whose products run in the blocks' own element 
 from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.decomposition import Core, decompose
 from fedlora.numerics.gram import gram_matrix
-from fedlora.numerics.lowrank import ProductSVD, effective_rank, gram_core_svd, qr_core_svd
+from fedlora.numerics.lowrank import (
+    ProductSVD,
+    effective_rank,
+    gram_core_svd,
+    gram_core_values,
+    qr_core_svd,
+)
 from fedlora.numerics.norms import product_inner, product_norm
 from fedlora.numerics.randomised import randomised_svd
 from fedlora.numerics.sums import weighted_sum
@@ -19,6 +25,7 @@ __all__ = [
     "decompose",
     "effective_rank",
     "gram_core_svd",
+    "gram_core_values",
     "gram_matrix",
     "product_inner",
     "product_norm",

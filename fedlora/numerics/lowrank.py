@@ -35,6 +35,7 @@ __all__ = [
     "effective_rank",
     "gram_core_svd",
     "gram_core_svd_of",
+    "gram_core_values",
     "numerical_rank",
     "qr_core_svd",
     "signed",
@@ -132,6 +133,13 @@ def gram_core_svd_of(product: BlockProduct, *, rank: int) -> ProductSVD:
     left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (vh[:keep].T / kept)))
     right_QK = product.combine_a((u[:, :keep].T / kept[:, None]) @ root_b)
     return signed(ProductSVD(left_DQ, values_N, right_QK))
+
+
+def gram_core_values(gram_b: Tensor, gram_a: Tensor, weights_R: Tensor) -> Tensor:
+    """Singular values, descending, of B diag(w) A from the Gram matrices of B and A, R of them."""
+    core_RR = (_root(gram_b) * weights_R.to(gram_b)) @ _root(gram_a).T
+    values_R: Tensor = torch.linalg.svdvals(core_RR)
+    return values_R
 
 
 def _root(gram_RR: Tensor) -> Tensor:

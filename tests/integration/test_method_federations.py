@@ -15,8 +15,9 @@ import grpc
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.builders import METRICS
 from support.federation import Served, reason_of, serving
-from support.planned_worker import METRICS, PlannedWorker, Recording
+from support.planned_worker import PlannedWorker, Recording
 from support.runs import LAYOUT, run_spec
 from torch import Tensor
 

@@ -65,6 +65,9 @@ def rotated_copies(count: int, origin: LoraFactors, *, noise: float = 0.0) -> li
     return copies
 
 
+METRICS = {"loss_reduction": 0.5, "score_mean": 0.4, "score_variance": 0.1, "loss_at_start": 0.7}
+"""what any weighting rule may ask for"""
+
 MODULES: Mapping[str, tuple[int, int]] = {
     "encoder.0.query": (24, 17),
     "encoder.0.value": (11, 17),
@@ -107,7 +110,9 @@ def write_update(
 def contribution(
     path: Path, *, weight: float = 1.0, scaling: float = 1.0, worker: str = ""
 ) -> Contribution:
-    return Contribution(worker=worker or path.stem, weight=weight, path=path, scaling=scaling)
+    return Contribution(
+        worker=worker or path.stem, weight=weight, path=path, scaling=scaling, metrics=METRICS
+    )
 
 
 def write_folder(folder: Path, *, seed: int, rank: int = 4, **config: object) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load
+from support.builders import METRICS
 from support.federation import ScriptedWorker
 from torch import Tensor
 
@@ -22,10 +23,6 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.plan import RoundPlan, Selection, WorkerFeature
 from fedlora.runs.tasks import Capabilities, Role
 from fedlora.wire.convert import from_message, to_message
-
-METRICS = {"loss_reduction": 0.5, "score_mean": 0.4, "score_variance": 0.1, "loss_at_start": 0.7}
-"""what any weighting rule may ask for"""
-
 
 # --- the wire ------------------------------------------------------------------------------
 

@@ -105,10 +105,11 @@ def test_scaling_may_be_given_by_module(cohort, tmp_path):
 @every_method
 def test_modules_trained_in_full_are_averaged_exactly(name, cohort, tmp_path):
     output = tmp_path / "out"
-    aggregate(cohort, recipe(name), output=output, context=began(tmp_path))
+    outcome = aggregate(cohort, recipe(name), output=output, context=began(tmp_path))
     for tensor in HEAD:
-        values = [load_file(c.path)[PREFIX + tensor].double() for c in cohort]
-        mean = (values[0] + 2 * values[1] + 3 * values[2]) / 6
+        mean = sum(
+            outcome.weights[c.worker] * load_file(c.path)[PREFIX + tensor].double() for c in cohort
+        )
         published = load_file(output)[PREFIX + tensor]
         torch.testing.assert_close(published, mean.float(), rtol=0, atol=1e-6)
 
@@ -268,3 +269,17 @@ def test_values_beyond_the_output_dtype_are_refused(tmp_path):
     with pytest.raises(FedLoraError, match="does not fit f16") as caught:
         aggregate(one, recipe("fedit"), output=tmp_path / "out", dtype=DataType.F16)
     assert caught.value.reason is Reason.NOT_FINITE
+
+
+@every_method
+def test_no_bit_depends_on_how_many_modules_are_combined_at_a_time(name, cohort, tmp_path):
+    for threads in (1, 2, 5):
+        aggregate(
+            cohort,
+            recipe(name),
+            output=tmp_path / str(threads),
+            context=began(tmp_path),
+            threads=threads,
+        )
+    first, *others = ((tmp_path / n).read_bytes() for n in "125")
+    assert all(other == first for other in others)
