@@ -21,6 +21,7 @@ Shape suffixes: U clients, R the cohort's largest rank, K in_features, D out_fea
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ from fedlora.numerics import product_inner, product_norm, weighted_sum
 __all__ = ["CentredCohort"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class CentredCohort:
     """A cohort's means and deviations, in float64. Made by `of`."""
 
@@ -81,6 +82,7 @@ class CentredCohort:
         """The largest rank of the cohort."""
         return self.mean.rank
 
+    @functools.cached_property
     def covariance(self) -> LoraFactors:
         """sum_u w_u b_u a_u as one product of rank U R: T minus the product of the means."""
         weighted = [
@@ -90,21 +92,21 @@ class CentredCohort:
 
     def ideal_norm(self) -> float:
         """|T|."""
-        lost = self.covariance()
+        lost = self.covariance
         return product_norm(
             torch.cat([self.mean.b_DR, lost.b_DR], dim=1), torch.cat([self.mean.a_RK, lost.a_RK])
         )
 
     def factor_mean_error(self) -> float:
         """|B~ A~ - T|."""
-        lost = self.covariance()
+        lost = self.covariance
         return product_norm(lost.b_DR, lost.a_RK)
 
     def error_of(self, surrogate: LoraFactors, beside: Sequence[LoraFactors] = ()) -> float:
         """|B A + (the products beside it) - T| for any factors of this module, of any rank."""
         rank = max(self.rank, surrogate.rank)
         candidate, mean = surrogate.to(torch.float64).padded(rank), self.mean.padded(rank)
-        lost = self.covariance()
+        lost = self.covariance
         more_b, more_a = [f.b_DR for f in beside], [f.a_RK for f in beside]
         return product_norm(
             torch.cat([candidate.b_DR - mean.b_DR, mean.b_DR, -lost.b_DR, *more_b], dim=1),
@@ -128,7 +130,7 @@ class CentredCohort:
         a_RK, b_DR = near.a_RK / t, near.b_DR * t
         left = torch.cat([b_DR - self.mean.b_DR, self.mean.b_DR], dim=1)
         right = torch.cat([a_RK, a_RK - self.mean.a_RK])
-        lost = self.covariance()
+        lost = self.covariance
         return product_norm(left, right) ** 2 - 2 * product_inner(left, right, lost.b_DR, lost.a_RK)
 
     def change_from(self, start: LoraFactors, ranks: Sequence[int]) -> float:

@@ -167,7 +167,7 @@ class CohortFiles:
             return None
         factors = self._start.factors(module, device)
         if Part.B in self._plan.private:
-            factors = _alone(factors.a_RK)
+            factors = _alone(factors.a_RK, factors.rank)
         return GlobalModule(
             factors=factors,
             base=self._start.base(module, device),
@@ -189,7 +189,11 @@ class CohortFiles:
     def _given(self, u: int, module: str, device: torch.device | str) -> LoraFactors:
         assert self._start is not None  # noqa: S101
         given = given_factors(self._start, module, self._given_rank(u, module), device)
-        return _alone(given.a_RK) if Part.B in self._plan.private else given
+        return _alone(given.a_RK, self._rows(module)) if Part.B in self._plan.private else given
+
+    def _rows(self, module: str) -> int:
+        """Of the products, where B is private: the largest rank."""
+        return max(file.rank(module) for file in self.files)
 
     def _extras(self, u: int, module: str, device: torch.device | str) -> dict[Part, Tensor]:
         extras = self.files[u].extras(module, device)
@@ -202,7 +206,7 @@ class CohortFiles:
         file = self.files[u]
         parts = file.parts(module)
         if Part.B in self._plan.private:
-            return _alone(file.part(module, Part.A, device))
+            return _alone(file.part(module, Part.A, device), self._rows(module))
         if {Part.A, Part.B} <= {*parts}:
             return file.factors(module, device)
         assert self._start is not None  # noqa: S101
@@ -284,9 +288,9 @@ def selected_components(file: AdapterFile, module: str, rank: int) -> Tensor:
     return chosen
 
 
-def _alone(a_RK: Tensor) -> LoraFactors:
-    """A with the identity for B."""
-    return LoraFactors(a_RK, torch.eye(a_RK.shape[0], dtype=a_RK.dtype, device=a_RK.device))
+def _alone(a_RK: Tensor, rows: int) -> LoraFactors:
+    """A with the identity for B, so that the product is A with rows of zeros below it."""
+    return LoraFactors(a_RK, torch.eye(rows, len(a_RK), dtype=a_RK.dtype, device=a_RK.device))
 
 
 def _check_weights(contributions: Sequence[Contribution]) -> None:

@@ -172,12 +172,14 @@ def compose(
             f"{stray} as it is in some rounds",
             hint="Use a method that trains both factors: fedit, flora_na, lora_fair",
         )
+    weighs = weighting or method.weighting or NumExamples()
     return Recipe(
         method=method,
         compression=rule,
-        weighting=weighting or method.weighting or NumExamples(),
+        weighting=weighs,
         server_optimizer=server_optimizer,
-        properties=properties,
+        # A rule that looks at single updates needs them, however they are summed afterwards.
+        properties=replace(properties, linear=properties.linear and not weighs.sees_updates),
     )
 
 

@@ -68,7 +68,7 @@ class HadamardProblem:
         self._weights_U = centred.weights_U
         self._mean = centred.mean
         self._blocks = [centred.mean, *centred.deviations]
-        self._lost = centred.covariance()
+        self._lost = centred.covariance
         self._base_rows = base_rows
         self._ridge = ridge
         self._mean_N = torch.eye(len(self._blocks), dtype=torch.float64)[0]

@@ -20,11 +20,13 @@ from aggregator_service.aggregation.compression.residual import Residual
 from aggregator_service.aggregation.compression.truncate import Truncate
 from aggregator_service.aggregation.methods.auto import Auto
 from aggregator_service.aggregation.methods.bound_weights import BoundWeights
+from aggregator_service.aggregation.methods.fed_sb import FedSB
 from aggregator_service.aggregation.methods.fed_talora import FedTaLoRA
 from aggregator_service.aggregation.methods.fedawa import FedAWA
 from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
 from aggregator_service.aggregation.methods.fedhl import FedHL
 from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.fedsa_lora import FedSALoRA
 from aggregator_service.aggregation.methods.fedsvd import FedSVD
 from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
 from aggregator_service.aggregation.methods.flexlora import FlexLoRA
@@ -32,10 +34,13 @@ from aggregator_service.aggregation.methods.flora import FLoRA
 from aggregator_service.aggregation.methods.flora_na import FLoRANA
 from aggregator_service.aggregation.methods.florist import FLoRIST
 from aggregator_service.aggregation.methods.frlora import FRLoRA
+from aggregator_service.aggregation.methods.hetlora import HetLoRA
 from aggregator_service.aggregation.methods.lora_fair import LoRAFAIR
 from aggregator_service.aggregation.methods.lorar import Lorar
 from aggregator_service.aggregation.methods.optimal import Optimal
 from aggregator_service.aggregation.methods.rac_lora import RACLoRA
+from aggregator_service.aggregation.methods.replication import Replication
+from aggregator_service.aggregation.methods.rolora import RoLoRA
 from aggregator_service.aggregation.server_optimizers.adaptive import (
     FedAdagrad,
     FedAdam,
@@ -97,6 +102,11 @@ METHODS: Mapping[str, Method] = _by_name(
         FedHL(),
         FedIT(),
         FFALoRA(),
+        FedSALoRA(),
+        RoLoRA(),
+        HetLoRA(),
+        Replication(),
+        FedSB(),
         FLoRA(),
         FlexLoRA(),
         FLoRIST(),

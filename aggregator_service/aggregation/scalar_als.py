@@ -30,6 +30,7 @@ Shape suffixes: S starts, U clients, N = U + 1 blocks, R components of each bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,8 +161,26 @@ class ScalarProblem:
             for p, q, objective, sweeps in zip(p_SU, q_SU, objective_S, sweeps_S, strict=True)
         ]
 
+    def excess(self, found: Sequence[ScalarSolution]) -> Tensor:
+        """J of each solution above J of the factor mean, right also where they barely differ.
+
+        (t B, A / t) is the same product; the t that brings B nearest to B~ leaves nothing large
+        in the differences from the means.
+        """
+        x_SN = to_blocks(torch.stack([s.p_U for s in found]), self._weights_U)
+        y_SN = to_blocks(torch.stack([s.q_U for s in found]), self._weights_U)
+        left = self._b.hat(x_SN)
+        along_S = left[:, :, 0].diagonal(dim1=1, dim2=2).sum(dim=1)
+        squares_S = _contract(left, x_SN).diagonal(dim1=1, dim2=2).sum(dim=1)
+        near_S = torch.where((along_S > 0) & (squares_S > 0), along_S / squares_S, 1.0)[:, None]
+        return self._above_mean(x_SN * near_S, y_SN / near_S)
+
     def objective(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
-        """J in block coordinates, term by term: B (A - A~) + (B - B~) A~ - sum_u w_u X_u Y_u."""
+        """J in block coordinates."""
+        return (self.objective_at_mean + self._above_mean(x_SN, y_SN)).clamp(min=0)
+
+    def _above_mean(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
+        """J - J(w, w), term by term: B (A - A~) + (B - B~) A~ - sum_u w_u X_u Y_u."""
         shift_x, shift_y = x_SN - self._mean_N, y_SN - self._mean_N
         left, left_shift = self._b.hat(x_SN), self._b.hat(shift_x)
         right_shift, right_mean = self._a.hat(shift_y), self._a.hat(self._mean_N[None])
@@ -169,8 +188,7 @@ class ScalarProblem:
         squares = _contract(left, x_SN) * _contract(right_shift, shift_y)
         squares += 2 * _contract(left, shift_x) * right_shift[:, :, 0]
         squares += _contract(left_shift, shift_x) * right_mean[:, :, 0]
-        total_S = self.objective_at_mean - 2 * (cross_SN @ self._loss_N) + squares.sum(dim=(1, 2))
-        return total_S.clamp(min=0)
+        return squares.sum(dim=(1, 2)) - 2 * (cross_SN @ self._loss_N)
 
     def _step(self, own: _Gram, other: _Gram, x_SN: Tensor, y_SN: Tensor) -> Tensor:
         """The proximal least-squares step of x for fixed y."""

@@ -113,12 +113,12 @@ class SurrogateFamily:
         weights_U = self._cohort.weights_U
         winner, least = 0, problem.objective_at_mean
         best = ScalarSolution(weights_U, weights_U, least, 0)
+        # Not the solver's own objective: far from the mean that is noise where drift is tiny.
+        excess = problem.excess(solutions).tolist()
         for i, found in enumerate(solutions):
             if self._is_concentrated(found.p_U, found.q_U):
                 continue
-            # Not the solver's own objective: far from the mean that is noise where drift is tiny.
-            gained = self.centred.excess_of(self._scaled(found))
-            reached = max(0.0, problem.objective_at_mean + gained)
+            reached = max(0.0, problem.objective_at_mean + excess[i])
             # Starts that meet in one point differ by rounding: the first, nearest the mean, wins.
             if reached < least * (1 - _MEANINGFUL):
                 winner, least, best = i, reached, found

@@ -65,7 +65,7 @@ def admissible(
         given = LoraFactors(origin.a_RK[: f.rank], b_start[:, : f.rank]).to(f.dtype)
         more: dict[Part, Tensor] = {}
         if Part.B in plan.private:
-            b = torch.eye(f.rank, dtype=f.dtype)
+            b = torch.eye(rank, f.rank, dtype=f.dtype)
         if core:
             # Any core will do: what the member's own B has on the common one.
             more[Part.CORE] = f.b_DR[: f.rank, : f.rank].to(torch.float64)
@@ -78,7 +78,7 @@ def admissible(
     start = LoraFactors(origin.a_RK, b_start)
     if Part.B in plan.private:
         start = LoraFactors(origin.a_RK, torch.eye(rank, dtype=origin.dtype))
-        sent = [LoraFactors(g.a_RK, torch.eye(g.rank, dtype=g.dtype)) for g in sent]
+        sent = [LoraFactors(g.a_RK, torch.eye(rank, g.rank, dtype=g.dtype)) for g in sent]
     return {
         "members": completed,
         "extras": extras,

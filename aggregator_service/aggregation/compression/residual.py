@@ -99,7 +99,7 @@ def _lacking(centred: CentredCohort, published: LoraFactors) -> LoraFactors:
     """T - B A as one product."""
     rank = max(centred.rank, published.rank)
     adapter, mean = published.padded(rank), centred.mean.padded(rank)
-    lost = centred.covariance()
+    lost = centred.covariance
     return LoraFactors(
         torch.cat([lost.a_RK, adapter.a_RK, mean.a_RK - adapter.a_RK]),
         torch.cat([lost.b_DR, mean.b_DR - adapter.b_DR, mean.b_DR], dim=1),

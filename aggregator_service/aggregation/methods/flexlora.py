@@ -42,6 +42,7 @@ from aggregator_service.aggregation.base import (
     Work,
 )
 from aggregator_service.aggregation.compression.truncate import Core, Truncate
+from aggregator_service.aggregation.factor_means import owners_weight
 from aggregator_service.aggregation.gauge import Gauge
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
@@ -102,9 +103,6 @@ class FlexLoRA(MethodDefaults):
         stack = cohort.stack()
         if self.partition is Partition.NONE:
             return Combination(factors=stack)
-        ranks = torch.tensor([f.rank for f in cohort.members])
-        owned_R = torch.stack(
-            [cohort.weights_U[ranks > j].sum() for j in range(cohort.largest_rank)]
-        )
+        owned_R = owners_weight(cohort.members, cohort.weights_U)
         shares = torch.cat([owned_R[: f.rank] for f in cohort.members]).to(stack.b_DR.device)
         return Combination(factors=LoraFactors(stack.a_RK, stack.b_DR / shares))

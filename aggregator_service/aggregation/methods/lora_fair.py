@@ -89,7 +89,7 @@ class LoRAFAIR(MethodDefaults):
         """The mean of A and the corrected mean of B; see `base.Method`."""
         rank = uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
         mean = factor_mean(cohort.members, cohort.weights_U)
-        lost = CentredCohort.of(cohort.members, cohort.weights_U).covariance()
+        lost = CentredCohort.of(cohort.members, cohort.weights_U).covariance
         gram_RR = mean.a_RK @ mean.a_RK.T
         size = float(gram_RR.trace()) / rank
         if size == 0:

@@ -46,6 +46,8 @@ __all__ = ["FedAWA", "FirstWeights"]
 
 _LOGIT = "logit."
 _ADAM_EPS = 1e-8
+_ROUNDING = 100 * torch.finfo(torch.float64).eps
+"""of inner products, relative to the largest: a few eps each, and some for large layers"""
 
 
 class FirstWeights(enum.StrEnum):
@@ -110,7 +112,7 @@ def _gradient(weights_U: Tensor, geometry: CohortGeometry) -> Tensor:
     centred_UU = increments_UU - mean_U[:, None] - mean_U[None, :] + weights_U @ mean_U
     squares_U = centred_UU.diagonal()
     # Adam would make a full step of the rounding errors of updates that are all the same.
-    noise = len(weights_U) * torch.finfo(torch.float64).eps * increments_UU.diagonal().max()
+    noise = _ROUNDING * increments_UU.diagonal().max()
     apart_U = squares_U > noise
     norms_U = torch.where(apart_U, squares_U, 0.0).sqrt()
     # |x| has no gradient at 0; the one of least norm there is 0.

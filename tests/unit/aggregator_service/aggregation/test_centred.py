@@ -94,7 +94,7 @@ def test_the_excess_over_the_factor_mean_is_the_dense_one(scalar):
 def test_the_excess_has_the_right_sign_where_the_gain_is_far_below_rounding_of_the_norm(scalar):
     cohort, w = drifted(4, drift=1e-5), weights(1, 1, 1, 1)
     coordinates = centred(cohort, w, start())
-    mean, lost = coordinates.mean, coordinates.covariance().delta_weight()
+    mean, lost = coordinates.mean, coordinates.covariance.delta_weight()
     # A step along the best answer for B lowers |BA - T|, here by 1e-10 of |T|.
     step = lost @ torch.linalg.pinv(mean.a_RK)
     for sign in (1.0, -1.0):

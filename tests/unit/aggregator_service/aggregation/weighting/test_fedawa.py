@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import D, K, normal, weights
+from support.builders import D, K, normal, rotated_copies, start, weights
 from support.reference import EPS
 from support.views import facts_view, geometry_view, permuted
 
@@ -19,7 +19,8 @@ EXAMPLES = [1, 2, 3, 4]
 
 
 def cohort(count, seed=0, drift=0.3):
-    given = [normal(seed, D, K)] * count
+    # As clients of different ranks are given: not quite the same.
+    given = [normal(seed, D, K) + 0.2 * u * normal(seed + 30 + u, D, K) for u in range(count)]
     return [g + drift * normal(seed + 10 + u, D, K) for u, g in enumerate(given)], given
 
 
@@ -94,6 +95,14 @@ def test_first_weights_can_be_the_data_weights():
     torch.testing.assert_close(found, weights(0.1, 0.2, 0.3, 0.4), rtol=10 * EPS, atol=0)
 
 
+def test_data_logits_are_comparable_between_cohorts_of_different_size():
+    products, given = cohort(3)
+    rule = FedAWA(first_weights=FirstWeights.DATA, learning_rate=0.0)
+    first = rule.weigh(geometry_view(products[:2], given[:2], examples=[1, 2]))
+    later = rule.weigh(geometry_view(products, given, examples=[1, 2, 7], state=first.state))
+    torch.testing.assert_close(later.values_U, weights(0.1, 0.2, 0.7), rtol=10 * EPS, atol=0)
+
+
 def test_a_rate_of_0_keeps_the_first_weights():
     rule, state = FedAWA(learning_rate=0.0), {}
     first = weights(0.1, 0.2, 0.3, 0.4).softmax(0)
@@ -104,13 +113,20 @@ def test_a_rate_of_0_keeps_the_first_weights():
         state = found.state
 
 
-def test_clients_that_are_all_the_same_keep_their_weights():
-    products, given = cohort(1)
-    rule, state = FedAWA(learning_rate=1.0), {}
+@pytest.mark.parametrize("seed", range(5))
+def test_clients_that_have_learnt_the_same_keep_their_weights_in_whatever_basis(seed):
+    # Equal but for rounding, of which a full step of Adam would make something.
+    given = start(seed=seed)
+    sent = rotated_copies(4, start(seed=seed + 10))
+    first = weights(0.1, 0.2, 0.3, 0.4).softmax(0)
+    state = {}
     for _ in range(3):
-        view = geometry_view(products * 4, given * 4, examples=EXAMPLES, state=state)
-        found = rule.weigh(view)
-        first = weights(0.1, 0.2, 0.3, 0.4).softmax(0)
+        view = WeightingView(
+            updates=facts_view(EXAMPLES).updates,
+            geometry=lambda: cohort_geometry([(sent, [given] * 4)]),
+            state=state,
+        )
+        found = FedAWA(learning_rate=1.0).weigh(view)
         torch.testing.assert_close(found.values_U, first, rtol=0, atol=1e-6)
         state = found.state
 

@@ -38,7 +38,8 @@ def test_numbers_worked_by_hand():
         [3 * normal(1, 9) / normal(1, 9).norm(), 4 * normal(2, 9) / normal(2, 9).norm()]
     )
     other = 15 * normal(3, 18) / normal(3, 18).norm()
-    found = UpdateNorm().weigh(geometry_view([one, other]))
+    # What they were given is part of the products, and not subtracted.
+    found = UpdateNorm().weigh(geometry_view([one, other], [normal(4, 18)] * 2))
     torch.testing.assert_close(found.values_U, weights(0.25, 0.75), rtol=100 * EPS, atol=0)
     assert found.measurements["largest_share_before_cap"] == pytest.approx(0.75, rel=1e-14)
 
