@@ -18,6 +18,7 @@ from aggregator_service.aggregation.compression.merge import Merge
 from aggregator_service.aggregation.compression.reset import Reset
 from aggregator_service.aggregation.compression.residual import Residual
 from aggregator_service.aggregation.compression.truncate import Truncate
+from aggregator_service.aggregation.methods.aflora import AFLoRA
 from aggregator_service.aggregation.methods.auto import Auto
 from aggregator_service.aggregation.methods.bound_weights import BoundWeights
 from aggregator_service.aggregation.methods.fed_sb import FedSB
@@ -26,6 +27,8 @@ from aggregator_service.aggregation.methods.fedawa import FedAWA
 from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
 from aggregator_service.aggregation.methods.fedhl import FedHL
 from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.methods.fedlora_optimizer import FedLoRAOptimizer
+from aggregator_service.aggregation.methods.fedrot_lora import FedRotLoRA
 from aggregator_service.aggregation.methods.fedsa_lora import FedSALoRA
 from aggregator_service.aggregation.methods.fedsvd import FedSVD
 from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
@@ -35,6 +38,7 @@ from aggregator_service.aggregation.methods.flora_na import FLoRANA
 from aggregator_service.aggregation.methods.florist import FLoRIST
 from aggregator_service.aggregation.methods.frlora import FRLoRA
 from aggregator_service.aggregation.methods.hetlora import HetLoRA
+from aggregator_service.aggregation.methods.lora_a2 import LoRAA2
 from aggregator_service.aggregation.methods.lora_fair import LoRAFAIR
 from aggregator_service.aggregation.methods.lorar import Lorar
 from aggregator_service.aggregation.methods.optimal import Optimal
@@ -52,6 +56,7 @@ from aggregator_service.aggregation.weighting.bound_gap import BoundGap
 from aggregator_service.aggregation.weighting.examples import NumExamples, Uniform
 from aggregator_service.aggregation.weighting.fedawa import FedAWA as FedAWAWeights
 from aggregator_service.aggregation.weighting.loss_reduction import LossReduction
+from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from aggregator_service.aggregation.weighting.tilted import Tilted
 from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.errors import FedLoraError, Reason
@@ -100,6 +105,7 @@ METHODS: Mapping[str, Method] = _by_name(
         Optimal(),
         Auto(),
         FedHL(),
+        FedLoRAOptimizer(),
         FedIT(),
         FFALoRA(),
         FedSALoRA(),
@@ -107,6 +113,9 @@ METHODS: Mapping[str, Method] = _by_name(
         HetLoRA(),
         Replication(),
         FedSB(),
+        AFLoRA(),
+        LoRAA2(),
+        FedRotLoRA(),
         FLoRA(),
         FlexLoRA(),
         FLoRIST(),
@@ -133,6 +142,7 @@ WEIGHTINGS: Mapping[str, WeightingRule] = _by_name(
         UpdateNorm(),
         LossReduction(),
         Tilted(),
+        RankAware(),
         BoundGap(),
         FedAWAWeights(),
     )

@@ -38,6 +38,9 @@ KEPT = {"florist": 0.99**0.5}
 DIFFER = {"auto": 0.05}
 """methods that may take another of two equally good answers, and how far apart these may be"""
 
+NOT_LINEAR = {"fedlora_optimizer"}
+"""methods that do not average a factor as it is, also where the other one is common"""
+
 BETTER_THAN_THE_MEAN = {"flora_na", "optimal", "flexlora", "lora_fair", "fedit"}
 """methods that promise an error no larger than that of averaging the factors"""
 
@@ -55,9 +58,10 @@ def run(
     seed: int = 0,
     round: int = 1,
     origin: LoraFactors | None = None,
+    partial: bool = False,
 ) -> tuple[ModuleResult, list[LoraFactors]]:
     """The result, and the members as the method's plan allows them."""
-    context = admissible(METHODS[name], cohort, round=round, origin=origin)
+    context = admissible(METHODS[name], cohort, round=round, origin=origin, partial=partial)
     members = context.pop("members")
     largest = max(f.rank for f in members)
     result = combine(METHODS[name], members, w, rank=rank or largest, seed=seed, **context)
@@ -124,7 +128,7 @@ def test_exact_is_what_says_that_it_is(name):
     recipe = compose(METHODS[name])
     for round in rounds_of(name):
         cohort, w = unrelated([4] * 4), weights(1, 2, 3, 4)
-        result, members = run(name, cohort, w, round=round)
+        result, members = run(name, cohort, w, round=round, partial=True)
         error = relative_error(change(result), ideal(members, w))
         if recipe.properties.exact:
             assert error < TOLERANCE
@@ -138,7 +142,11 @@ def test_a_common_factor_makes_every_method_exact(name):
     cohort = [LoraFactors(common, normal(60 + u, 24, 4)) for u in range(4)]
     w = weights(1, 2, 3, 4)
     result, members = run(name, cohort, w)
-    assert relative_error(change(result), ideal(members, w)) < slack(name)
+    error = relative_error(change(result), ideal(members, w))
+    if name in NOT_LINEAR:
+        assert error > 1e-3
+    else:
+        assert error < slack(name)
 
 
 @every_method

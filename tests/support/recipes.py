@@ -41,6 +41,7 @@ def admissible(
     *,
     round: int = 1,
     origin: LoraFactors | None = None,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Members and context as a server has them under the method's plan.
 
@@ -52,6 +53,7 @@ def admissible(
         members: what the workers would have sent, had they trained everything.
         round: whose plan it is.
         origin: what the round began from; None takes the first member.
+        partial: each worker leaves a component out, another one each, where the plan lets it.
     """
     plan = plan_for(method.plans, round)
     rank = max(f.rank for f in members)
@@ -59,7 +61,7 @@ def admissible(
     b_start = origin.b_DR if Part.B not in plan.trained else torch.zeros_like(origin.b_DR)
     core = Part.CORE in plan.trained
     completed, extras, sent = [], [], []
-    for f in members:
+    for u, f in enumerate(members):
         a = f.a_RK if Part.A in plan.trained else origin.a_RK[: f.rank].to(f.dtype)
         b = f.b_DR if Part.B in plan.trained else origin.b_DR[:, : f.rank].to(f.dtype)
         given = LoraFactors(origin.a_RK[: f.rank], b_start[:, : f.rank]).to(f.dtype)
@@ -72,6 +74,16 @@ def admissible(
             b = b @ more[Part.CORE].to(b.dtype)
         if plan.selection is not Selection.ALL:
             more[Part.SELECTED] = torch.ones(f.rank, dtype=torch.float64)
+            if partial:
+                left = u % f.rank
+                more[Part.SELECTED][left] = 0
+                zero = plan.selection is Selection.REST_ZERO
+                if Part.A in plan.trained:
+                    a = a.clone()
+                    a[left] = 0 if zero else given.a_RK[left]
+                if Part.B in plan.trained:
+                    b = b.clone()
+                    b[:, left] = 0 if zero else given.b_DR[:, left]
         completed.append(LoraFactors(a, b))
         extras.append(more)
         sent.append(given)
