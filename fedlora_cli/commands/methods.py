@@ -265,7 +265,7 @@ def _print_table(rows: list[Method]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("method", "error", "mixed ranks", "in a run", "take it when", "paper"):
-        table.add_column(name, header_style="bold", overflow="fold")
+        table.add_column(name, header_style="bold", overflow="fold", no_wrap=name == "method")
     for row in rows:
         about = row.about
         mixed = _yes(_promised(row).mixed_ranks)

@@ -112,4 +112,3 @@ class LoRAA2(MethodDefaults):
         return Combination(
             factors=factors, measurements={"unsent_components": float((~sent).sum())}
         )
-
