@@ -93,7 +93,7 @@ def _check_features(state: RunState, event: WorkerRegistered) -> None:
             Reason.UNSUPPORTED_METHOD,
             f"the method {state.spec.method.name} asks its workers for {', '.join(missing)}, and "
             f"worker {event.name!r} offers {able}",
-            hint="Use a worker of a newer version, or a method that asks for less",
+            hint="Use another worker, or a method that asks for less: see fedlora methods",
         )
 
 

@@ -46,6 +46,8 @@ class WorkerFeature(enum.StrEnum):
     """train a square matrix between fixed B and A"""
     PERSONAL_STAGE = "personal_stage"
     """train private magnitudes after a round"""
+    ROUND_METRICS = "round_metrics"
+    """measure what `required_metrics` names, and send it with every update"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ class RoundPlan:
             WorkerFeature.RANK_PRUNING: self.may_lower_rank,
             WorkerFeature.CORE_MATRIX: Part.CORE in self.trained,
             WorkerFeature.PERSONAL_STAGE: self.personal_stage,
+            WorkerFeature.ROUND_METRICS: bool(self.required_metrics),
         }
         return frozenset(feature for feature, needed in wanted.items() if needed)
 

@@ -49,6 +49,8 @@ class _WorkerFeatureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerF
     """Train a square matrix between fixed B and A."""
     WORKER_FEATURE_PERSONAL_STAGE: _WorkerFeature.ValueType  # 7
     """Train private magnitudes after a round."""
+    WORKER_FEATURE_ROUND_METRICS: _WorkerFeature.ValueType  # 8
+    """Measure what the plan's required_metrics name, and send it with every update."""
 
 class WorkerFeature(_WorkerFeature, metaclass=_WorkerFeatureEnumTypeWrapper):
     """What a worker must be able to do beyond training A and B from what it was given."""
@@ -68,6 +70,8 @@ WORKER_FEATURE_CORE_MATRIX: WorkerFeature.ValueType  # 6
 """Train a square matrix between fixed B and A."""
 WORKER_FEATURE_PERSONAL_STAGE: WorkerFeature.ValueType  # 7
 """Train private magnitudes after a round."""
+WORKER_FEATURE_ROUND_METRICS: WorkerFeature.ValueType  # 8
+"""Measure what the plan's required_metrics name, and send it with every update."""
 Global___WorkerFeature: _TypeAlias = WorkerFeature  # noqa: Y015
 
 class _Role:
