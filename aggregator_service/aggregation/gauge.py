@@ -21,6 +21,7 @@ Shape suffixes: Q kept components, R rank, K in_features, D out_features.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -47,14 +48,14 @@ class Gauge(enum.StrEnum):
     PROCRUSTES = "procrustes"
 
 
-def in_gauge(svd: ProductSVD, gauge: Gauge, reference: LoraFactors) -> LoraFactors:
+def in_gauge(svd: ProductSVD, gauge: Gauge, reference: Callable[[], LoraFactors]) -> LoraFactors:
     """U S V^T as factors of rank Q = `svd.rank` >= 1.
 
     Args:
         svd: the truncated decomposition.
         gauge: which factors.
-        reference: what the last two gauges stay close to, of rank >= Q; components beyond
-            Q's are not looked at.
+        reference: makes what the last two gauges stay close to, and is called by those only.
+            Missing components are zero, those beyond Q are not looked at.
     """
     q = svd.rank
     values_Q, root_Q = svd.values_N[:q], svd.values_N[:q].sqrt()
@@ -66,8 +67,9 @@ def in_gauge(svd: ProductSVD, gauge: Gauge, reference: LoraFactors) -> LoraFacto
     b_DQ, a_QK = left_DQ * root_Q, root_Q[:, None] * right_QK
     if gauge is Gauge.BALANCED:
         return LoraFactors(a_QK, b_DQ)
-    a_ref = reference.a_RK[:q].to(torch.float64)
-    b_ref = reference.b_DR[:, :q].to(torch.float64)
+    near = reference().to(torch.float64)
+    near = near.padded(max(near.rank, q))
+    a_ref, b_ref = near.a_RK[:q], near.b_DR[:, :q]
     if gauge is Gauge.CLOSEST_A:
         m_QQ = _bounded(a_ref @ right_QK.T)
         return LoraFactors(

@@ -173,7 +173,7 @@ class SurrogateFamily:
         if svd.rank == 0:
             near = LoraFactors(self._mean.a_RK, torch.zeros_like(self._mean.b_DR))
         else:
-            near = in_gauge(svd, Gauge.CLOSEST_A, self._mean)
+            near = in_gauge(svd, Gauge.CLOSEST_A, lambda: self._mean)
         measurements = {"kept_rank": float(svd.rank)}
         return Surrogate(member=Member.OPTIMAL, factors=near, measurements=measurements)
 

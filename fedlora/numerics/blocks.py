@@ -4,8 +4,8 @@ Nothing is stacked and nothing is cast as a whole: a large cohort's stacks in fl
 several times the updates themselves, and writing fresh memory costs more than the arithmetic.
 
 Thin products (`times`, `transposed_times`) run in `working_dtype`, the blocks' own element type
-where that is float32 or float64. Gram matrices are summed in float64 over panels of `_PANEL` rows,
-which stay in the processor's cache, and combinations over blocks.
+where that is float32 or float64. Gram matrices are summed in float64 over panels of rows (`gram`),
+and combinations over blocks.
 
 Shape suffixes: R sum of ranks, L columns of a probe, Q columns of a combination, K in_features,
 D out_features.
@@ -13,16 +13,15 @@ D out_features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["BlockProduct"]
+from fedlora.numerics.gram import gram_of_panels
 
-_PANEL = 1024
-"""rows of a factor that are in float64 at a time"""
+__all__ = ["BlockProduct"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,11 +79,11 @@ class BlockProduct:
 
     def gram_b(self) -> Tensor:
         """B^T B of the stack without weights, R x R, float64, exactly symmetric."""
-        return _gram(self._rows_of_b, self.shape[0], self.rank, self.device)
+        return gram_of_panels(self._rows_of_b, self.shape[0], self.rank, self.device)
 
     def gram_a(self) -> Tensor:
         """A A^T of the stack, R x R, float64, exactly symmetric."""
-        return _gram(self._rows_of_a, self.shape[1], self.rank, self.device)
+        return gram_of_panels(self._rows_of_a, self.shape[1], self.rank, self.device)
 
     def combine_b(self, p_RQ: Tensor) -> Tensor:
         """B P of the stack without weights, D x Q, float64."""
@@ -111,22 +110,8 @@ class BlockProduct:
 
     def _rows_of_b(self, begin: int, end: int) -> Tensor:
         rows = [b[begin:end] for b in self.b_blocks]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)).to(torch.float64)
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def _rows_of_a(self, begin: int, end: int) -> Tensor:
         rows = [a[:, begin:end] for a in self.a_blocks]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows)).to(torch.float64).T
-
-
-def _gram(rows: Callable[[int, int], Tensor], size: int, rank: int, device: torch.device) -> Tensor:
-    """X^T X in float64; of the lower triangle only what tiles do not repeat."""
-    gram_RR = torch.zeros(rank, rank, dtype=torch.float64, device=device)
-    # More tiles save more of the half that symmetry gives, and cost more calls.
-    tile = max(64, -(-rank // 4))
-    for begin in range(0, size, _PANEL):
-        panel = rows(begin, min(begin + _PANEL, size))
-        for left in range(0, rank, tile):
-            here = slice(left, left + tile)
-            gram_RR[here, : left + tile].addmm_(panel[:, here].T, panel[:, : left + tile])
-    lower = gram_RR.tril()
-    return lower + lower.tril(-1).T
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).T

@@ -1,24 +1,26 @@
-"""Gram matrices of stacked factors, one product per pair of blocks.
+"""Gram matrices of stacked factors.
 
 The Gram matrix of X = [X_1 .. X_U] is all that norms, angles and least-squares problems on
-products of stacked factors need; it costs R^2 d flops and R^2 floats for R = sum of widths.
-
-Each block X_u^T X_w (u <= w) is a product of its own: one wide product may be tiled by the
-BLAS according to its total width, so that the same pair of clients would get other last bits
-in another cohort. The lower triangle is copied, not computed.
+products of stacked factors need; it costs R^2 d flops and R^2 floats for R = sum of widths. No BLAS
+that torch calls has a symmetric product, so tiles leave out most of the half that symmetry gives.
 
 Shape suffixes: D rows (in_features or out_features), R sum of the widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["gram_matrix"]
+__all__ = ["gram_matrix", "gram_of_panels"]
+
+_PANEL = 4096
+"""rows that are in float64 at a time: the copy of a wide stack must not be as large as the stack"""
+
+_TILE = 64
+"""narrowest tile: a narrower one saves less work than its call costs"""
 
 
 def gram_matrix(blocks: Sequence[Tensor]) -> Tensor:
@@ -30,16 +32,31 @@ def gram_matrix(blocks: Sequence[Tensor]) -> Tensor:
     Returns:
         R x R, exactly symmetric.
     """
-    wide = [block.to(torch.float64) for block in blocks]
-    edges = [0, *accumulate(block.shape[1] for block in wide)]
-    gram_RR = wide[0].new_empty(edges[-1], edges[-1])
-    for u, left in enumerate(wide):
-        here = slice(edges[u], edges[u + 1])
-        for w in range(u, len(wide)):
-            there = slice(edges[w], edges[w + 1])
-            product = left.T @ wide[w]
-            if w == u:
-                product = (product + product.T) / 2
-            gram_RR[here, there] = product
-            gram_RR[there, here] = product.T
-    return gram_RR
+    first, rank = blocks[0], sum(block.shape[1] for block in blocks)
+
+    def rows(begin: int, end: int) -> Tensor:
+        return torch.cat([block[begin:end] for block in blocks], dim=1)
+
+    return gram_of_panels(rows, first.shape[0], rank, first.device)
+
+
+def gram_of_panels(
+    rows: Callable[[int, int], Tensor], size: int, rank: int, device: torch.device
+) -> Tensor:
+    """The same of a matrix that is given a few rows at a time.
+
+    Args:
+        rows: rows [begin, end), in any element type.
+        size: D.
+        rank: R.
+        device: where the rows are.
+    """
+    gram_RR = torch.zeros(rank, rank, dtype=torch.float64, device=device)
+    tile = max(_TILE, -(-rank // 4))
+    for begin in range(0, size, _PANEL):
+        panel = rows(begin, min(begin + _PANEL, size)).to(torch.float64)
+        for left in range(0, rank, tile):
+            here = slice(left, left + tile)
+            gram_RR[here, : left + tile].addmm_(panel[:, here].T, panel[:, : left + tile])
+    lower = gram_RR.tril()
+    return lower + lower.tril(-1).T

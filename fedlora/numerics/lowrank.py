@@ -123,23 +123,26 @@ def gram_core_svd_of(product: BlockProduct, *, rank: int) -> ProductSVD:
     weights_R = product.component_weights
     root_b = _root(product.gram_b()) * weights_R
     root_a = _root(product.gram_a())
-    u, values_R, vh = torch.linalg.svd(root_b @ root_a.T)
+    core_RR = root_b @ root_a.T
+    # Its squares are known to eps as the Gram matrices are, so they are all that is asked for, at
+    # half the price of the values themselves.
+    squares_R, vectors_RR = torch.linalg.eigh(core_RR.T @ core_RR)
     # More values than T can have are rounding noise of the Gram matrices.
-    values_N = values_R[: min(d, k)]
-    # A Gram core takes roots of eigenvalues that are known to eps, so one deficient factor leaves
-    # values of sqrt(eps) that T does not have; what is lost with them is below float32's rounding.
+    values_N = squares_R.clamp(min=0).sqrt().flip(0)[: min(d, k)]
+    # One deficient factor leaves values of sqrt(eps) that T does not have; what is lost with them
+    # is below float32's rounding.
     keep = min(rank, numerical_rank(values_N, noise=4 * math.sqrt(_EPS)))
-    kept = values_N[:keep]
-    left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (vh[:keep].T / kept)))
-    right_QK = product.combine_a((u[:, :keep].T / kept[:, None]) @ root_b)
+    kept, v_RQ = values_N[:keep], vectors_RR.flip(1)[:, :keep]
+    left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (v_RQ / kept)))
+    right_QK = product.combine_a(((core_RR @ v_RQ) / kept.square()).T @ root_b)
     return signed(ProductSVD(left_DQ, values_N, right_QK))
 
 
 def gram_core_values(gram_b: Tensor, gram_a: Tensor, weights_R: Tensor) -> Tensor:
     """Singular values, descending, of B diag(w) A from the Gram matrices of B and A, R of them."""
     core_RR = (_root(gram_b) * weights_R.to(gram_b)) @ _root(gram_a).T
-    values_R: Tensor = torch.linalg.svdvals(core_RR)
-    return values_R
+    squares_R: Tensor = torch.linalg.eigvalsh(core_RR.T @ core_RR)
+    return squares_R.clamp(min=0).sqrt().flip(0)
 
 
 def _root(gram_RR: Tensor) -> Tensor:

@@ -121,8 +121,7 @@ class Energy:
 
     def _factors(self, svd: ProductSVD, rank: int, cohort: ModuleCohort) -> LoraFactors:
         cut = ProductSVD(svd.left_DQ[:, :rank], svd.values_N, svd.right_QK[:rank])
-        reference = factor_mean(cohort.members, cohort.weights_U)
-        return in_gauge(cut, self.gauge, reference.padded(max(reference.rank, rank)))
+        return in_gauge(cut, self.gauge, lambda: factor_mean(cohort.members, cohort.weights_U))
 
 
 def energy_rank(values_N: Tensor, threshold: float) -> int:

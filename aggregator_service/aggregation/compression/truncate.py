@@ -71,9 +71,7 @@ class Truncate:
             shape = (first.out_features, first.in_features)
             factors = fresh(*shape, rank, first.a_RK, work.generator)
         else:
-            reference = factor_mean(cohort.members, cohort.weights_U)
-            near = reference.padded(max(reference.rank, svd.rank))
-            found = in_gauge(svd, self.gauge, near)
+            found = in_gauge(svd, self.gauge, lambda: factor_mean(cohort.members, cohort.weights_U))
             result = LoraFactors(found.a_RK, found.b_DR).to(cohort.dtype)
             factors = filled(result, rank, work.generator)
         return ModuleResult(
