@@ -134,6 +134,10 @@ class Coordinator:
         self._runs[state.run_id] = actor
         return actor
 
+    def prepare(self, actor: RunActor) -> None:
+        """Lets the engine work ahead on what a round has by now."""
+        self._engine.prepare(actor.state)
+
     # --- operators -----------------------------------------------------------------------
 
     async def create_run(self, spec: RunSpec, *, start: bool) -> Run:

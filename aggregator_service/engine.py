@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import torch
 
 from aggregator_service.aggregation import registry
@@ -21,6 +22,7 @@ from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import Contribution
 from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.gram_blocks import RoundGrams
 from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.servable import servable_rank, write_servable
@@ -30,12 +32,15 @@ from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import Selection
 from fedlora.runs.report import Certificate
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import RunSpec
+from fedlora.runs.spec import RunPhase, RunSpec
 from fedlora.tensors.manifest import TensorManifest
 
 __all__ = ["AggregationEngine", "WorkerCopy", "resolve_device", "servable_blob"]
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -103,6 +108,8 @@ class AggregationEngine:
         self._base_weights = base_weights
         self._checked: set[str] = set()
         """runs whose base model the frozen weights are"""
+        self._grams: dict[str, tuple[int, RoundGrams]] = {}
+        """by run: the round that is open, and Gram blocks of its updates"""
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +124,11 @@ class AggregationEngine:
     async def aggregate(self, state: RunState) -> AdapterRecord:
         """Combines the round's updates into the next version and stores it as a blob."""
         return await self._run(self._aggregator, functools.partial(self._aggregate, state))
+
+    def prepare(self, state: RunState) -> None:
+        """Computes ahead, while the round's other updates are awaited; returns at once."""
+        if state.phase is RunPhase.TRAINING and self._gains(state):
+            self._aggregator.submit(self._prepare, state)
 
     async def refine(self, state: RunState) -> AdapterRecord:
         """Puts what the refiner trained into what the round came to, as the next version."""
@@ -156,18 +168,48 @@ class AggregationEngine:
         if self._base_weights is not None:
             self._base_weights.close()
 
+    def _gains(self, state: RunState) -> bool:
+        """Whether Gram blocks of the round's updates are of use at its close."""
+        plan = state.plan
+        whole = {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
+        method = registry.create(state.spec.method.name, state.spec.method.options)
+        # A GPU computes all of them at the close in less time than it takes to fetch them.
+        return whole and method.reads_grams and self._device.type == "cpu"
+
     # --- in threads ----------------------------------------------------------------------
+
+    def _prepare(self, state: RunState) -> None:
+        try:
+            self._round_grams(state)
+        except Exception:
+            # The close computes what is missing, and tells what is wrong to whom it concerns.
+            log.exception("prepare_failed", run=state.spec.name, round=state.round)
+
+    def _round_grams(self, state: RunState) -> RoundGrams | None:
+        """The Gram blocks of the updates that the round has by now."""
+        counted = [u for u in state.updates.values() if u.num_examples > 0]
+        if state.adapter is None or not counted or not self._gains(state):
+            return None
+        round, grams = self._grams.get(state.run_id, (0, None))
+        if grams is None or round != state.round:
+            grams = RoundGrams(self._stored(state.spec, state.adapter), threads=self._threads)
+            self._grams[state.run_id] = (state.round, grams)
+        # Not verified yet: the close does it, before anything is made of these blocks.
+        grams.add(self._contributions(state.spec, counted, where=self._blobs.path))
+        return grams
 
     def _aggregate(self, state: RunState) -> AdapterRecord:
         spec, recipe = state.spec, registry.create_recipe(state.spec.method)
         context = self._context(spec, state.round, state.adapter)
+        grams = self._round_grams(state)
+        self._grams.pop(state.run_id, None)
         with self._temporary() as output, self._temporary() as remembered:
             outcome = aggregate(
                 self._contributions(spec, state.updates.values()),
                 recipe,
                 output=output,
                 state_output=remembered,
-                context=replace(context, base_weights=self._frozen(recipe, state)),
+                context=replace(context, base_weights=self._frozen(recipe, state), grams=grams),
                 rank=spec.adapter.r,
                 output_scaling=spec.adapter.scaling,
                 dtype=spec.wire_dtype,
@@ -255,13 +297,20 @@ class AggregationEngine:
             manifest=read_manifest(path),
         )
 
-    def _contributions(self, spec: RunSpec, updates: Iterable[UpdateRecord]) -> list[Contribution]:
-        """The updates, each with the weight that its examples give it."""
+    def _contributions(
+        self,
+        spec: RunSpec,
+        updates: Iterable[UpdateRecord],
+        *,
+        where: Callable[[str], Path] | None = None,
+    ) -> list[Contribution]:
+        """The updates, each with the weight that its examples give it, their bytes verified."""
+        path_of = where or self._verified
         return [
             Contribution(
                 worker=u.worker,
                 weight=float(u.num_examples),
-                path=self._verified(u.sha256),
+                path=path_of(u.sha256),
                 scaling=spec.adapter.scaling,
                 given_rank=u.given_rank or u.rank,
                 metrics=u.metrics,

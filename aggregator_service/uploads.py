@@ -117,6 +117,7 @@ class Uploads:
             # Cancelled: the client or the server goes away. What came stays.
             await asyncio.shield(asyncio.to_thread(writer.suspend))
             raise
+        self._coordinator.prepare(actor)
         return Acknowledgement(
             update_id=record.update_id, total_bytes=record.total_bytes, sha256=commit.sha256
         )

@@ -24,6 +24,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.weighting.base import WeightingRule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -168,6 +169,8 @@ class ModuleCohort:
     round: int = 1
     base_rows: BaseRows | None = None
     """the module's frozen weight, where the server has it"""
+    grams: ClientGrams | None = None
+    """Gram matrices of the members near `start`, where they were made beforehand"""
 
     @classmethod
     def of(
@@ -181,6 +184,7 @@ class ModuleCohort:
         state: Mapping[str, Tensor] | None = None,
         round: int = 1,
         base_rows: BaseRows | None = None,
+        grams: ClientGrams | None = None,
     ) -> ModuleCohort:
         """Checks a cohort and drops its members of weight 0.
 
@@ -224,6 +228,8 @@ class ModuleCohort:
             state=state or {},
             round=round,
             base_rows=base_rows,
+            # Of another cohort, once somebody is left out.
+            grams=grams if len(here) == len(members) else None,
         )
 
     @property
@@ -238,7 +244,8 @@ class ModuleCohort:
 
     def stack(self) -> StackedFactors:
         """T itself in float64, as one product of rank R = sum of the members' ranks."""
-        return StackedFactors(self.members, self.weights_U.tolist())
+        grams = None if self.grams is None else self.grams.stack()
+        return StackedFactors(self.members, self.weights_U.tolist(), grams=grams)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +353,9 @@ class Method(Protocol):
         """What round t = 1, 2, .. asks of a worker, as a cycle."""
         ...
 
+    reads_grams: ClassVar[bool]
+    """whether it gains from Gram matrices that were made while updates arrived"""
+
     @property
     def reads_base(self) -> frozenset[AdapterKind]:
         """Adapter families for which the method, with its options, needs the frozen weights."""
@@ -376,6 +386,8 @@ class MethodDefaults:
     """The usual answers to what `Method` asks beside `combine`."""
 
     __slots__ = ()
+
+    reads_grams: ClassVar[bool] = False
 
     @property
     def weighting(self) -> WeightingRule | None:

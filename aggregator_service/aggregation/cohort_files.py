@@ -21,6 +21,7 @@ from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
 from aggregator_service.aggregation.base import BaseRows, GlobalModule, ModuleCohort
+from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.slicing import given_factors
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
@@ -138,6 +139,7 @@ class CohortFiles:
         state: Mapping[str, Tensor] | None = None,
         round: int = 1,
         base_rows: BaseRows | None = None,
+        grams: ClientGrams | None = None,
     ) -> ModuleCohort:
         """One module of every update, completed, in float64 with the scale folded in."""
         return ModuleCohort.of(
@@ -149,11 +151,16 @@ class CohortFiles:
             state=state,
             round=round,
             base_rows=base_rows,
+            grams=grams,
         )
 
     def factors(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors]:
         """One module of every update, completed, in float64 with the scale folded in."""
-        return [self._completed(u, module, device) for u in range(len(self.files))]
+        return [self.member(u, module, device) for u in range(len(self.files))]
+
+    def member(self, u: int, module: str, device: torch.device | str = "cpu") -> LoraFactors:
+        """One module of one update, likewise."""
+        return self._completed(u, module, device)
 
     def sent(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors] | None:
         """What each worker was given of a module; None where it is unknown."""

@@ -207,6 +207,11 @@ class _Job:
         weights, rows = self.context.base_weights, None
         if weights is not None and self.context.kind in self.recipe.method.reads_base:
             rows = functools.partial(weights.rows, module)
+        prepared, grams = self.context.grams, None
+        if prepared is not None and self.recipe.method.reads_grams:
+            names = [c.worker for c in self.cohort.contributions]
+            ranks = [file.rank(module) for file in self.cohort.files]
+            grams = prepared.of(module, names, ranks)
         try:
             cohort = self.cohort.module_cohort(
                 module,
@@ -215,6 +220,7 @@ class _Job:
                 state=self.held.of(module),
                 round=self.context.round,
                 base_rows=rows,
+                grams=grams,
             )
             result = self.recipe.aggregate_module(
                 cohort, rank=self.rank, generator=generator, publication=self.publication

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,9 +10,10 @@ from typing import Protocol
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import Scaling
+from aggregator_service.aggregation.client_grams import ClientGrams
 from fedlora.adapters.spec import AdapterKind
 
-__all__ = ["BaseModelWeights", "RoundContext", "StoredAdapter"]
+__all__ = ["BaseModelWeights", "PreparedGrams", "RoundContext", "StoredAdapter"]
 
 
 class BaseModelWeights(Protocol):
@@ -19,6 +21,14 @@ class BaseModelWeights(Protocol):
 
     def rows(self, module: str, begin: int, end: int) -> Tensor:
         """Rows of a module's weight, out_features x in_features, in float64."""
+        ...
+
+
+class PreparedGrams(Protocol):
+    """What has been computed before the close."""
+
+    def of(self, module: str, workers: Sequence[str], ranks: Sequence[int]) -> ClientGrams | None:
+        """The Gram matrices of a cohort in that order; None where there are none."""
         ...
 
 
@@ -41,3 +51,5 @@ class RoundContext:
     state: Path | None = None
     """what the recipe left after the round before"""
     base_weights: BaseModelWeights | None = None
+    grams: PreparedGrams | None = None
+    """Gram matrices of the round's updates, made while they arrived"""

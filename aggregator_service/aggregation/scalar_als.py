@@ -87,13 +87,23 @@ class ScalarProblem:
     Args:
         centred: the cohort.
         ridge: weight of the proximal term, relative to the system's diagonal.
+        grams: Gram matrices of the means and deviations, of B and of A, where they are known.
     """
 
-    def __init__(self, centred: CentredCohort, *, ridge: float) -> None:
+    def __init__(
+        self,
+        centred: CentredCohort,
+        *,
+        ridge: float,
+        grams: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         blocks = [centred.mean, *centred.deviations]
         n, r = len(blocks), centred.rank
-        self._b = _Gram(gram_matrix([f.b_DR for f in blocks]).cpu(), n, r)
-        self._a = _Gram(gram_matrix([f.a_RK.T for f in blocks]).cpu(), n, r)
+        left, right = grams or (
+            gram_matrix([f.b_DR for f in blocks]),
+            gram_matrix([f.a_RK.T for f in blocks]),
+        )
+        self._b, self._a = _Gram(left.cpu(), n, r), _Gram(right.cpu(), n, r)
         self._weights_U = centred.weights_U
         self._loss_N = torch.cat([torch.zeros(1, dtype=torch.float64), centred.weights_U])
         self._mean_N = torch.eye(n, dtype=torch.float64)[0]

@@ -104,7 +104,7 @@ class SurrogateFamily:
 
     def scalar(self, generator: torch.Generator) -> Componentwise:
         """The best of several starts, of those that no client dominates too much."""
-        problem = ScalarProblem(self.centred, ridge=self._solver.ridge)
+        problem = ScalarProblem(self.centred, ridge=self._solver.ridge, grams=self._grams())
         solutions = problem.solve(
             problem.starts(self._solver.random_starts, generator),
             max_sweeps=self._solver.max_sweeps,
@@ -176,6 +176,12 @@ class SurrogateFamily:
             near = in_gauge(svd, Gauge.CLOSEST_A, lambda: self._mean)
         measurements = {"kept_rank": float(svd.rank)}
         return Surrogate(member=Member.OPTIMAL, factors=near, measurements=measurements)
+
+    def _grams(self) -> tuple[Tensor, Tensor] | None:
+        grams = self._cohort.grams
+        if grams is None or grams.rank != self._rank:
+            return None
+        return grams.centred(self._cohort.weights_U)
 
     def _of_scalars(
         self, found: ScalarSolution, measurements: Mapping[str, float]

@@ -25,15 +25,24 @@ class StackedFactors(LoraFactors):
     Args:
         members: of one shape, dtype and device.
         weights: w_u.
+        grams: Gram matrices of [B_1 .. B_U] and of [A_1; ..; A_U], where they are known.
     """
 
     __slots__ = ("blocks",)
 
     blocks: BlockProduct
 
-    def __init__(self, members: Sequence[LoraFactors], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        members: Sequence[LoraFactors],
+        weights: Sequence[float],
+        *,
+        grams: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         # The base is frozen and holds two tensors; this holds what they would be made of.
-        blocks = BlockProduct([f.b_DR for f in members], [f.a_RK for f in members], weights)
+        blocks = BlockProduct(
+            [f.b_DR for f in members], [f.a_RK for f in members], weights, grams=grams
+        )
         object.__setattr__(self, "blocks", blocks)
 
     @property

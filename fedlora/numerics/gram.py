@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["gram_matrix", "gram_of_panels"]
 
-_PANEL = 4096
+_PANEL = 1024
 """rows that are in float64 at a time: the copy of a wide stack must not be as large as the stack"""
 
 _TILE = 64

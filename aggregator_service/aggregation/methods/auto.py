@@ -50,6 +50,7 @@ class Auto(MethodDefaults):
     """largest error that is good enough, relative to the norm of the ideal aggregate"""
 
     name: ClassVar[str] = "auto"
+    reads_grams: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="Cheapest surrogate within a tolerance",
         paper="ours; members from Nguyen et al. 2025, arXiv:2509.26399",

@@ -69,6 +69,7 @@ class FlexLoRA(MethodDefaults):
     clients; within 1e-3 of the least error)"""
 
     name: ClassVar[str] = "flexlora"
+    reads_grams: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="FlexLoRA",
         paper="Bai et al. 2024, arXiv:2402.11505",

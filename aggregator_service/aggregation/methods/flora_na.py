@@ -108,6 +108,7 @@ class FLoRANA(MethodDefaults):
     """for DoRA: mean, or least_squares, for which the server must have the frozen weight"""
 
     name: ClassVar[str] = "flora_na"
+    reads_grams: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="FLoRA-NA",
         paper="Nguyen et al. 2025, arXiv:2509.26399",

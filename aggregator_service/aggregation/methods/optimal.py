@@ -45,6 +45,7 @@ class Optimal(MethodDefaults):
     clients; within 1e-3 of the least error)"""
 
     name: ClassVar[str] = "optimal"
+    reads_grams: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="Truncated SVD of the mean product",
         paper="Eckart and Young 1936",

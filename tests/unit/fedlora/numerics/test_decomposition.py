@@ -68,6 +68,25 @@ def test_combinations_are_those_of_the_stack():
     torch.testing.assert_close(product.combine_a(p_RQ.T), p_RQ.T @ a_RK)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_thin_products_of_several_groups_are_those_of_the_stack(dtype):
+    # The first group is one block wider than a group, the second two blocks, the last one.
+    product = product_of(unrelated([200, 60, 50, 70], d=300, k=210), (0.4, 0.3, 0.2, 0.1), dtype)
+    b_DR, a_RK = product.stacked()
+    x_KL, y_DL = normal(5, 210, 7), normal(6, 300, 7)
+    for working in (torch.float32, torch.float64):
+        # Two sums in a row, of K or D and of R terms.
+        slack = (300 + 380) * torch.finfo(working).eps
+        for found, left, right in (
+            (product.times(x_KL.to(working)), b_DR, a_RK @ x_KL),
+            (product.transposed_times(y_DL.to(working)), a_RK.T, b_DR.T @ y_DL),
+        ):
+            assert found.dtype is working
+            exact = left @ right
+            bound = slack * float(left.norm() * right.norm())
+            torch.testing.assert_close(found.double(), exact, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize("core", [Core.AUTO, Core.QR, Core.GRAM])
 @pytest.mark.parametrize("rank", [1, 4, 11, 30])
 def test_the_exact_cores_truncate_like_a_dense_decomposition(core, rank):
@@ -112,6 +131,33 @@ def test_the_randomised_core_is_within_a_thousandth_of_the_least_error(dtype):
     error = float((rebuilt(svd) - target).norm())
     assert error <= tail_norm(target, 4) * (1 + 1e-3)
     assert svd.rank == 4
+
+
+def test_small_components_are_told_from_the_rounding_of_float32():
+    members = drifted(40, drift=5e-2, d=512, k=480, r=4)
+    product = product_of(members, [1 / 40] * 40, torch.float32)
+    svd = randomised_svd(product, rank=16)
+    assert svd.rank == 16
+    error = float((rebuilt(svd) - dense(product)).norm())
+    assert error <= tail_norm(dense(product), 16) * (1 + 5e-2)
+    assert error < 0.95 * tail_norm(dense(product), 4)
+
+
+@pytest.mark.parametrize("drift", [1.0, 1e-1])
+def test_the_randomised_core_keeps_its_bound_where_it_takes_more_than_stands_out(drift):
+    # 16 components of which 4 stand out, in float32: what an earlier basis adds is divided by how
+    # much of it is new, which must not lift rounding above the tail.
+    count = 40
+    members = drifted(count, drift=drift, d=512, k=480, r=4)
+    product = product_of(members, [1 / count] * count, torch.float32)
+    target = dense(product)
+    svd = randomised_svd(product, rank=16)
+    error = float((rebuilt(svd) - target).norm())
+    # The 12 further components are of a flat tail, so the bound is the wider one.
+    assert error <= tail_norm(target, 16) * (1 + 2e-2)
+    for columns in (svd.left_DQ, svd.right_QK.T):
+        gap = columns.T @ columns - torch.eye(svd.rank, dtype=torch.float64)
+        assert float(gap.abs().max()) < 512 * EPS
 
 
 def test_its_singular_values_are_underestimates_and_its_tail_is_estimated():

@@ -53,6 +53,21 @@ def test_weighted_sum_adds_in_order_in_float64():
     assert float(weighted_sum(tensors, [1.0, 1.0, 1.0])) == 2.0**-40
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weighted_sum_has_the_bits_of_one_multiply_add_per_term(dtype):
+    # Transposed and padded views too: what a cohort of several ranks hands in.
+    tensors = [normal(u, 67, 130).to(dtype) for u in range(3)]
+    tensors += [normal(3, 130, 67).to(dtype).T, normal(4, 80, 140).to(dtype)[:67, :130]]
+    copies = [tensor.clone() for tensor in tensors]
+    weights = [0.1, 0.3, -0.2, 1 / 3, 1e-9]
+    expected = torch.zeros(67, 130, dtype=torch.float64)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        expected.add_(tensor.to(torch.float64), alpha=weight)
+    assert torch.equal(weighted_sum(tensors, weights), expected)
+    assert torch.equal(weighted_sum(tensors, torch.tensor(weights, dtype=torch.float64)), expected)
+    assert all(torch.equal(one, two) for one, two in zip(tensors, copies, strict=True))
+
+
 def test_norm_of_a_product_worked_by_hand():
     # b a = [[2, 4], [1, 2]]: squares 4 + 16 + 1 + 4
     b, a = torch.tensor([[2.0], [1.0]]), torch.tensor([[1.0, 2.0]])

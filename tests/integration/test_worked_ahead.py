@@ -1,0 +1,61 @@
+"""What the server computes while it waits for updates, and that it changes no bit of the result."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from support.federation import random_adapter, serving
+from support.runs import LAYOUT, run_spec
+
+from aggregator_service.engine import AggregationEngine
+from fedlora.adapters.spec import AdaptedModule
+
+WIDE = replace(
+    LAYOUT,
+    modules=tuple(
+        AdaptedModule(path=f"encoder.{i}.query", in_features=80, out_features=64) for i in range(3)
+    ),
+)
+
+
+async def first_round(tmp_path, method):
+    """The adapter after a round of three, and how many modules were ready before the close."""
+    spec = run_spec(method=method, num_workers=3, num_rounds=2)
+    async with asyncio.timeout(60), serving(tmp_path, spec) as served:
+        workers = [await served.worker(f"w-{i}", layout=WIDE) for i in range(3)]
+        task = await workers[0].task()
+        await workers[0].push(task, random_adapter(4, seed=0, layout=WIDE), num_examples=0)
+        actor = served.aggregator.coordinator.run("test")
+        engine = served.aggregator.coordinator._engine
+        ready = 0
+        for i, worker in enumerate(workers):
+            if i == 2:
+                # The engine has one thread for this: what comes after has waited for it.
+                await engine._run(engine._aggregator, lambda: None)
+                _, grams = engine._grams.get(actor.state.run_id, (0, None))
+                names = ["w-0", "w-1"]
+                ready = sum(
+                    grams is not None and grams.of(m.path, names, [4, 4]) is not None
+                    for m in WIDE.modules
+                )
+            task = await worker.task()
+            await worker.push(task, random_adapter(4, seed=10 + i, layout=WIDE), num_examples=5 + i)
+        while actor.state.version != 1:
+            await actor.wait_for_change(None)
+        assert actor.state.run_id not in engine._grams
+        record = await served.aggregator.coordinator.adapter(actor, 1)
+    return record.sha256, ready
+
+
+@pytest.mark.parametrize(("method", "expected"), [("optimal", 3), ("flora_na", 3), ("fedit", 0)])
+async def test_the_adapter_is_the_same_to_the_bit_with_and_without(
+    method, expected, tmp_path, monkeypatch
+):
+    ahead, ready = await first_round(tmp_path / "ahead", method)
+    assert ready == expected
+    monkeypatch.setattr(AggregationEngine, "prepare", lambda self, state: None)
+    at_the_close, ready = await first_round(tmp_path / "late", method)
+    assert ready == 0
+    assert ahead == at_the_close
