@@ -14,9 +14,13 @@ import argparse
 import dataclasses
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from aggregator_service.aggregation import driver, registry
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from client_worker.data.config import DataConfig
 from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
@@ -61,10 +65,13 @@ def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
         for slot in range(partition.num_slots)
     ]
     print("training examples:", [w.num_train_examples for w in workers])
-    method = registry.create(run.method.name, run.method.options)
+    recipe = registry.create_recipe(run.method)
     published = workers[0].adapter()
     accuracies, cpu_seconds = [], 0.0
     with tempfile.TemporaryDirectory() as scratch:
+        start = Path(scratch, "version-0.safetensors")
+        _write(published, start)
+        state: Path | None = None
         for round in range(1, run.rounds.num_rounds + 1):
             began = time.process_time()
             contributions, losses = [], []
@@ -80,7 +87,7 @@ def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
                 local += worker.evaluate(EvaluationScope.LOCAL)
                 losses.append(outcome.metrics["train_loss"])
                 path = Path(scratch, f"{slot}.safetensors")
-                path.write_bytes(b"".join(c for _, c in encode(worker.adapter()).chunks(0, 2**20)))
+                _write(worker.adapter(), path)
                 contributions.append(
                     driver.Contribution(
                         worker=f"worker-{slot}",
@@ -90,16 +97,24 @@ def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
                     )
                 )
             cpu_seconds += time.process_time() - began
-            output = Path(scratch, "published.safetensors")
-            driver.aggregate(
+            output = Path(scratch, f"version-{round}.safetensors")
+            kept = Path(scratch, f"state-{round}.safetensors")
+            outcome_of_round = driver.aggregate(
                 contributions,
-                method,
+                recipe,
                 output=output,
+                state_output=kept,
+                context=RoundContext(
+                    round=round,
+                    start=StoredAdapter(path=start, scaling=run.adapter.scaling),
+                    state=state,
+                ),
                 rank=run.adapter.r,
                 output_scaling=run.adapter.scaling,
                 dtype=run.wire_dtype,
                 seed=derive_seed(run.seed, round, "aggregate"),
             )
+            start, state = output, kept if outcome_of_round.has_state else None
             published = decode(output, workers[0].layout.manifest(run.adapter.r, run.wire_dtype))
             workers[0].load_adapter(published)
             scores = workers[0].evaluate(EvaluationScope.GLOBAL)
@@ -112,6 +127,10 @@ def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
                 flush=True,
             )
     return accuracies, cpu_seconds
+
+
+def _write(adapter: Mapping[str, Tensor], path: Path) -> None:
+    path.write_bytes(b"".join(c for _, c in encode(adapter).chunks(0, 2**20)))
 
 
 def _pooled(scores: list[Evaluation]) -> float:
