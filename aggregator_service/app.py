@@ -111,6 +111,7 @@ def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:
         blobs,
         device=config.device,
         threads=config.threads,
+        memory_bytes=config.memory_bytes,
         base_weights=BaseWeights(weights, fan_in_fan_out=config.base_fan_in_fan_out)
         if weights
         else None,

@@ -24,6 +24,8 @@ class AggregatorConfig:
     """auto, cpu or cuda:N: where adapters are combined"""
     threads: int = 0
     """modules that are combined at a time on a CPU; 0 for as many as there are cores"""
+    memory_bytes: int = 0
+    """what combining may take, beside the files; 0 for half of the machine's memory"""
     base_weights: Path | None = None
     """safetensors files of the base model, a file or a folder, for methods that read the frozen
     weights; read only"""
@@ -61,10 +63,11 @@ class AggregatorConfig:
                     Reason.INVALID_CONFIG,
                     f"server.{name} must be positive, got {getattr(self, name)}",
                 )
-        if self.shutdown_grace_seconds < 0 or self.threads < 0:
+        if min(self.shutdown_grace_seconds, self.threads, self.memory_bytes) < 0:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,
-                "server.shutdown_grace_seconds and server.threads must not be negative",
+                "server.shutdown_grace_seconds, server.threads and server.memory_bytes must not be "
+                "negative",
             )
         if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
             raise FedLoraError(

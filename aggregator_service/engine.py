@@ -87,6 +87,7 @@ class AggregationEngine:
         blobs: where updates lie and adapters go.
         device: `auto`, `cpu` or `cuda:N`.
         threads: modules that are combined at a time on a CPU; 0 for as many as there are cores.
+        memory_bytes: what combining may take; 0 for half of the machine's.
         base_weights: the base model's frozen weights, for methods that read them; closed with
             the engine.
     """
@@ -97,11 +98,12 @@ class AggregationEngine:
         *,
         device: str = "auto",
         threads: int = 0,
+        memory_bytes: int = 0,
         base_weights: BaseWeights | None = None,
     ) -> None:
         self._blobs = blobs
         self._device = resolve_device(device)
-        self._threads = threads
+        self._threads, self._memory_bytes = threads, memory_bytes
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
         self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
@@ -215,6 +217,7 @@ class AggregationEngine:
                 dtype=spec.wire_dtype,
                 device=self._device,
                 threads=self._threads,
+                memory_bytes=self._memory_bytes,
                 seed=derive_seed(spec.seed, state.round, "aggregate"),
                 metadata={"format": "pt"},
             )

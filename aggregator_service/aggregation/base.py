@@ -291,6 +291,11 @@ class CompressionRule(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def stacks(self) -> bool:
+        """Whether it holds the updates side by side, and square matrices of their ranks."""
+        ...
+
     def properties(self, combined: Properties) -> Properties:
         """What a method of those properties promises after this rule.
 
@@ -353,6 +358,8 @@ class Method(Protocol):
         """What round t = 1, 2, .. asks of a worker, as a cycle."""
         ...
 
+    stacks: ClassVar[bool]
+    """whether it holds the updates side by side, and square matrices of their ranks"""
     reads_grams: ClassVar[bool]
     """whether it gains from Gram matrices that were made while updates arrived"""
 
@@ -387,6 +394,7 @@ class MethodDefaults:
 
     __slots__ = ()
 
+    stacks: ClassVar[bool] = False
     reads_grams: ClassVar[bool] = False
 
     @property

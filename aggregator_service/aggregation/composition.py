@@ -49,6 +49,13 @@ class Recipe:
     server_optimizer: ServerOptimizer | None
     properties: Properties
 
+    @property
+    def stacks(self) -> bool:
+        """Whether it holds the updates side by side, and square matrices of their ranks."""
+        # Angles between updates are found by such matrices.
+        weighs = self.weighting.sees_updates
+        return self.method.stacks or self.compression.stacks or weighs
+
     def plans(self, kind: AdapterKind = AdapterKind.LORA) -> tuple[RoundPlan, ...]:
         """What the rounds ask of workers, as a cycle.
 

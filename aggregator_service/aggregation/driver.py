@@ -25,6 +25,7 @@ from aggregator_service.aggregation.cohort_files import CohortFiles, Contributio
 from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.geometry import cohort_geometry
+from aggregator_service.aggregation.memory import modules_at_a_time
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import WEIGHTING, StateReader, StateWriter
@@ -76,6 +77,7 @@ def aggregate(
     dtype: DataType = DataType.F32,
     device: torch.device | str = "cpu",
     threads: int = 0,
+    memory_bytes: int = 0,
     seed: int = 0,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -95,6 +97,8 @@ def aggregate(
         device: where the arithmetic runs, in float64.
         threads: modules at a time on a CPU; 0 for as many as torch would use. No bit of the
             result depends on it.
+        memory_bytes: what combining may take; fewer modules at a time keep to it. 0 for half of
+            the machine's.
         seed: of random starts and spare components; each module has a generator of its own.
         metadata: strings for the file's header; None gives PEFT's `format: pt`.
         progress: called with (modules done, modules in all).
@@ -135,6 +139,7 @@ def aggregate(
             measurements[""] = weights.measurements
         largest = 0
         work = functools.partial(job.combine, weights_U=weights.values_U)
+        threads = modules_at_a_time(recipe, cohort, budget=memory_bytes, threads=threads)
         results = stack.enter_context(
             closing(in_order(work, cohort.modules, device=device, threads=threads))
         )

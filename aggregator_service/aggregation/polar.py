@@ -1,66 +1,114 @@
-"""Factors as lengths and directions.
+"""Magnitude and direction of LoRA factors: lengths of rows or columns, and what is left of them.
 
-    axis    A (R x K)                        B (D x R)
-    rank    diag(a) A_D, unit rows           B_D diag(b), unit columns      one length per component
-    row     diag(a) A_D, unit rows           diag(b) B_D, unit rows         one per row of each
-    dora    A_D diag(a), unit columns        B_D diag(b), unit columns      one per column of each
+    axis    A                      B                      magnitudes
+    rank    rows, R of them        columns, R of them     one of each per component
+    row     rows, R of them        rows, D of them        B's belong to outputs
+    dora    columns, K of them     columns, R of them     DoRA's split, of A and of B
 
-With `rank` the product is B_D diag(b a) A_D: only the products of the two lengths count, so
-(a c, b / c) is the same update. A vector shorter than 1e-8 has no direction but that of rounding;
-its direction is zero, and so is what is put together of it.
+A vector x is m v with m = |x| and |v| = 1. One shorter than MIN_NORM has no direction: v is 0, and
+x counts as 0. B is so at its start.
 
-Shape suffixes: R rank, K in_features, D out_features.
+On the axis `rank` the product is B_D diag(b * a) A_D. It holds magnitudes only as products b * a,
+so that (a c, b / c) is the same model.
+
+Shape suffixes: N vectors, R rank, K in_features, D out_features.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Axis", "Polar", "axis_of_a", "axis_of_b", "polar"]
+from aggregator_service.aggregation.draws import Side
+from fedlora.numerics import weighted_sum
 
-_SHORTEST = 1e-8
-"""length below which a vector has no direction"""
+__all__ = ["MIN_MEAN_NORM", "MIN_NORM", "Axis", "Polar", "decompose", "mean_polar", "recompose"]
+
+MIN_NORM = 1e-8
+"""length from which a vector has a direction"""
+
+MIN_MEAN_NORM = 0.1
+"""length from which a mean of unit vectors has a direction worth following"""
 
 
 class Axis(enum.StrEnum):
-    """Which vectors of a factor have a length and a direction."""
+    """Which vectors of a factor are split; a worker is told its number, in this order."""
 
     RANK = "rank"
     ROW = "row"
     DORA = "dora"
 
+    @property
+    def code(self) -> int:
+        """0, 1, 2: as a setting of a round plan, which holds numbers only."""
+        return list(Axis).index(self)
 
-@dataclass(frozen=True, slots=True, eq=False)
+    def summed(self, side: Side) -> int:
+        """The dimension along which the vectors of a factor lie."""
+        if self is Axis.DORA:
+            return 0
+        return 0 if self is Axis.RANK and side is Side.B else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Polar:
-    """A matrix as lengths times directions, broadcast against each other."""
+    """One factor, split; float64."""
 
-    lengths: Tensor
-    """of size 1 along the axis of the vectors"""
+    magnitudes_N: Tensor
     directions: Tensor
-    """vectors of length 1, or 0 where there is none"""
+    """of the factor's shape; unit vectors, or zeros where there is no direction"""
+    dim: int
+    """along which the vectors lie"""
 
-    def matrix(self) -> Tensor:
-        """Put together again."""
-        return self.lengths * self.directions
-
-
-def polar(matrix: Tensor, dim: int) -> Polar:
-    """Lengths and directions of the vectors that run along `dim`."""
-    lengths: Tensor = torch.linalg.vector_norm(matrix, dim=dim, keepdim=True)
-    found = lengths > _SHORTEST
-    directions = torch.where(found, matrix / torch.where(found, lengths, 1.0), 0.0)
-    return Polar(lengths, directions)
+    @property
+    def has_direction(self) -> Tensor:
+        """Which vectors have a direction."""
+        return self.magnitudes_N >= MIN_NORM
 
 
-def axis_of_a(axis: Axis) -> int:
-    """Along which dimension of A its vectors run."""
-    return 0 if axis is Axis.DORA else 1
+def decompose(factor: Tensor, dim: int) -> Polar:
+    """Splits a factor into its vectors' lengths and directions.
+
+    Args:
+        factor: A or B.
+        dim: along which the vectors lie, `Axis.summed`.
+    """
+    wide = factor.to(torch.float64)
+    magnitudes_N: Tensor = torch.linalg.vector_norm(wide, dim=dim)
+    lengths = magnitudes_N.unsqueeze(dim)
+    directions = torch.where(lengths >= MIN_NORM, wide / lengths.clamp(min=MIN_NORM), 0.0)
+    return Polar(magnitudes_N=magnitudes_N, directions=directions, dim=dim)
 
 
-def axis_of_b(axis: Axis) -> int:
-    """Along which dimension of B its vectors run."""
-    return 1 if axis is Axis.ROW else 0
+def recompose(polar: Polar) -> Tensor:
+    """The factor that was split."""
+    return polar.magnitudes_N.unsqueeze(polar.dim) * polar.directions
+
+
+def mean_polar(members: Sequence[Polar], weights_U: Tensor, before: Polar | None) -> Polar:
+    """Means of the magnitudes, and means of the directions at length 1 again.
+
+    A direction is the mean over the members that have one. Where that mean is shorter than
+    MIN_MEAN_NORM the members contradict each other: the direction of `before` stays, if it has
+    one there.
+
+    Args:
+        members: one factor of each client, split along one dimension.
+        weights_U: summing to 1.
+        before: the factor where the round began; None where it is unknown.
+    """
+    magnitudes_N = weighted_sum([p.magnitudes_N for p in members], weights_U)
+    share_N = weighted_sum([p.has_direction for p in members], weights_U)
+    total = weighted_sum([p.directions for p in members], weights_U)
+    dim = members[0].dim
+    # Where nobody has a direction the sum is 0, and so is what comes of it.
+    mean = decompose(total / torch.where(share_N > 0, share_N, 1.0).unsqueeze(dim), dim)
+    directions = mean.directions
+    if before is not None:
+        stays_N = (mean.magnitudes_N < MIN_MEAN_NORM) & before.has_direction
+        directions = torch.where(stays_N.unsqueeze(dim), before.directions, directions)
+    return Polar(magnitudes_N=magnitudes_N, directions=directions, dim=dim)

@@ -63,6 +63,7 @@ class Energy:
     """with restart: cap on the rank of what has been added to the base model; 0 for none"""
 
     name: ClassVar[str] = "energy"
+    stacks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:

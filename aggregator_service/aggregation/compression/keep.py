@@ -26,6 +26,7 @@ class Keep:
     """No compression."""
 
     name: ClassVar[str] = "keep"
+    stacks: ClassVar[bool] = False
 
     def properties(self, combined: Properties) -> Properties:
         """Those of the combination."""

@@ -47,6 +47,7 @@ class Merge:
     """initial (orthogonal rows of PEFT's norm), normal or orthonormal"""
 
     name: ClassVar[str] = "merge"
+    stacks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_max_base_rank(self.name, self.max_base_rank)

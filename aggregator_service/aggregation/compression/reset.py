@@ -47,6 +47,7 @@ class Reset:
     """cap on the rank of what has been added to the base model; 0 for none but min(d, k)"""
 
     name: ClassVar[str] = "reset"
+    stacks: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_max_base_rank(self.name, self.max_base_rank)

@@ -48,6 +48,11 @@ class Truncate:
 
     name: ClassVar[str] = "truncate"
 
+    @property
+    def stacks(self) -> bool:
+        """With a core that is asked for by name; auto takes none for many updates."""
+        return self.core in (Core.QR, Core.GRAM)
+
     def properties(self, combined: Properties) -> Properties:
         """A new basis, and an error wherever the rank does not suffice."""
         return replace(combined, exact=False, linear=False, keeps_basis=False, mixed_ranks=True)

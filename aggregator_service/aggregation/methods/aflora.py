@@ -1,26 +1,26 @@
-"""AFLoRA: workers train B and prune it; A is the server's.
+"""AFLoRA: a frozen A, and B with components that workers prune as they go.
 
 Paper   Zhou, Pang, Wang, "AFLoRA: Adaptive Federated Fine-Tuning of Large Language Models with
-        Resource-Aware Low-Rank Adaption", 2025, arXiv:2505.24773 (version 1).
-Rule    worker: dW = B diag(l) A with A frozen; keeps the components of largest |l_i| |b_i| within
-        its budget, and sends their columns of B diag(l);
-        server: B = sum_u w_u pad(B_u diag(l_u)),  w_u ~ n_u r_u;
-        then a worker with the server's data may train A.
-Bias    none: A is common, so B A is the mean of the products; a component that a worker has pruned
-        counts as zero in its product, and in the mean.
-Needs   workers that freeze A and choose components; a worker of the role `server_data` for the
-        stage on A, which is left out without one.
+        Resource-Aware Low-Rank Adaption", 2025, arXiv:2505.24773 (v1).
+Rule    worker u trains B_u and a diagonal l_u over one A, and sends the columns of B_u diag(l_u)
+        that it keeps; B = sum_u w_u B_u diag(l_u), an absent column counting as zero, with
+        w_u = n_u r_u / sum_v n_v r_v. Afterwards a worker with the server's data may train A.
+Bias    none: A is common, so that B A = sum_u w_u B_u diag(l_u) A, pruned as it was sent.
+Needs   workers that freeze A and send chosen components. Training A needs a worker with the role
+        `server_data`; without one it is left out, and A stays.
 Cost    2 R D flops per module, R = sum of ranks.
 
-Readings. We have the paper, and no code. l never leaves the worker by itself: it is folded into the
-columns that are sent. What is pruned is zero for that worker, not unchanged: that is what pruning
-means, and a component that all prune is zero in the result (test_aflora.py holds both). Version 1
-refines with public data, version 2 differs; this is the first. Not to be taken for the AFLoRA of
-ACL 2024, which freezes adapters adaptively.
+Readings. Known of the paper: the update B diag(l) A, ranks adapted from the diagonal and the
+client's budget, one factor trained by the clients and the other by the server, zero-padding with
+rank-aware weights and, in its first version, which we follow, refinement on public data. Ours: that
+A is the server's factor, that the diagonal is sent inside of B, the importance |l_i| |b_i| by
+which a worker keeps columns, the budget as a share of them, the weights and the learning rate.
+test_aflora.py holds the rule; nothing of a pruned column is left where all have pruned it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,25 +45,25 @@ __all__ = ["AFLoRA"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AFLoRA(MethodDefaults):
-    """Mean of pruned B over one A, which the server's data refine."""
+    """Rank-aware mean of pruned B over one A."""
 
     upload_budget: float = 0.5
-    """share of a worker's components, over all layers, that it keeps and sends"""
-    global_steps: int = 20
-    """steps on A of a worker with the server's data; 0 leaves the stage out"""
-    global_learning_rate: float = 1e-4
-    """of that stage"""
+    """share of the components of its rank that a worker keeps and sends, above 0, at most 1"""
+    refine_steps: int = 20
+    """steps on A by a worker with the server's data, after the round; 0 for none"""
+    refine_learning_rate: float = 1e-4
+    """learning rate of those steps"""
 
     name: ClassVar[str] = "aflora"
     about: ClassVar[About] = About(
-        title="AFLoRA (federated)",
+        title="AFLoRA",
         paper="Zhou et al. 2025, arXiv:2505.24773",
-        exactness="exact, of pruned updates over one A",
-        up="d per component kept",
-        down="rd, and rk more after a stage on A",
+        exactness="exact, within the rows of a common A",
+        up="the columns kept, d each, and a mask of r",
+        down="rd, and rk where A was refined",
         cost="2Rd",
-        needs="workers that freeze A and choose components",
-        choose="workers of different means, little traffic, and public data on the server",
+        needs="workers that freeze A and choose components; a server_data worker to train A",
+        choose="workers of unequal means, little traffic",
     )
     properties: ClassVar[Properties] = Properties(
         exact=True,
@@ -74,34 +74,46 @@ class AFLoRA(MethodDefaults):
     compression: ClassVar[Keep] = Keep()
 
     def __post_init__(self) -> None:
-        rate = 0 < self.global_learning_rate < float("inf")
-        if not 0 < self.upload_budget <= 1 or self.global_steps < 0 or not rate:
+        if not 0 < self.upload_budget <= 1:
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
-                "aflora: expected upload_budget in (0, 1], global_steps >= 0 and a finite "
-                f"global_learning_rate > 0, got {self.upload_budget}, {self.global_steps} and "
-                f"{self.global_learning_rate}",
+                f"aflora: expected an upload_budget above 0 and at most 1, got "
+                f"{self.upload_budget}",
+            )
+        if self.refine_steps < 0:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"aflora: expected refine_steps >= 0 (0 for none), got {self.refine_steps}",
+            )
+        if not (math.isfinite(self.refine_learning_rate) and self.refine_learning_rate > 0):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                "aflora: expected a finite refine_learning_rate above 0, got "
+                f"{self.refine_learning_rate}",
+                hint="refine_steps = 0 leaves A as it is",
             )
 
     @property
     def weighting(self) -> RankAware:
-        """By examples and rank."""
+        """By examples times rank."""
         return RankAware()
 
     @property
     def plans(self) -> tuple[RoundPlan, ...]:
-        """Columns of B are trained, pruned and sent; then A, on the server's data."""
+        """Chosen columns of B are trained and sent; A is the server's."""
+        settings: dict[str, float] = {"upload_budget": self.upload_budget}
+        if self.refine_steps:
+            settings |= {
+                "refine_steps": self.refine_steps,
+                "refine_learning_rate": self.refine_learning_rate,
+            }
         return (
             RoundPlan(
                 trained=(Part.B,),
                 published=(Part.B,),
                 selection=Selection.REST_ZERO,
-                refined=(Part.A,) if self.global_steps else (),
-                settings={
-                    "upload_budget": self.upload_budget,
-                    "global_steps": float(self.global_steps),
-                    "global_learning_rate": self.global_learning_rate,
-                },
+                refined=(Part.A,) if self.refine_steps else (),
+                settings=settings,
             ),
         )
 

@@ -51,6 +51,7 @@ class Auto(MethodDefaults):
 
     name: ClassVar[str] = "auto"
     reads_grams: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="Cheapest surrogate within a tolerance",
         paper="ours; members from Nguyen et al. 2025, arXiv:2509.26399",

@@ -79,6 +79,7 @@ class FedHL(MethodDefaults):
     """cap on the rank of the server's delta; 0 for none but min(d, k)"""
 
     name: ClassVar[str] = "fedhl"
+    stacks: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="FedHL",
         paper="Peng et al. 2025, arXiv:2505.18494",

@@ -47,6 +47,7 @@ class FLoRA(MethodDefaults):
     """cap on the rank of what has been added to the base model; 0 for none but min(d, k)"""
 
     name: ClassVar[str] = "flora"
+    stacks: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="FLoRA (stacking)",
         paper="Wang et al. 2024, arXiv:2409.05976",

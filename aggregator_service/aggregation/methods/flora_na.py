@@ -109,6 +109,7 @@ class FLoRANA(MethodDefaults):
 
     name: ClassVar[str] = "flora_na"
     reads_grams: ClassVar[bool] = True
+    stacks: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="FLoRA-NA",
         paper="Nguyen et al. 2025, arXiv:2509.26399",

@@ -58,6 +58,7 @@ class LoRAFAIR(MethodDefaults):
     give the factor mean"""
 
     name: ClassVar[str] = "lora_fair"
+    stacks: ClassVar[bool] = True
     about: ClassVar[About] = About(
         title="LoRA-FAIR",
         paper="Bian et al. 2025, arXiv:2411.14961",

@@ -1,13 +1,15 @@
-"""Weights by examples and rank: who trains more components counts more.
+"""Weights by the number of examples times the rank.
 
-Paper   Zhou, Pang, Wang, "AFLoRA: Adaptive Federated Fine-Tuning of Large Language Models with
-        Resource-Aware Low-Rank Adaption", 2025, arXiv:2505.24773.
+Paper   Zhou, Pang, Wang, AFLoRA, 2025, arXiv:2505.24773: zero-padding with rank-aware weights.
 Rule    w_u = n_u r_u / sum_v n_v r_v.
-Needs   nothing of workers.
+Bias    a client of rank r_u counts with zeros in the components it lacks; with more weight for
+        clients of high rank those components shrink less. T too is meant with these weights.
+Needs   nothing but the ranks.
 Cost    none; the server looks at no tensor.
 
-Readings. r_u is the rank that the worker trains at, not how many of its components it chose to
-send. Equal ranks give n_u / N bit for bit (test_rank_aware.py).
+Readings. The paper's formula is not known to us; n_u r_u is ours. r_u is the rank of the adapter
+that a client was given, also where it then sends fewer components (test_rank_aware.py: one rank for
+all gives n_u / N).
 
 Shape suffix: U clients.
 """
@@ -35,6 +37,6 @@ class RankAware:
 
     def weigh(self, view: WeightingView) -> Weights:
         """See `base.WeightingRule`."""
-        ranks_U = torch.tensor([update.rank for update in view.updates], dtype=torch.float64)
-        # In this unit equal ranks are 1, and leave n_u as it is.
+        ranks_U = torch.tensor([u.rank for u in view.updates], dtype=torch.float64)
+        # Relative to the largest, so that one rank for all changes no bit of n_u / N.
         return reweighted(view, ranks_U / ranks_U.max())

@@ -1,0 +1,69 @@
+"""How many modules of a cohort may be combined at a time, in a given amount of memory.
+
+Updates lie in files and are mapped; what takes memory is one module of all of them in float64, and
+what a recipe makes of it. Most recipes go through the updates one by one. Some hold them side by
+side, R wide with R the sum of the ranks, and R x R matrices of them: with a thousand clients that
+is the larger part by far, and the reason why some methods end where others do not.
+
+    streaming recipe     8 R (D + K) bytes
+    stacking recipe      8 (4 R (D + K) + 3 R^2) bytes          per module and thread
+
+Shape suffixes: R sum of the ranks, K in_features, D out_features.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from aggregator_service.aggregation.cohort_files import CohortFiles
+from aggregator_service.aggregation.composition import Recipe
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["modules_at_a_time"]
+
+_NUMBER_BYTES = 8
+_STACKS, _CORES = 4, 3
+"""copies of the updates, and R x R matrices, that a stacking recipe holds at once"""
+
+
+def modules_at_a_time(recipe: Recipe, cohort: CohortFiles, *, budget: int, threads: int) -> int:
+    """At most `threads`, and as many as fit.
+
+    Args:
+        recipe: what combines them.
+        cohort: the updates.
+        budget: bytes; 0 for half of the machine's memory.
+        threads: 0 for as many as torch would use.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD where not even one module fits.
+    """
+    allowed = budget or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    needed, widest = max((_bytes(recipe, cohort, module), module) for module in cohort.modules)
+    if needed > allowed:
+        ranks = _ranks(cohort)
+        held = "matrices of that size" if recipe.stacks else "the updates"
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{recipe.method.name} holds {held} in memory: ranks add up to {ranks:,} over "
+            f"{len(cohort.files):,} updates, so module {widest!r} takes {needed / 1e9:.3g} GB, and "
+            f"{allowed / 1e9:.3g} GB are allowed",
+            hint="Raise server.memory_bytes, let fewer workers take part in a round, or use fedit "
+            "or optimal, which go through the updates one by one",
+        )
+    return min(threads or torch.get_num_threads(), allowed // needed)
+
+
+def _ranks(cohort: CohortFiles) -> int:
+    """R, with every update at its largest rank."""
+    return sum(cohort.rank(u) for u in range(len(cohort.files)))
+
+
+def _bytes(recipe: Recipe, cohort: CohortFiles, module: str) -> int:
+    ranks = _ranks(cohort)
+    updates = ranks * sum(cohort.features(module))
+    if not recipe.stacks:
+        return _NUMBER_BYTES * updates
+    return _NUMBER_BYTES * (_STACKS * updates + _CORES * ranks**2)
