@@ -5,7 +5,7 @@ for the randomised decomposition, whose products run in the blocks' own element 
 """
 
 from fedlora.numerics.blocks import BlockProduct
-from fedlora.numerics.decomposition import Core, decompose
+from fedlora.numerics.decomposition import Core, decompose, decompose_to
 from fedlora.numerics.gram import gram_matrix
 from fedlora.numerics.lowrank import (
     ProductSVD,
@@ -23,6 +23,7 @@ __all__ = [
     "Core",
     "ProductSVD",
     "decompose",
+    "decompose_to",
     "effective_rank",
     "gram_core_svd",
     "gram_core_values",

@@ -15,12 +15,16 @@ Gram matrix at all. Below 4 rank + 32 components the QR core is cheap enough to 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
 
 from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.lowrank import ProductSVD, gram_core_svd_of, qr_core_svd
 from fedlora.numerics.randomised import randomised_svd
 
-__all__ = ["Core", "decompose"]
+__all__ = ["Core", "decompose", "decompose_to"]
 
 _GRAM_TAIL = 1e-5
 """share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
@@ -51,6 +55,24 @@ def decompose(product: BlockProduct, *, rank: int, core: Core = Core.AUTO) -> Pr
     if core is Core.GRAM:
         return gram_core_svd_of(product, rank=rank)
     return _qr(product, rank)
+
+
+def decompose_to(product: BlockProduct, choose: Callable[[Tensor], int]) -> ProductSVD:
+    """All singular values of T, and as many leading components as they ask for.
+
+    By the Gram core where that is right about what is left over, by the QR core otherwise.
+
+    Args:
+        product: T, by its blocks.
+        choose: from all singular values, descending, to the components wanted.
+    """
+    if product.rank <= min(product.shape) // 4:
+        svd = gram_core_svd_of(product, rank=choose)
+        if svd.tail_norm(choose(svd.values_N)) > _GRAM_TAIL * svd.tail_norm(0):
+            return svd
+    svd = _qr(product, product.rank)
+    kept = min(choose(svd.values_N), svd.rank)
+    return replace(svd, left_DQ=svd.left_DQ[:, :kept], right_QK=svd.right_QK[:kept])
 
 
 def _chosen(product: BlockProduct, rank: int) -> ProductSVD:

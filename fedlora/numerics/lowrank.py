@@ -22,7 +22,7 @@ K in_features, D out_features.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,8 +117,13 @@ def gram_core_svd(
     return gram_core_svd_of(BlockProduct(b_blocks, a_blocks, [1.0] * len(a_blocks)), rank=rank)
 
 
-def gram_core_svd_of(product: BlockProduct, *, rank: int) -> ProductSVD:
-    """The same of a product whose blocks are not stacked."""
+def gram_core_svd_of(product: BlockProduct, *, rank: int | Callable[[Tensor], int]) -> ProductSVD:
+    """The same of a product whose blocks are not stacked.
+
+    Args:
+        product: T, by its blocks.
+        rank: singular vectors wanted, or how many those are once the singular values are known.
+    """
     d, k = product.shape
     weights_R = product.component_weights
     root_b = _root(product.gram_b()) * weights_R
@@ -131,7 +136,8 @@ def gram_core_svd_of(product: BlockProduct, *, rank: int) -> ProductSVD:
     values_N = squares_R.clamp(min=0).sqrt().flip(0)[: min(d, k)]
     # One deficient factor leaves values of sqrt(eps) that T does not have; what is lost with them
     # is below float32's rounding.
-    keep = min(rank, numerical_rank(values_N, noise=4 * math.sqrt(_EPS)))
+    wanted = rank(values_N) if callable(rank) else rank
+    keep = min(wanted, numerical_rank(values_N, noise=4 * math.sqrt(_EPS)))
     kept, v_RQ = values_N[:keep], vectors_RR.flip(1)[:, :keep]
     left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (v_RQ / kept)))
     right_QK = product.combine_a(((core_RR @ v_RQ) / kept.square()).T @ root_b)

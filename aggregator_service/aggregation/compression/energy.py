@@ -7,7 +7,8 @@ Rule    B A = U S V^T;  q = min { i : sum_{j<=i} s_j^2 >= threshold * sum_j s_j^
 Bias    at most sqrt(1 - threshold) of the product's norm, the least of any adapter of rank q;
         none at threshold 1. A cap on q may cost more.
 Needs   readers that take another rank in every layer, above the run's rank too.
-Cost    about 4 R^2 (D + K) + 20 R^3 flops (QR core), R the combination's rank.
+Cost    R^2 (D + K) + 12 R^3 flops (Gram core), R the combination's rank; where R is large or
+        next to nothing is cut, 4 R^2 (D + K) + 20 R^3 (QR core).
 
 Readings. Energy is the sum of squares, so that the threshold bounds the Frobenius error
 (test_energy.py: the error at each threshold). The rank is not capped unless `max_rank` says so:
@@ -39,8 +40,9 @@ from aggregator_service.aggregation.compression.merge import Merge
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
 from fedlora.adapters.factors import LoraFactors
+from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
-from fedlora.numerics import ProductSVD, effective_rank, qr_core_svd
+from fedlora.numerics import ProductSVD, decompose_to, effective_rank
 
 __all__ = ["Energy"]
 
@@ -88,11 +90,8 @@ class Energy:
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
         """See `base.CompressionRule`."""
         stack = combination.factors
-        svd = qr_core_svd([stack.b_DR], [stack.a_RK], rank=stack.rank)
-        wanted = max(self.min_rank, energy_rank(svd.values_N, self.threshold))
-        if self.max_rank:
-            wanted = min(wanted, self.max_rank)
-        kept = min(wanted, svd.rank)
+        svd = decompose_to(block_product(stack), self._wanted)
+        kept = svd.rank
         measured = replace(
             combination, measurements={**combination.measurements, **_measured(svd, kept)}
         )
@@ -115,6 +114,10 @@ class Energy:
             state=combination.state,
             measurements=measured.measurements,
         )
+
+    def _wanted(self, values_N: Tensor) -> int:
+        wanted = max(self.min_rank, energy_rank(values_N, self.threshold))
+        return min(wanted, self.max_rank) if self.max_rank else wanted
 
     @property
     def _merge(self) -> Merge:
