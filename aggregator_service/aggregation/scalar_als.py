@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -85,33 +86,36 @@ class ScalarProblem:
     """J(p, q) of one module, reduced to two Gram matrices on the CPU.
 
     Args:
-        centred: the cohort.
+        left: Gram matrix of the blocks B~, B_1 - B~, .., B_U - B~.
+        right: of the same of A, by its rows.
+        weights_U: w_u.
         ridge: weight of the proximal term, relative to the system's diagonal.
-        grams: Gram matrices of the means and deviations, of B and of A, where they are known.
     """
 
-    def __init__(
-        self,
-        centred: CentredCohort,
-        *,
-        ridge: float,
-        grams: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        blocks = [centred.mean, *centred.deviations]
-        n, r = len(blocks), centred.rank
-        left, right = grams or (
-            gram_matrix([f.b_DR for f in blocks]),
-            gram_matrix([f.a_RK.T for f in blocks]),
-        )
-        self._b, self._a = _Gram(left.cpu(), n, r), _Gram(right.cpu(), n, r)
-        self._weights_U = centred.weights_U
-        self._loss_N = torch.cat([torch.zeros(1, dtype=torch.float64), centred.weights_U])
+    def __init__(self, left: Tensor, right: Tensor, weights_U: Tensor, *, ridge: float) -> None:
+        left, right = left.cpu(), right.cpu()
+        n = len(weights_U) + 1
+        r = len(left) // n
+        self._b, self._a = _Gram(left, n, r), _Gram(right, n, r)
+        self._weights_U = weights_U
+        self._loss_N = torch.cat([torch.zeros(1, dtype=torch.float64), weights_U])
         self._mean_N = torch.eye(n, dtype=torch.float64)[0]
         self._ridge = ridge
         weights_NN = torch.outer(self._loss_N, self._loss_N).reshape(-1, 1)
         lost = float((weights_NN * self._b.pairs * self._a.pairs).sum())
         self.objective_at_mean = max(0.0, lost)
         """J(w, w), the squared error of factor averaging"""
+        sizes = [gram.diagonal()[:r].clamp(min=0).sqrt() for gram in (left, right)]
+        self.size_of_mean = float((sizes[0] * sizes[1]).sum())
+        """sum over the components of |b| |a| of the factor mean"""
+
+    @classmethod
+    def of(cls, centred: CentredCohort, *, ridge: float) -> Self:
+        """The problem of a cohort."""
+        blocks = [centred.mean, *centred.deviations]
+        left = gram_matrix([f.b_DR for f in blocks])
+        right = gram_matrix([f.a_RK.T for f in blocks])
+        return cls(left, right, centred.weights_U, ridge=ridge)
 
     # --- starts --------------------------------------------------------------------------
 

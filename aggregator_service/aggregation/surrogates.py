@@ -21,6 +21,7 @@ Shape suffixes: U clients, R rank, K in_features, D out_features.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,6 +80,8 @@ class Componentwise(Surrogate):
 
     p_RU: Tensor
     q_RU: Tensor
+    gain: float = 0.0
+    """J of the factor mean above this one's, before rounding, where the solver has told"""
 
 
 class SurrogateFamily:
@@ -90,12 +93,27 @@ class SurrogateFamily:
     """
 
     def __init__(self, cohort: ModuleCohort, solver: Solver) -> None:
-        self.centred = CentredCohort.of(cohort.members, cohort.weights_U)
         self._cohort = cohort
         self._solver = solver
         self._rank = cohort.largest_rank
         self._padded = [f.padded(self._rank) for f in cohort.members]
-        self._mean = factor_mean(cohort.members, cohort.weights_U)
+
+    @functools.cached_property
+    def centred(self) -> CentredCohort:
+        """The cohort in coordinates near its mean."""
+        return CentredCohort.of(self._cohort.members, self._cohort.weights_U)
+
+    @functools.cached_property
+    def _mean(self) -> LoraFactors:
+        return factor_mean(self._cohort.members, self._cohort.weights_U)
+
+    @functools.cached_property
+    def _problem(self) -> ScalarProblem:
+        grams, ridge = self._cohort.grams, self._solver.ridge
+        if grams is None or grams.rank != self._rank:
+            return ScalarProblem.of(self.centred, ridge=ridge)
+        weights_U = self._cohort.weights_U
+        return ScalarProblem(*grams.centred(weights_U), weights_U, ridge=ridge)
 
     def factor_mean(self) -> Componentwise:
         """The member p = q = w."""
@@ -104,14 +122,14 @@ class SurrogateFamily:
 
     def scalar(self, generator: torch.Generator) -> Componentwise:
         """The best of several starts, of those that no client dominates too much."""
-        problem = ScalarProblem(self.centred, ridge=self._solver.ridge, grams=self._grams())
+        problem = self._problem
         solutions = problem.solve(
             problem.starts(self._solver.random_starts, generator),
             max_sweeps=self._solver.max_sweeps,
             tolerance=self._solver.tolerance,
         )
         weights_U = self._cohort.weights_U
-        winner, least = 0, problem.objective_at_mean
+        winner, least, gain = 0, problem.objective_at_mean, 0.0
         best = ScalarSolution(weights_U, weights_U, least, 0)
         # Not the solver's own objective: far from the mean that is noise where drift is tiny.
         excess = problem.excess(solutions).tolist()
@@ -121,13 +139,13 @@ class SurrogateFamily:
             reached = max(0.0, problem.objective_at_mean + excess[i])
             # Starts that meet in one point differ by rounding: the first, nearest the mean, wins.
             if reached < least * (1 - _MEANINGFUL):
-                winner, least, best = i, reached, found
+                winner, least, best, gain = i, reached, found, -excess[i]
         measurements = {
             "starts": float(len(solutions)),
             "winning_start": float(winner),
             "sweeps": float(best.sweeps),
         }
-        return self._of_scalars(best, measurements)
+        return replace(self._of_scalars(best, measurements), gain=gain)
 
     def of_scalars(
         self, found: ScalarSolution, measurements: Mapping[str, float], *, instead: Componentwise
@@ -142,6 +160,22 @@ class SurrogateFamily:
         if self._is_concentrated(found.p_U, found.q_U):
             return replace(instead, measurements={**instead.measurements, **measurements})
         return self._of_scalars(found, measurements)
+
+    def is_clear(self, scalar: Componentwise, publication: Publication) -> bool:
+        """Whether no rounding can bring the factor mean nearer to T than the scalar member.
+
+        Rounding numbers to a unit u moves a product by 2 u sum |b| |a| over its components at
+        most. Where that cannot close the gap, nobody has to round and read back.
+        """
+        if publication.dtype is torch.float16:
+            # Small numbers lose more than their share.
+            return False
+        unit = torch.finfo(publication.dtype).eps
+        b, a = scalar.factors.b_DR, scalar.factors.a_RK
+        size = float((b.norm(dim=0) * a.norm(dim=1)).sum())
+        error = max(0.0, self._problem.objective_at_mean - scalar.gain) ** 0.5
+        of_mean = self._problem.objective_at_mean**0.5
+        return bool(error + unit * size < of_mean - unit * self._problem.size_of_mean)
 
     def diagonal(self, start: Componentwise) -> Componentwise:
         """Further down from the scalar member; that one itself where one client would dominate."""
@@ -176,12 +210,6 @@ class SurrogateFamily:
             near = in_gauge(svd, Gauge.CLOSEST_A, lambda: self._mean)
         measurements = {"kept_rank": float(svd.rank)}
         return Surrogate(member=Member.OPTIMAL, factors=near, measurements=measurements)
-
-    def _grams(self) -> tuple[Tensor, Tensor] | None:
-        grams = self._cohort.grams
-        if grams is None or grams.rank != self._rank:
-            return None
-        return grams.centred(self._cohort.weights_U)
 
     def _of_scalars(
         self, found: ScalarSolution, measurements: Mapping[str, float]

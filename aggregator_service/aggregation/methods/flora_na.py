@@ -173,8 +173,10 @@ class FLoRANA(MethodDefaults):
             candidates = self._weighted(family, problem, work.generator)
             chosen = nearest(candidates, work.publication, problem.objective_of)
         else:
-            candidates = self._plain(family, work.generator)
-            chosen = nearest(candidates, work.publication, family.centred.excess_of)
+            candidates = self._plain(family, work)
+            chosen = candidates[0]
+            if len(candidates) > 1:
+                chosen = nearest(candidates, work.publication, family.centred.excess_of)
         measured = {
             **candidates[-1].measurements,
             **chosen.measurements,
@@ -187,13 +189,14 @@ class FLoRANA(MethodDefaults):
             measured["fitted_magnitudes"] = float(cohort.base_rows is not None)
         return Combination(factors=chosen.factors, measurements=measured)
 
-    def _plain(self, family: SurrogateFamily, generator: torch.Generator) -> list[Surrogate]:
+    def _plain(self, family: SurrogateFamily, work: Work) -> list[Surrogate]:
         """What may be published, from the factor mean to the member asked for."""
         if self.coefficients is Coefficients.FULL:
             return [family.factor_mean(), family.optimal()]
-        scalar = family.scalar(generator)
+        scalar = family.scalar(work.generator)
         if self.coefficients is Coefficients.SCALAR:
-            return [family.factor_mean(), scalar]
+            clear = family.is_clear(scalar, work.publication)
+            return [scalar] if clear else [family.factor_mean(), scalar]
         return [family.factor_mean(), scalar, family.diagonal(scalar)]
 
     def _weighted(

@@ -59,7 +59,7 @@ def test_equal_numbers_in_all_components_give_the_scalar_objective():
     cohort, w, p, q = unrelated([4] * 3), weights(3, 1, 2), normal(1, 3), normal(2, 3)
     wide = [to_blocks(c).expand(4, -1) for c in (p, q)]
     found = problem(cohort, w).objective(*wide)
-    scalar = ScalarProblem(CentredCohort.of(cohort, w / w.sum()), ridge=1e-8)
+    scalar = ScalarProblem.of(CentredCohort.of(cohort, w / w.sum()), ridge=1e-8)
     assert found == pytest.approx(
         float(scalar.objective(to_blocks(p)[None], to_blocks(q)[None])), rel=1e-12
     )

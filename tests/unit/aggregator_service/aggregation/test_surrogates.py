@@ -182,3 +182,37 @@ def test_what_is_no_number_is_never_nearest():
     )
     publication = Publication(dtype=torch.float64)
     assert nearest([first, second], publication, lambda f: float((f.b_DR * 0).sum())) is first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("drift", [0.3, 1e-2, 1e-4, 1e-6])
+def test_where_it_is_clear_that_the_scalars_are_nearer_rounding_agrees(dtype, drift):
+    rough = Publication(dtype=dtype)
+    cohort = rescaled_copies([1.0, 1.0 + drift, 1.0 - drift], start())
+    family = SurrogateFamily(ModuleCohort.of(cohort, weights(1, 2, 3)), Solver())
+    scalar = family.scalar(torch.Generator().manual_seed(0))
+    clear = family.is_clear(scalar, rough)
+    # A gap of drift^2 against a rounding of 2^-24 or 2^-8.
+    assert clear == (drift >= {torch.float32: 1e-2, torch.bfloat16: 0.3}[dtype])
+    if clear:
+        read = [rough.read_back(m.factors) for m in (scalar, family.factor_mean())]
+        assert family.centred.error_of(read[0]) < family.centred.error_of(read[1])
+
+
+def test_it_is_never_clear_in_half_precision():
+    family = SurrogateFamily(ModuleCohort.of(unrelated([4] * 3), weights(1, 2, 3)), Solver())
+    scalar = family.scalar(torch.Generator().manual_seed(0))
+    assert family.is_clear(scalar, Publication(dtype=torch.float32))
+    assert not family.is_clear(scalar, Publication(dtype=torch.float16))
+
+
+def test_the_gain_that_is_told_is_the_one_that_is_there():
+    cohort, w = unrelated([4] * 4), weights(1, 2, 3, 4)
+    family = SurrogateFamily(ModuleCohort.of(cohort, w), Solver())
+    scalar = family.scalar(torch.Generator().manual_seed(0))
+    target = ideal(cohort, w)
+    lost = [
+        float((m.factors.delta_weight() - target).square().sum())
+        for m in (family.factor_mean(), scalar)
+    ]
+    assert scalar.gain == pytest.approx(lost[0] - lost[1], rel=1e-9)

@@ -41,7 +41,7 @@ from fedlora.errors import FedLoraError
 
 
 def problem(cohort, w, ridge=1e-8):
-    return ScalarProblem(CentredCohort.of(cohort, w / w.sum()), ridge=ridge)
+    return ScalarProblem.of(CentredCohort.of(cohort, w / w.sum()), ridge=ridge)
 
 
 def solve(cohort, w, **options):
