@@ -15,7 +15,7 @@ from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import WorkerFeature
 
-A, B = normal(1, 4, 17), normal(2, 24, 4)
+A, B = normal(1, 20, 17), normal(2, 24, 20)
 
 
 def cohort(cores, w, **more):
@@ -35,18 +35,19 @@ def test_one_number_worked_by_hand():
 
 
 @pytest.mark.parametrize("deficient", [False, True])
-def test_b_times_the_mean_core_times_a_is_the_mean_of_products(deficient):
-    cores = [normal(10 + u, 4, 4) for u in range(3)]
+@pytest.mark.parametrize("rank", [1, 4, 20])
+def test_b_times_the_mean_core_times_a_is_the_mean_of_products(rank, deficient):
+    cores = [normal(10 + u, rank, rank) for u in range(3)]
     if deficient:
         cores = [r[:, :1] @ r[:1] for r in cores]
     w = weights(1, 2, 3)
     result, members = cohort(cores, w)
     core = result.extras[Part.CORE]
     torch.testing.assert_close(core, (cores[0] + 2 * cores[1] + 3 * cores[2]) / 6)
-    assert relative_error(B @ core @ A, ideal(members, w)) < 200 * EPS
+    assert relative_error(B[:, :rank] @ core @ A[:rank], ideal(members, w)) < 200 * EPS
     # What the certificate reads is the same product.
     assert relative_error(result.factors.delta_weight(), ideal(members, w)) < 200 * EPS
-    assert torch.equal(result.factors.a_RK, A)
+    assert torch.equal(result.factors.a_RK, A[:rank])
 
 
 def test_what_a_run_is_told():
@@ -63,6 +64,20 @@ def test_adapters_without_a_core_are_refused():
         combine(FedSB(), drifted(2), weights(1, 1))
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
     assert "optimal" in caught.value.hint
+
+
+def test_one_adapter_without_a_core_is_enough_to_refuse():
+    core = torch.eye(4, dtype=torch.float64)
+    members = [LoraFactors(A[:4], B[:, :4])] * 2
+    with pytest.raises(FedLoraError, match="got adapters without one"):
+        combine(FedSB(), members, weights(1, 1), extras=[{Part.CORE: core}, {}])
+
+
+def test_an_a_that_is_not_common_is_named():
+    members = drifted(2)
+    extras = [{Part.CORE: torch.eye(4, dtype=torch.float64)}] * 2
+    with pytest.raises(FedLoraError, match="fed_sb needs one lora_A for the whole cohort"):
+        combine(FedSB(), members, weights(1, 1), extras=extras)
 
 
 def test_mixed_ranks_are_refused():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.builders import normal, weights
 from support.recipes import combine
+from support.reference import EPS, ideal, relative_error
 
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedsa_lora import FedSALoRA
@@ -35,6 +36,8 @@ def test_a_is_the_weighted_mean_and_the_stand_in_stays(rank):
     mean = sum(x * f.a_RK for x, f in zip(w / 6, members, strict=True))
     torch.testing.assert_close(found.a_RK, mean)
     assert torch.equal(found.b_DR, torch.eye(rank, dtype=torch.float64))
+    # The identity makes A the product, of which the mean is exact.
+    assert relative_error(found.delta_weight(), ideal(members, w)) < 10 * EPS
 
 
 def test_what_a_run_is_told():

@@ -29,8 +29,8 @@ def dense_mean(members, w, rank):
 
 
 def test_one_number_worked_by_hand():
-    # Ranks 1 and 2, equal weights: the second component is halved in each factor, so the product
-    # (2 * 3 + 4 * 5) / .. becomes ((2 + 4) / 2) (3 + 5) / 2 + (6 / 2) (8 / 2) = 12 + 12.
+    # Ranks 1 and 2, equal weights: the second component is halved in each factor. The product is
+    # (2 + 4) / 2 * (3 + 5) / 2 + 6 / 2 * 8 / 2 = 24; the mean of products (6 + 20 + 48) / 2 = 37.
     small = LoraFactors(torch.tensor([[3.0]]).double(), torch.tensor([[2.0]]).double())
     large = LoraFactors(torch.tensor([[5.0], [8.0]]).double(), torch.tensor([[4.0, 6.0]]).double())
     found = combine(HetLoRA(), [small, large], weights(1, 1)).factors
@@ -82,6 +82,7 @@ def test_what_a_run_is_told():
         {"tail_fraction": 0.0},
         {"tail_fraction": 1.5},
         {"tail_penalty": -1.0},
+        {"tail_penalty": float("inf")},
         {"min_rank": 0},
         {"cap": 0.0},
     ],

@@ -51,8 +51,10 @@ def test_filling_missing_rows_with_the_mean_of_the_owners_is_the_same_rule():
         )
         for f in members
     ]
-    mean = sum(x * f.a_RK for x, f in zip(share, filled, strict=True))
-    torch.testing.assert_close(mean, owned.a_RK)
+    a = sum(x * f.a_RK for x, f in zip(share, filled, strict=True))
+    b = sum(x * f.b_DR for x, f in zip(share, filled, strict=True))
+    torch.testing.assert_close(a, owned.a_RK)
+    torch.testing.assert_close(b, owned.b_DR)
 
 
 def test_equal_ranks_are_fedit_to_the_bit():
@@ -66,6 +68,7 @@ def test_a_row_of_a_single_owner_is_unchanged():
     members = unrelated([2, 5])
     found = combine(Replication(), members, weights(3, 1)).factors
     torch.testing.assert_close(found.a_RK[2:], members[1].a_RK[2:], rtol=1e-15, atol=0)
+    torch.testing.assert_close(found.b_DR[:, 2:], members[1].b_DR[:, 2:], rtol=1e-15, atol=0)
 
 
 def test_no_component_up_to_the_largest_rank_is_without_owners():

@@ -30,15 +30,19 @@ def test_one_number_worked_by_hand():
     assert (float(found.a_RK), float(found.b_DR)) == (6, 3)
 
 
-def test_b_comes_first_because_a_cannot_learn_beside_a_b_of_zero():
-    plans = RoLoRA().plans
-    assert [p.trained for p in plans] == [(Part.B,), (Part.A,)]
-    # d/dA of f(B A) is B^T f': nothing at all for B = 0.
-    assert not (torch.zeros(24, 4).T @ normal(1, 24, 17).float()).any()
+def test_the_first_round_trains_the_factor_that_has_a_gradient_beside_a_b_of_zero():
+    version = {Part.A: normal(0, 4, 17), Part.B: torch.zeros(24, 4, dtype=torch.float64)}
+    for tensor in version.values():
+        tensor.requires_grad_()
+    (version[Part.B] @ version[Part.A] - normal(1, 24, 17)).square().sum().backward()
+    first, second = (plan.trained for plan in RoLoRA().plans)
+    assert [part for part, tensor in version.items() if tensor.grad.any()] == [*first]
+    assert {*first, *second} == {*version}
 
 
-def test_every_round_is_exact_and_leaves_the_other_factor_to_the_bit():
-    version = LoraFactors(normal(0, 4, 17), torch.zeros(24, 4, dtype=torch.float64))
+@pytest.mark.parametrize("rank", [1, 4, 20])
+def test_every_round_is_exact_and_leaves_the_other_factor_to_the_bit(rank):
+    version = LoraFactors(normal(0, rank, 17), torch.zeros(24, rank, dtype=torch.float64))
     for round in range(1, 6):
         (part,) = plan_for(RoLoRA().plans, round).trained
         members = trained(version, 3, seed=round, parts=(part,))
