@@ -106,6 +106,8 @@ class AggregationEngine:
         self._threads, self._memory_bytes = threads, memory_bytes
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
+        self._widened: dict[str, str] = {}
+        """digests of first versions of too low a rank, and of what rounds begin from instead"""
         self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
         self._base_weights = base_weights
         self._checked: set[str] = set()
@@ -283,11 +285,11 @@ class AggregationEngine:
     def _copy(
         self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
     ) -> WorkerCopy:
-        source = self._stored(spec, adapter)
+        source = self._begun(spec, adapter)
         with AdapterFile(source.path, source.scaling, "the adapter") as file:
             held = {part for module in file.modules for part in file.parts(module)}
             whole = is_at_rank(file, rank) and held <= parts
-        sha256 = adapter.sha256
+        sha256 = source.path.name
         if not whole:
             with self._temporary() as output:
                 slice_adapter(source.path, output, rank=rank, scaling=source.scaling, parts=parts)
@@ -326,7 +328,7 @@ class AggregationEngine:
         return RoundContext(
             round=round,
             kind=spec.adapter.kind,
-            start=self._stored(spec, base) if base else None,
+            start=self._begun(spec, base) if base else None,
             state=self._verified(state) if state else None,
         )
 
@@ -341,6 +343,24 @@ class AggregationEngine:
             weights.check_fingerprint(layout.base_fingerprint, trained=trained)
             self._checked.add(state.run_id)
         return weights
+
+    def _begun(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
+        """A version as rounds begin from it.
+
+        Version 0 has the rank of the worker that made it. Where that is below the run's it is
+        widened here, the same for all: a method that leaves a factor alone would else go on with
+        one of another rank than its own results.
+        """
+        stored = self._stored(spec, adapter)
+        if adapter.version > 0 or adapter.rank >= spec.adapter.r:
+            return stored
+        if adapter.sha256 not in self._widened:
+            with self._temporary() as output:
+                slice_adapter(
+                    stored.path, output, rank=spec.adapter.r, scaling=spec.adapter.scaling
+                )
+                self._widened[adapter.sha256] = self._blobs.adopt(output)
+        return replace(stored, path=self._verified(self._widened[adapter.sha256]))
 
     def _stored(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
         return StoredAdapter(path=self._verified(adapter.sha256), scaling=spec.adapter.scaling)
