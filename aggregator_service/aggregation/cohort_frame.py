@@ -22,15 +22,16 @@ Shape suffixes: N columns of all blocks, U clients, R rank.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from aggregator_service.aggregation.client_grams import without_drift
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import BlockProduct
+from fedlora.numerics import gram_of_panels
 
 __all__ = ["CohortFrame"]
 
@@ -58,17 +59,15 @@ class CohortFrame:
         self._weights = weights_U.tolist()
         self._ranks = [f.rank for f in members]
         rank = max(self._ranks)
-        wide = origin.to(torch.float64)
-        self._origin = LoraFactors(wide.a_RK[:rank], wide.b_DR[:, :rank])
-        blocks = [self._origin, *self._drifts(members, rank), *(f.to(torch.float64) for f in more)]
-        sizes = [f.rank for f in blocks]
-        edges = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+        padded = [f.padded(rank) for f in members]
+        sizes = [rank] * (1 + len(members)) + [f.rank for f in more]
+        edges = [0, *itertools.accumulate(sizes)]
         self._rank, self._count = rank, len(members)
-        self._slices = [slice(begin, end) for begin, end in pairwise(edges)]
-        product = BlockProduct(
-            [f.b_DR for f in blocks], [f.a_RK for f in blocks], [1.0] * len(blocks)
-        )
-        self._left_NN, self._right_NN = product.gram_b(), product.gram_a()
+        self._slices = [slice(begin, end) for begin, end in itertools.pairwise(edges)]
+        near_RK, near_DR = origin.a_RK[:rank], origin.b_DR[:, :rank]
+        left = [near_DR, *(f.b_DR for f in padded)], [f.b_DR for f in more]
+        right = [near_RK.T, *(f.a_RK.T for f in padded)], [f.a_RK.T for f in more]
+        self._left_NN, self._right_NN = (_gram(*side) for side in (left, right))
         self._left_N = self._left_NN.diagonal().clamp(min=0).sqrt()
         self._right_N = self._right_NN.diagonal().clamp(min=0).sqrt()
 
@@ -121,15 +120,12 @@ class CohortFrame:
 
     def gram_of_clients(self) -> tuple[Tensor, Tensor]:
         """Gram matrices of [B_1 .. B_U] and [A_1; ..; A_U] themselves, R x R each."""
-        kept = torch.cat(list(self._components())).to(self._left_NN.device)
-        return self._undrifted(self._left_NN, kept), self._undrifted(self._right_NN, kept)
+        left, right = (
+            without_drift(gram, self._ranks, self._rank) for gram in (self._left_NN, self._right_NN)
+        )
+        return left, right
 
     # --- parts -----------------------------------------------------------------------------
-
-    def _drifts(self, members: Sequence[LoraFactors], rank: int) -> Iterator[LoraFactors]:
-        for f in members:
-            near = f.to(torch.float64).padded(rank)
-            yield LoraFactors(near.a_RK - self._origin.a_RK, near.b_DR - self._origin.b_DR)
 
     def _zeros(self) -> Tensor:
         return torch.zeros_like(self._left_NN)
@@ -137,15 +133,18 @@ class CohortFrame:
     def _add(self, w_NN: Tensor, i: int, j: int, value: float) -> None:
         w_NN[self._slices[i], self._slices[j]].diagonal().add_(value)
 
-    def _components(self) -> Iterator[Tensor]:
-        """Of the padded components, those that the clients have."""
-        for u, rank in enumerate(self._ranks):
-            yield torch.arange(rank) + u * self._rank
 
-    def _undrifted(self, gram_NN: Tensor, kept: Tensor) -> Tensor:
-        r, count = self._rank, self._count
-        blocks = gram_NN[: r * (1 + count), : r * (1 + count)]
-        origin_RR = blocks[:r, :r].repeat(count, count)
-        across = blocks[:r, r:].repeat(count, 1)
-        whole = origin_RR + across + across.T + blocks[r:, r:]
-        return whole[kept][:, kept]
+def _gram(near: Sequence[Tensor], more: Sequence[Tensor]) -> Tensor:
+    """Of [F_o, F_1 - F_o, .., F_U - F_o, ..more] from [F_o, F_1, .., F_U].
+
+    Differences are taken a few rows at a time: in float64 they are twice the updates.
+    """
+    first = near[0]
+
+    def rows(begin: int, end: int) -> Tensor:
+        origin, *members = (block[begin:end].to(torch.float64) for block in near)
+        beside = (block[begin:end].to(torch.float64) for block in more)
+        return torch.cat([origin, *(member - origin for member in members), *beside], dim=1)
+
+    width = sum(block.shape[1] for block in (*near, *more))
+    return gram_of_panels(rows, first.shape[0], width, first.device)

@@ -6,7 +6,7 @@ for the randomised decomposition, whose products run in the blocks' own element 
 
 from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.decomposition import Core, decompose, decompose_to
-from fedlora.numerics.gram import gram_matrix
+from fedlora.numerics.gram import gram_matrix, gram_of_panels
 from fedlora.numerics.lowrank import (
     ProductSVD,
     effective_rank,
@@ -28,6 +28,7 @@ __all__ = [
     "gram_core_svd",
     "gram_core_values",
     "gram_matrix",
+    "gram_of_panels",
     "product_inner",
     "product_norm",
     "qr_core_svd",

@@ -15,8 +15,9 @@ begins with.
 Readings. The paper takes A and B from the singular vectors of a first full gradient step (LoRA-SB);
 a run here begins from the A and B that its first worker sends, made in whichever way, and with
 R = I or zero as sent. Mixed ranks are refused, though cores padded with zeros would be exact as
-well: a worker's sub-block says nothing of the entries it does not have. A core is folded into B before an adapter is exported, since PEFT knows
-none (test_fed_sb.py and the federations of scripted workers hold these).
+well: a worker's sub-block says nothing of the entries it does not have. A core is folded into B
+before an adapter is exported, since PEFT knows none (test_fed_sb.py and the federations of scripted
+workers hold these).
 """
 
 from __future__ import annotations
