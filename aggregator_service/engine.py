@@ -22,7 +22,7 @@ from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import Contribution
 from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.driver import aggregate
-from aggregator_service.aggregation.gram_blocks import RoundGrams
+from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
 from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.servable import servable_rank, write_servable
@@ -192,7 +192,12 @@ class AggregationEngine:
     def _round_grams(self, state: RunState) -> RoundGrams | None:
         """The Gram blocks of the updates that the round has by now."""
         counted = [u for u in state.updates.values() if u.num_examples > 0]
-        if state.adapter is None or not counted or not self._gains(state):
+        if state.adapter is None or state.layout is None or not counted or not self._gains(state):
+            return None
+        # Before any file is opened: a thousand updates would be, for every one that comes.
+        ranks = sum(u.rank for u in counted)
+        if not any(pays(ranks, m.out_features, m.in_features) for m in state.layout.modules):
+            self._grams.pop(state.run_id, None)
             return None
         round, grams = self._grams.get(state.run_id, (0, None))
         if grams is None or round != state.round:

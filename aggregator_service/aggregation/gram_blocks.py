@@ -27,7 +27,7 @@ from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import StoredAdapter
 from fedlora.adapters.factors import LoraFactors
 
-__all__ = ["RoundGrams"]
+__all__ = ["RoundGrams", "pays"]
 
 _ORIGIN = ""
 """stands for what the round began from; no worker has an empty name"""
@@ -36,6 +36,11 @@ _SHARE = 4
 """the ranks add up to min(out, in) / 4 at most"""
 
 _Block = tuple[Tensor, Tensor]
+
+
+def pays(ranks: int, out_features: int, in_features: int) -> bool:
+    """Whether blocks are worth it for a layer and the sum of a cohort's ranks."""
+    return _SHARE * ranks <= min(out_features, in_features)
 
 
 class RoundGrams:
@@ -83,7 +88,7 @@ class RoundGrams:
     @staticmethod
     def _pays(cohort: CohortFiles, module: str) -> bool:
         ranks = sum(file.rank(module) for file in cohort.files)
-        return _SHARE * ranks <= min(cohort.features(module))
+        return pays(ranks, *cohort.features(module))
 
     def _module(self, cohort: CohortFiles, module: str) -> None:
         """Called from several threads, for different modules."""
