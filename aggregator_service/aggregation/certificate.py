@@ -33,7 +33,7 @@ from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.cohort_frame import CohortFrame
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import gram_core_values, product_norm, qr_core_svd
+from fedlora.numerics import GRAM_TAIL, gram_core_values, product_norm, qr_core_svd
 from fedlora.runs.report import CertificateEntry
 
 __all__ = ["ModuleNorms", "measure"]
@@ -41,9 +41,6 @@ __all__ = ["ModuleNorms", "measure"]
 _SPECTRUM_RANKS = 4
 """singular values that are reported, as a multiple of the adapter's rank: enough to see what a
 higher rank would have kept"""
-
-_GRAM_TAIL = 1e-5
-"""share of |T|; a Gram core knows squares to eps, so a tail of this size to 1e-6 of itself"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +178,7 @@ class _Figures:
         # More values than T can have are rounding noise of the Gram matrices.
         values_N = values_R[: min(first.out_features, first.in_features)]
         tail, whole = (float(torch.linalg.vector_norm(v)) for v in (values_N[rank:], values_N))
-        if tail > _GRAM_TAIL * whole:
+        if tail > GRAM_TAIL * whole:
             return values_N
         stack = cohort.stack()
         return qr_core_svd([stack.b_DR], [stack.a_RK], rank=1).values_N

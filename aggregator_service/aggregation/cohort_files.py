@@ -9,8 +9,9 @@ identity in its place makes the "product" A itself, in which such a method aggre
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -156,17 +157,23 @@ class CohortFiles:
 
     def factors(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors]:
         """One module of every update, completed, in float64 with the scale folded in."""
-        return [self.member(u, module, device) for u in range(len(self.files))]
+        # Workers of one rank share what they were given, frozen factors above all.
+        given = functools.cache(functools.partial(self._plain, module=module, device=device))
+        return [self._completed(u, module, device, given) for u in range(len(self.files))]
 
     def member(self, u: int, module: str, device: torch.device | str = "cpu") -> LoraFactors:
         """One module of one update, likewise."""
-        return self._completed(u, module, device)
+        given = functools.partial(self._plain, module=module, device=device)
+        return self._completed(u, module, device, given)
 
     def sent(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors] | None:
         """What each worker was given of a module; None where it is unknown."""
         if self._start is None:
             return None
-        return [self._given(u, module, device) for u in range(len(self.files))]
+        # Workers of one rank were given the same: a thousand of them share one copy.
+        ranks = [self._given_rank(u, module) for u in range(len(self.files))]
+        given = {rank: self._given(rank, module, device) for rank in set(ranks)}
+        return [given[rank] for rank in ranks]
 
     def start(self, module: str, device: torch.device | str = "cpu") -> GlobalModule | None:
         """A module of the adapter that the round began from; None where it is unknown."""
@@ -193,9 +200,12 @@ class CohortFiles:
     def _given_rank(self, u: int, module: str) -> int:
         return self.contributions[u].given_rank or self.files[u].rank(module)
 
-    def _given(self, u: int, module: str, device: torch.device | str) -> LoraFactors:
+    def _plain(self, rank: int, *, module: str, device: torch.device | str) -> LoraFactors:
         assert self._start is not None  # noqa: S101
-        given = given_factors(self._start, module, self._given_rank(u, module), device)
+        return given_factors(self._start, module, rank, device)
+
+    def _given(self, rank: int, module: str, device: torch.device | str) -> LoraFactors:
+        given = self._plain(rank, module=module, device=device)
         return _alone(given.a_RK, self._rows(module)) if Part.B in self._plan.private else given
 
     def _rows(self, module: str) -> int:
@@ -209,7 +219,13 @@ class CohortFiles:
             extras[Part.SELECTED] = torch.ones(self._given_rank(u, module), dtype=torch.float64)
         return extras
 
-    def _completed(self, u: int, module: str, device: torch.device | str) -> LoraFactors:
+    def _completed(
+        self,
+        u: int,
+        module: str,
+        device: torch.device | str,
+        given_at: Callable[[int], LoraFactors],
+    ) -> LoraFactors:
         file = self.files[u]
         parts = file.parts(module)
         if Part.B in self._plan.private:
@@ -217,7 +233,7 @@ class CohortFiles:
         if {Part.A, Part.B} <= {*parts}:
             return file.factors(module, device)
         assert self._start is not None  # noqa: S101
-        given = given_factors(self._start, module, self._given_rank(u, module), device)
+        given = given_at(self._given_rank(u, module))
         if self._plan.selection is not Selection.ALL:
             return self._expanded(u, module, given, device)
         if Part.CORE in parts:

@@ -100,10 +100,6 @@ class AdapterSpec:
             return 1.0
         return self.lora_alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
-    def with_rank(self, rank: int) -> AdapterSpec:
-        """The same adapter at another rank."""
-        return replace(self, r=rank)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptedModule:

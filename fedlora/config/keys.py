@@ -96,10 +96,13 @@ def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
 
 @functools.cache
 def field_help(owner: type) -> dict[str, str]:
-    """The docstrings under the fields of a class, each on one line."""
+    """The docstrings under the fields of a class and its parents, each on one line."""
+    found: dict[str, str] = {}
+    for parent in owner.__bases__:
+        if dataclasses.is_dataclass(parent):
+            found |= field_help(parent)
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
     body = typing.cast("ast.ClassDef", tree.body[0]).body
-    found: dict[str, str] = {}
     for statement, follower in itertools.pairwise(body):
         match statement, follower:
             case (

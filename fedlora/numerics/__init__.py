@@ -5,7 +5,7 @@ for the randomised decomposition, whose products run in the blocks' own element 
 """
 
 from fedlora.numerics.blocks import BlockProduct
-from fedlora.numerics.decomposition import Core, decompose, decompose_to
+from fedlora.numerics.decomposition import GRAM_TAIL, Core, decompose, decompose_to
 from fedlora.numerics.gram import gram_matrix, gram_of_panels
 from fedlora.numerics.lowrank import (
     ProductSVD,
@@ -19,6 +19,7 @@ from fedlora.numerics.randomised import randomised_svd
 from fedlora.numerics.sums import weighted_sum
 
 __all__ = [
+    "GRAM_TAIL",
     "BlockProduct",
     "Core",
     "ProductSVD",

@@ -2,7 +2,7 @@
 
     core         cost                        error above Eckart and Young's   small values
     gram         R^2 (D + K) + 12 R^3        below 1e-6 while the tail is     noise below 1e-8
-                                             above `_GRAM_TAIL`
+                                             above `GRAM_TAIL`
     qr           2 R^2 (D + K) + 12 R^3      rounding                         right
     randomised   10 R (D + K) rank           below 1e-3 of what stands out    estimated
 
@@ -21,12 +21,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedlora.numerics.blocks import BlockProduct
-from fedlora.numerics.lowrank import ProductSVD, gram_core_svd_of, qr_core_svd
+from fedlora.numerics.lowrank import ProductSVD, gram_core_svd, qr_core_svd
 from fedlora.numerics.randomised import randomised_svd
 
-__all__ = ["Core", "decompose", "decompose_to"]
+__all__ = ["GRAM_TAIL", "Core", "decompose", "decompose_to"]
 
-_GRAM_TAIL = 1e-5
+GRAM_TAIL = 1e-5
 """share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
 of itself"""
 
@@ -53,7 +53,7 @@ def decompose(product: BlockProduct, *, rank: int, core: Core = Core.AUTO) -> Pr
     if core is Core.RANDOMISED:
         return randomised_svd(product, rank=rank)
     if core is Core.GRAM:
-        return gram_core_svd_of(product, rank=rank)
+        return gram_core_svd(product, rank=rank)
     return _qr(product, rank)
 
 
@@ -67,8 +67,8 @@ def decompose_to(product: BlockProduct, choose: Callable[[Tensor], int]) -> Prod
         choose: from all singular values, descending, to the components wanted.
     """
     if product.rank <= min(product.shape) // 4:
-        svd = gram_core_svd_of(product, rank=choose)
-        if svd.tail_norm(choose(svd.values_N)) > _GRAM_TAIL * svd.tail_norm(0):
+        svd = gram_core_svd(product, rank=choose)
+        if svd.tail_norm(choose(svd.values_N)) > GRAM_TAIL * svd.tail_norm(0):
             return svd
     svd = _qr(product, product.rank)
     kept = min(choose(svd.values_N), svd.rank)
@@ -81,8 +81,8 @@ def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
         return randomised_svd(product, rank=rank)
     if product.rank <= rank or product.rank > min(product.shape) // 4:
         return _qr(product, rank)
-    svd = gram_core_svd_of(product, rank=rank)
-    if svd.tail_norm(rank) <= _GRAM_TAIL * svd.tail_norm(0):
+    svd = gram_core_svd(product, rank=rank)
+    if svd.tail_norm(rank) <= GRAM_TAIL * svd.tail_norm(0):
         return _qr(product, rank)
     return svd
 

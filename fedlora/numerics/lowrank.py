@@ -34,7 +34,6 @@ __all__ = [
     "ProductSVD",
     "effective_rank",
     "gram_core_svd",
-    "gram_core_svd_of",
     "gram_core_values",
     "numerical_rank",
     "qr_core_svd",
@@ -110,15 +109,8 @@ def qr_core_svd(b_blocks: Sequence[Tensor], a_blocks: Sequence[Tensor], *, rank:
     return signed(ProductSVD(left_DQ, values_N, right_KQ.T))
 
 
-def gram_core_svd(
-    b_blocks: Sequence[Tensor], a_blocks: Sequence[Tensor], *, rank: int
-) -> ProductSVD:
-    """As `qr_core_svd`, from the two R x R Gram matrices."""
-    return gram_core_svd_of(BlockProduct(b_blocks, a_blocks, [1.0] * len(a_blocks)), rank=rank)
-
-
-def gram_core_svd_of(product: BlockProduct, *, rank: int | Callable[[Tensor], int]) -> ProductSVD:
-    """The same of a product whose blocks are not stacked.
+def gram_core_svd(product: BlockProduct, *, rank: int | Callable[[Tensor], int]) -> ProductSVD:
+    """As `qr_core_svd`, from the two R x R Gram matrices; nothing is stacked.
 
     Args:
         product: T, by its blocks.

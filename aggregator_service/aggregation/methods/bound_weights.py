@@ -20,26 +20,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
-from aggregator_service.aggregation.compression.keep import Keep
-from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.base import About
+from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.weighting.bound_gap import BoundGap, Direction
-from fedlora.adapters.spec import AdapterKind
 from fedlora.runs.plan import RoundPlan
 
 __all__ = ["BoundWeights"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoundWeights(MethodDefaults):
+class BoundWeights(FedIT):
     """Factor mean, weighted by the gap of generalisation bounds."""
 
     radius: float = 0.1
@@ -60,14 +50,6 @@ class BoundWeights(MethodDefaults):
         needs="one rank for the cohort; mean and variance of every worker's squared loss",
         choose="workers' data are unequal in quality, and each can afford an evaluation per round",
     )
-    properties: ClassVar[Properties] = Properties(
-        exact=False,
-        linear=True,
-        keeps_basis=True,
-        mixed_ranks=False,
-        kinds=frozenset(AdapterKind),
-    )
-    compression: ClassVar[Keep] = Keep()
 
     def __post_init__(self) -> None:
         self._weights()
@@ -81,11 +63,6 @@ class BoundWeights(MethodDefaults):
     def plans(self) -> tuple[RoundPlan, ...]:
         """A and B are trained and sent; the worker clips its scores."""
         return (RoundPlan(settings={"score_bound": self.score_bound}),)
-
-    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
-        """The means of the factors; see `base.Method`."""
-        uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
-        return Combination(factors=factor_mean(cohort.members, cohort.weights_U))
 
     def _weights(self) -> BoundGap:
         return BoundGap(radius=self.radius, score_bound=self.score_bound, direction=self.direction)

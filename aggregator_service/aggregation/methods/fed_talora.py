@@ -24,28 +24,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
-from aggregator_service.aggregation.base_stack import check_max_base_rank
-from aggregator_service.aggregation.compression.residual import Residual
-from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.base import About
+from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
 
 __all__ = ["FedTaLoRA"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FedTaLoRA(MethodDefaults):
+class FedTaLoRA(FedExLoRA):
     """Factor mean with its residual, whatever the task."""
-
-    max_base_rank: int = 0
-    """cap on the rank of what has been added to the base model; 0 for none but min(d, k)"""
 
     name: ClassVar[str] = "fed_talora"
     about: ClassVar[About] = About(
@@ -58,22 +45,3 @@ class FedTaLoRA(MethodDefaults):
         needs="one rank for the cohort; workers that change their frozen weights",
         choose="classes arrive over time, and one adapter serves them all",
     )
-    properties: ClassVar[Properties] = Properties(
-        exact=False,
-        linear=True,
-        keeps_basis=True,
-        mixed_ranks=False,
-    )
-
-    def __post_init__(self) -> None:
-        check_max_base_rank(self.name, self.max_base_rank)
-
-    @property
-    def compression(self) -> Residual:
-        """The residual goes into the base model."""
-        return Residual(max_base_rank=self.max_base_rank)
-
-    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
-        """The means of the factors; see `base.Method`."""
-        uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
-        return Combination(factors=factor_mean(cohort.members, cohort.weights_U))

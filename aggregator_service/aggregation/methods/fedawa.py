@@ -18,26 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
-from aggregator_service.aggregation.compression.keep import Keep
-from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.base import About
+from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.weighting.fedawa import FedAWA as AdaptiveWeights
 from aggregator_service.aggregation.weighting.fedawa import FirstWeights
-from fedlora.adapters.spec import AdapterKind
 
 __all__ = ["FedAWA"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FedAWA(MethodDefaults):
+class FedAWA(FedIT):
     """Factor mean with learnt weights."""
 
     learning_rate: float = 1e-3
@@ -56,14 +46,6 @@ class FedAWA(MethodDefaults):
         needs="one rank for the cohort; its own state",
         choose="many rounds, and workers whose updates disagree",
     )
-    properties: ClassVar[Properties] = Properties(
-        exact=False,
-        linear=False,
-        keeps_basis=True,
-        mixed_ranks=False,
-        kinds=frozenset(AdapterKind),
-    )
-    compression: ClassVar[Keep] = Keep()
 
     def __post_init__(self) -> None:
         self._weights()
@@ -72,11 +54,6 @@ class FedAWA(MethodDefaults):
     def weighting(self) -> AdaptiveWeights:
         """The learnt weights."""
         return self._weights()
-
-    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
-        """The means of the factors; see `base.Method`."""
-        uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
-        return Combination(factors=factor_mean(cohort.members, cohort.weights_U))
 
     def _weights(self) -> AdaptiveWeights:
         return AdaptiveWeights(learning_rate=self.learning_rate, first_weights=self.first_weights)

@@ -19,25 +19,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
-from aggregator_service.aggregation.compression.keep import Keep
-from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.base import About
+from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.weighting.loss_reduction import LossReduction
-from fedlora.adapters.spec import AdapterKind
 
 __all__ = ["Lorar"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lorar(MethodDefaults):
+class Lorar(FedIT):
     """Factor mean, weighted by the reduction of the loss."""
 
     name: ClassVar[str] = "lorar"
@@ -51,21 +41,8 @@ class Lorar(MethodDefaults):
         needs="one rank for the cohort; the loss reduction of every update",
         choose="workers differ in how much they still have to learn",
     )
-    properties: ClassVar[Properties] = Properties(
-        exact=False,
-        linear=True,
-        keeps_basis=True,
-        mixed_ranks=False,
-        kinds=frozenset(AdapterKind),
-    )
-    compression: ClassVar[Keep] = Keep()
 
     @property
     def weighting(self) -> LossReduction:
         """By examples times the reduction of the loss."""
         return LossReduction()
-
-    def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
-        """The means of the factors; see `base.Method`."""
-        uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
-        return Combination(factors=factor_mean(cohort.members, cohort.weights_U))

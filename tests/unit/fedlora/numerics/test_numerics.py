@@ -12,6 +12,7 @@ from support.builders import normal, unrelated
 from support.reference import EPS, best_of_rank
 
 from fedlora.numerics import (
+    BlockProduct,
     effective_rank,
     gram_core_svd,
     gram_matrix,
@@ -21,7 +22,13 @@ from fedlora.numerics import (
     weighted_sum,
 )
 
-CORES = pytest.mark.parametrize("core", [qr_core_svd, gram_core_svd])
+
+def stacked_gram_core(b_blocks, a_blocks, *, rank):
+    """The Gram core with the stacked core's arguments."""
+    return gram_core_svd(BlockProduct(b_blocks, a_blocks, [1.0] * len(a_blocks)), rank=rank)
+
+
+CORES = pytest.mark.parametrize("core", [qr_core_svd, stacked_gram_core])
 
 
 def blocks(ranks=(4, 2, 3), d=24, k=17, seed=0):
