@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, cast
@@ -13,12 +14,16 @@ from torch import Tensor
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Factor, Part, parse_key
 from fedlora.errors import FedLoraError, Reason
+from fedlora.numerics import is_finite
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
 __all__ = ["AdapterFile", "Scaling", "read_manifest"]
 
 Scaling = float | Mapping[str, float] | Callable[[int], float]
 """s of lora_B: for all modules, by module path, or of a module's rank"""
+
+_NARROW = ("F32", "BF16", "F16")
+"""element types, in safetensors' words, that float32 holds exactly"""
 
 _EXTRAS = (Part.MAGNITUDE, Part.CORE, Part.SELECTED)
 
@@ -113,17 +118,41 @@ class AdapterFile:
             return self._scaling[module]
         return self._scaling
 
-    def factors(self, module: str, device: torch.device | str = "cpu") -> LoraFactors:
-        """The module's factors in float64, scale and core folded into B.
+    def factors(
+        self,
+        module: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> LoraFactors:
+        """The module's factors, scale and core folded into B.
+
+        Args:
+            module: its path.
+            device: where they go.
+            dtype: float64, or float32 where that `is_narrow`.
 
         Raises:
             FedLoraError: NOT_FINITE; INVALID_ARGUMENT for a module without scaling.
         """
-        a = self.part(module, Part.A, device)
-        b = self.part(module, Part.B, device)
+        a = self.part(module, Part.A, device, dtype)
+        b = self.part(module, Part.B, device, dtype)
         if Part.CORE in self._keys[module]:
-            b = b @ self.part(module, Part.CORE, device)
-        return LoraFactors.fold(a, b, self.scale(module, a.shape[0]))
+            b = b @ self.part(module, Part.CORE, device, dtype)
+        scale = self.scale(module, a.shape[0])
+        return LoraFactors(a, b) if scale == 1 else LoraFactors.fold(a, b, scale)
+
+    def is_narrow(self, module: str) -> bool:
+        """Whether float32 holds the module's folded factors as exactly as float64.
+
+        Powers of two fold without rounding, as lora_alpha / r mostly is one.
+        """
+        keys = self._keys[module]
+        if not {Part.A, Part.B} <= {*keys} or Part.CORE in keys:
+            return False
+        stored = (self._dtype(keys[part]) for part in (Part.A, Part.B))
+        return all(name in _NARROW for name in stored) and (
+            math.frexp(self.scale(module, self.rank(module)))[0] == 0.5  # noqa: PLR2004
+        )
 
     def base(self, module: str, device: torch.device | str = "cpu") -> LoraFactors | None:
         """What has been added to the base model, in float64; None for nothing."""
@@ -137,14 +166,25 @@ class AdapterFile:
         """The parts that are neither factors nor base, in float64."""
         return {p: self.part(module, p, device) for p in _EXTRAS if p in self.parts(module)}
 
-    def part(self, module: str, part: Part, device: torch.device | str = "cpu") -> Tensor:
-        """One part, in float64."""
-        return self.tensor(self._keys[module][part], device)
+    def part(
+        self,
+        module: str,
+        part: Part,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        """One part."""
+        return self.tensor(self._keys[module][part], device, dtype)
 
-    def tensor(self, key: str, device: torch.device | str = "cpu") -> Tensor:
-        """One tensor, in float64; NOT_FINITE if it holds what is no number."""
-        tensor: Tensor = self.raw(key).to(device=device, dtype=torch.float64)
-        if not bool(torch.isfinite(tensor).all()):
+    def tensor(
+        self,
+        key: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> Tensor:
+        """One tensor; NOT_FINITE if it holds what is no number."""
+        tensor: Tensor = self.raw(key).to(device=device, dtype=dtype)
+        if not is_finite(tensor):
             raise FedLoraError(
                 Reason.NOT_FINITE, f"{self.owner}: tensor {key!r} holds NaN or infinity"
             )
@@ -161,7 +201,10 @@ class AdapterFile:
     def dtype(self) -> str:
         """Element type of the first tensor of a module, in safetensors' words."""
         first = next(iter(self._keys[self.modules[0]].values()))
-        return str(self._file.get_slice(first).get_dtype())
+        return self._dtype(first)
+
+    def _dtype(self, key: str) -> str:
+        return str(self._file.get_slice(key).get_dtype())
 
 
 def read_manifest(path: Path) -> TensorManifest:

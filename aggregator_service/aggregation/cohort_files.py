@@ -142,7 +142,7 @@ class CohortFiles:
         base_rows: BaseRows | None = None,
         grams: ClientGrams | None = None,
     ) -> ModuleCohort:
-        """One module of every update, completed, in float64 with the scale folded in."""
+        """One module of every update, as `factors` has it, with what else is known of the round."""
         return ModuleCohort.of(
             self.factors(module, device),
             weights_U,
@@ -156,15 +156,16 @@ class CohortFiles:
         )
 
     def factors(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors]:
-        """One module of every update, completed, in float64 with the scale folded in."""
+        """One module of every update, completed, with the scale folded in.
+
+        In float32 where that holds every update as sent: a cohort is read and kept at half the
+        size. Else in float64.
+        """
+        if self._is_whole and all(file.is_narrow(module) for file in self.files):
+            return [file.factors(module, device, torch.float32) for file in self.files]
         # Workers of one rank share what they were given, frozen factors above all.
         given = functools.cache(functools.partial(self._plain, module=module, device=device))
         return [self._completed(u, module, device, given) for u in range(len(self.files))]
-
-    def member(self, u: int, module: str, device: torch.device | str = "cpu") -> LoraFactors:
-        """One module of one update, likewise."""
-        given = functools.partial(self._plain, module=module, device=device)
-        return self._completed(u, module, device, given)
 
     def sent(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors] | None:
         """What each worker was given of a module; None where it is unknown."""
@@ -191,6 +192,13 @@ class CohortFiles:
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self._frame.features(module)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether updates are adapters as they are, with nothing to be completed."""
+        plan = self._plan
+        whole = {Part.A, Part.B} <= {*plan.trained} and Part.B not in plan.private
+        return whole and plan.selection is Selection.ALL
 
     @property
     def _frame(self) -> AdapterFile:

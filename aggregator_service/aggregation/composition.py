@@ -71,7 +71,7 @@ class Recipe:
         generator: torch.Generator | None = None,
         publication: Publication | None = None,
     ) -> ModuleResult:
-        """One module of the next global adapter.
+        """One module of the next global adapter, in float64: it is rounded once, when published.
 
         Args:
             cohort: the updates, weighted.
@@ -119,7 +119,7 @@ class Recipe:
             wide = proposed.to(torch.float64)
             stepped[part], kept = optimizer.step(current.to(wide), wide, held)
             state |= {prefix + name: value for name, value in kept.items()}
-        factors = LoraFactors(stepped["a"], stepped["b"]).to(result.factors.dtype)
+        factors = LoraFactors(stepped["a"], stepped["b"])
         return replace(result, factors=factors, state=state)
 
     def _plan(self, plan: RoundPlan, kind: AdapterKind) -> RoundPlan:

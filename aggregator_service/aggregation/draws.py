@@ -47,18 +47,17 @@ class Law(enum.StrEnum):
 def drawn_adapter(
     like: LoraFactors, rank: int, *, drawn: Side, law: Law, generator: torch.Generator
 ) -> LoraFactors:
-    """The zero product of rank `rank`, of the shape, dtype and device of `like`."""
+    """The zero product of rank `rank`, of the shape and on the device of `like`, in float64."""
     d, k = like.out_features, like.in_features
-    rows_RN = _rows(rank, k if drawn is Side.A else d, law, generator).to(like.a_RK)
+    rows_RN = _rows(rank, k if drawn is Side.A else d, law, generator).to(like.a_RK.device)
     if drawn is Side.A:
-        return LoraFactors(rows_RN, like.b_DR.new_zeros(d, rank))
-    return LoraFactors(like.a_RK.new_zeros(rank, k), rows_RN.T.contiguous())
+        return LoraFactors(rows_RN, rows_RN.new_zeros(d, rank))
+    return LoraFactors(rows_RN.new_zeros(rank, k), rows_RN.T.contiguous())
 
 
 def _rows(rank: int, length: int, law: Law, generator: torch.Generator) -> Tensor:
-    wide = torch.zeros(0, dtype=torch.float64)
     if law is Law.INITIAL:
-        return fresh(1, length, rank, wide, generator).a_RK
+        return fresh(1, length, rank, torch.device("cpu"), generator).a_RK
     normal_RN: Tensor = torch.randn(rank, length, generator=generator, dtype=torch.float64)
     if law is Law.NORMAL:
         return normal_RN / math.sqrt(length)

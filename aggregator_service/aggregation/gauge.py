@@ -103,11 +103,11 @@ def filled(factors: LoraFactors, rank: int, generator: torch.Generator) -> LoraF
 
 
 def fresh(
-    out_features: int, in_features: int, rank: int, like: Tensor, generator: torch.Generator
+    out_features: int, in_features: int, rank: int, device: torch.device, generator: torch.Generator
 ) -> LoraFactors:
-    """The zero product of rank `rank`, ready to learn."""
-    rows = _fresh_rows(like.new_zeros(0, in_features), rank, generator)
-    return LoraFactors(rows.to(like.dtype), like.new_zeros(out_features, rank))
+    """The zero product of rank `rank`, ready to learn, in float64."""
+    none = torch.zeros(0, in_features, dtype=torch.float64, device=device)
+    return LoraFactors(_fresh_rows(none, rank, generator), none.new_zeros(out_features, rank))
 
 
 def _fresh_rows(taken_RK: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedlora.errors import FedLoraError, Reason
+from fedlora.numerics import is_finite
 
 __all__ = ["TensorWriter"]
 
@@ -78,7 +79,7 @@ class TensorWriter:
             FedLoraError: NOT_FINITE for values that the element type cannot hold.
         """
         stored = tensor.detach().to("cpu", dtype).contiguous()
-        if not bool(torch.isfinite(stored).all()):
+        if not is_finite(stored):
             raise FedLoraError(
                 Reason.NOT_FINITE,
                 f"the aggregate of {key!r} does not fit {_NAMES[dtype].lower()}: "

@@ -6,6 +6,7 @@ for the randomised decomposition, whose products run in the blocks' own element 
 
 from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.decomposition import GRAM_TAIL, Core, decompose, decompose_to
+from fedlora.numerics.finite import is_finite
 from fedlora.numerics.gram import gram_matrix, gram_of_panels
 from fedlora.numerics.lowrank import (
     ProductSVD,
@@ -30,6 +31,7 @@ __all__ = [
     "gram_core_values",
     "gram_matrix",
     "gram_of_panels",
+    "is_finite",
     "product_inner",
     "product_norm",
     "qr_core_svd",

@@ -1,28 +1,33 @@
-"""Randomised singular value decomposition of a product of many stacked factors.
+"""Randomised decomposition of a product of many stacked factors.
 
-Source  Halko, Martinsson and Tropp, "Finding structure with randomness: probabilistic algorithms
-        for constructing approximate matrix decompositions", SIAM Review 53(2), 2011, algorithms
-        4.4 and 5.1; the residual's norm by probes as in their section 4.3. Musco and Musco,
-        "Randomized block Krylov methods for stronger and faster approximate singular value
-        decomposition", NeurIPS 2015, for keeping what earlier steps found.
-Rule    V_0 a random K x L matrix; twice V_i = orth(T^T orth(T V_{i-1})); W = orth([V_2, V_1]);
-        T W = U S H;  T ~ U S (H W^T), of which the first `rank` components are kept.
-        T V_1 is known from the step before and T V_2 is the last product, so W costs no product
-        of its own: five in all, where projecting on the columns of T takes a sixth.
-Bias    singular values are underestimates. The error is below 1e-3 above Eckart and Young's where
-        the components asked for stand out. Where some are of a flat tail it is up to 4e-3 (100
-        clients of rank 16 with nothing in common, 4096 x 4096), 2e-2 for layers of 512.
-Cost    2 (D + K) R L flops per product with T, five of them: for R above min(D, K) / 4 far less
-        than any R x R core, and no memory beside a few columns.
+Source  Musco and Musco, "Randomized block Krylov methods for stronger and faster approximate
+        singular value decomposition", NeurIPS 2015; the norm of what is left by probes as in
+        Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011,
+        section 4.3.
+Rule    W = orth(random K x L), then again and again
+            T W = U S H        of which U has the leading L columns
+            W = orth([W, T^T U])
+        so every T^T U both tells what the columns of U hold of T and where to look next.
+Stop    When further steps would add less to the squares of the leading values than is allowed.
+        T^T U adds the square of what it has beside W, known without cancellation. That falls off
+        by a nearly constant factor, so the rest is a geometric series. At most `_STEPS`.
+Bias    singular values are underestimates, by what is not yet found. The error of the leading
+        components is below 1e-3 above Eckart and Young's, for flat spectra too.
+Cost    2 (D + K) R L flops per product with T: four where the components asked for stand out,
+        eight to ten where they are of a flat tail. For R above min(D, K) / 4 far less than any
+        R x R core, and no memory beside a few columns.
 
-What W misses is measured, not bounded: with random signs Z, |(T - T W W^T) Z|^2 / probes is
-|T - T W W^T|^2 on average. The probes ride on the last product.
+What a projection misses is measured, not bounded: with random signs Z, |(T - T W W^T) Z|^2 over
+the number of probes is |T - T W W^T|^2 on average. The probes ride on the first product.
 
-Shape suffixes: L = rank rounded up columns, M at most 2 L of both bases, Z probes, R sum of ranks,
-K in_features, D out_features.
+Shape suffixes: L = rank rounded up columns, M columns of W, N columns of what W is begun with,
+Z probes, R sum of ranks, K in_features, D out_features.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,15 +35,18 @@ from torch import Tensor
 from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.lowrank import ProductSVD, numerical_rank, signed
 
-__all__ = ["randomised_svd"]
+__all__ = ["Projection", "projection", "randomised_svd"]
 
 _LANES = 16
 """columns come in multiples: a product with 17 costs as much as one with 32"""
-_POWER_STEPS = 2
+_STEPS = 6
 _PROBES = 16
-_NEW = 1e-3
-"""part of an earlier vector that the last basis must lack for it to be kept: what is left of a
-smaller one is float32's rounding"""
+_EXCESS = 4e-4
+"""of the error over Eckart and Young's that is left to find; less than half of what is promised,
+since it is an estimate"""
+_SLOWEST, _FASTEST = 0.9, 0.7
+"""bounds of what one product gains over what the one before did: early on a few strong components
+may be found at once, and a flat tail slowly"""
 _ROUNDING = 4
 """singular values below so many times the usual rounding are taken for it"""
 _SEED = 20110516
@@ -52,40 +60,22 @@ def randomised_svd(product: BlockProduct, *, rank: int) -> ProductSVD:
         product: T, by its blocks.
         rank: singular vectors wanted.
     """
-    d, k = product.shape
-    columns = min(-(-rank // _LANES) * _LANES, d, k, product.rank)
-    generator = torch.Generator().manual_seed(_SEED)
-
-    def place(drawn: Tensor) -> Tensor:
-        return drawn.to(product.device, product.working_dtype)
-
-    right_KL = place(torch.randn(k, columns, generator=generator))
-    for _ in range(_POWER_STEPS):
-        earlier_KL, earlier_DL = right_KL, product.times(right_KL)
-        right_KL = _orthonormal(product.transposed_times(_orthonormal(earlier_DL)))
-    signs_KZ = place(torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1)
-    images = product.times(torch.cat([right_KL, signs_KZ], dim=1)).to(torch.float64)
-    probed_DZ = images[:, columns:]
-    basis_KM, image_DM = _with_earlier(
-        right_KL.to(torch.float64),
-        images[:, :columns],
-        earlier_KL.to(torch.float64),
-        earlier_DL.to(torch.float64),
+    found = projection(product, rank=rank)
+    # U U^T T, not T W W^T: one product more is in it.
+    q_DL, turn_LL = torch.linalg.qr(found.left_DL.to(torch.float64))
+    v_KL, values_L, uh = torch.linalg.svd(
+        _over(found.back_KL.to(torch.float64), turn_LL), full_matrices=False
     )
-    # M x M work: T W = Q R.
-    q_DM, r_MM = torch.linalg.qr(image_DM)
-    u, values_M, vh = torch.linalg.svd(r_MM, full_matrices=False)
+    norm, count = _spread(found.probed_DZ - q_DL @ (q_DL.T @ found.probed_DZ))
     # Rounding of a product with T, whose errors have no sign in common: a bound would be its
     # square, and drop in float32 what small drifts have left in the tail.
-    noise = _ROUNDING * max(d, k) ** 0.5 * torch.finfo(product.working_dtype).eps
-    keep = min(rank, numerical_rank(values_M, noise=noise))
-    missed_DZ = probed_DZ - image_DM @ (basis_KM.T @ signs_KZ.to(torch.float64))
-    norm, count = _spread(missed_DZ)
+    noise = _ROUNDING * max(product.shape) ** 0.5 * torch.finfo(product.working_dtype).eps
+    keep = min(rank, numerical_rank(values_L, noise=noise))
     return signed(
         ProductSVD(
-            q_DM @ u[:, :keep],
-            values_M,
-            vh[:keep] @ basis_KM.T,
+            q_DL @ uh[:keep].T,
+            values_L,
+            v_KL[:, :keep].T,
             unseen_norm=norm,
             unseen_count=count,
             is_estimate=True,
@@ -93,28 +83,144 @@ def randomised_svd(product: BlockProduct, *, rank: int) -> ProductSVD:
     )
 
 
-def _with_earlier(
-    right_KL: Tensor, image_DL: Tensor, earlier_KL: Tensor, earlier_DL: Tensor
-) -> tuple[Tensor, Tensor]:
-    """V, and what an earlier basis has beside it, orthonormal; and T times that, without T.
+def projection(
+    product: BlockProduct, *, rank: int, near: Sequence[Tensor] = (), dtype: torch.dtype | None = None
+) -> Projection:
+    """T on a basis of its rows that holds its leading `rank` components, all but.
 
     Args:
-        right_KL: V, orthonormal columns.
-        image_DL: T V.
-        earlier_KL: the earlier basis, orthonormal columns.
-        earlier_DL: T times it.
+        product: T, by its blocks.
+        rank: as above.
+        near: rows, r x K each, that the basis shall contain.
+        dtype: of products with T; None for the product's working type.
     """
-    shared_LL = right_KL.T @ earlier_KL
-    rest_KL = earlier_KL - right_KL @ shared_LL
-    squares_L, turn_LL = torch.linalg.eigh(rest_KL.T @ rest_KL)
-    new = squares_L > _NEW**2
-    turn = turn_LL[:, new] / squares_L[new].sqrt()
-    rest_image_DL = earlier_DL - image_DL @ shared_LL
-    basis_KM = torch.cat([right_KL, rest_KL @ turn], dim=1)
-    image_DM = torch.cat([image_DL, rest_image_DL @ turn], dim=1)
-    # Orthonormal to the working type's rounding so far; a Cholesky factor near 1 does the rest.
-    factor_MM = torch.linalg.cholesky(basis_KM.T @ basis_KM, upper=True)
-    return _over(basis_KM, factor_MM), _over(image_DM, factor_MM)
+    k = product.shape[1]
+    most = min(*product.shape, product.rank)
+    columns = min(-(-rank // _LANES) * _LANES, most)
+    generator = torch.Generator().manual_seed(_SEED)
+    dtype = dtype or product.working_dtype
+
+    def place(drawn: Tensor) -> Tensor:
+        return drawn.to(product.device, dtype)
+
+    drawn_KL = place(torch.randn(k, columns, generator=generator))
+    signs_KZ = place(torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1)
+    block_KN = torch.cat([*(place(rows).T for rows in near), drawn_KL], dim=1)
+    block_KN = _orthonormal(block_KN)
+    images = product.times(torch.cat([block_KN, signs_KZ], dim=1))
+    found = Projection(product, signs_KZ, images[:, block_KN.shape[1] :])
+    image = images[:, : block_KN.shape[1]]
+    gains: list[float] = []
+    while True:
+        found.add(block_KN, image)
+        found.left_DL = _orthonormal(found.leading(columns)).to(dtype)
+        found.back_KL = product.transposed_times(found.left_DL)
+        gains.append(found.gain(rank))
+        lost = float(found.values_M[rank:].square().sum()) + found.missed_norm**2
+        room = most - found.size if len(gains) < _STEPS else 0
+        if room <= 0 or _rest(gains) <= 2 * _EXCESS * lost:
+            break
+        block_KN = found.lacking(found.back_KL)[:, :room]
+        image = product.times(block_KN)
+    return found
+
+
+class Projection:
+    """T W for an orthonormal W that grows, and what T has beside it.
+
+    Args:
+        product: T, by its blocks.
+        signs_KZ: Z.
+        probed_DZ: T Z.
+    """
+
+    left_DL: Tensor
+    """leading columns of U in T W = U S H, any where S is zero"""
+    back_KL: Tensor
+    """T^T times them"""
+    values_M: Tensor
+    """S, descending: underestimates of T's"""
+    missed_norm: float
+    """|T - T W W^T|, estimated"""
+    missed_count: float
+    """how many equal singular values it is worth"""
+
+    def __init__(self, product: BlockProduct, signs_KZ: Tensor, probed_DZ: Tensor) -> None:
+        self.product = product
+        self.probed_DZ = probed_DZ.to(torch.float64)
+        """T Z"""
+        self._signs_KZ = signs_KZ.to(torch.float64)
+        self._blocks: list[Tensor] = []
+        # Blocks are orthonormal to the working type's rounding. What follows from W in float64 is
+        # taken through a Cholesky factor of W^T W, near the identity.
+        self._basis_KM = self._signs_KZ[:, :0]
+        self._image_DM = self.probed_DZ[:, :0]
+        self._own_MM = self._gram_MM = self._basis_KM.new_zeros(0, 0)
+
+    @property
+    def size(self) -> int:
+        """M."""
+        return self._basis_KM.shape[1]
+
+    def add(self, block_KN: Tensor, image_DN: Tensor) -> None:
+        """Adds columns that `lacking` has made, and T times them."""
+        self._blocks.append(block_KN)
+        self._basis_KM = torch.cat([self._basis_KM, block_KN.to(torch.float64)], dim=1)
+        self._image_DM = torch.cat([self._image_DM, image_DN.to(torch.float64)], dim=1)
+        self._own_MM = _bordered(self._own_MM, self._basis_KM)
+        self._gram_MM = _bordered(self._gram_MM, self._image_DM)
+        self._factor_MM = torch.linalg.cholesky(self._own_MM, upper=True)
+        half_MM = _over(self._gram_MM, self._factor_MM)
+        squares_M, turn_MM = torch.linalg.eigh(_over(half_MM.T, self._factor_MM))
+        self.values_M = squares_M.clamp(min=0).sqrt().flip(0)
+        self._turn_MM = torch.linalg.solve_triangular(self._factor_MM, turn_MM.flip(1), upper=True)
+        self.missed_norm, self.missed_count = _spread(self._missed(self._image_DM, self.probed_DZ))
+
+    def lacking(self, columns: Tensor) -> Tensor:
+        """What the basis does not have of these columns, orthonormal."""
+        basis = torch.cat(self._blocks, dim=1)
+        block = _orthonormal(columns)
+        for _ in range(2):
+            block = _orthonormal(block - basis @ (basis.T @ block))
+        return block
+
+    def gain(self, rank: int) -> float:
+        """Sum of the squares of what the first columns of T^T U have beside W."""
+        back_KL = self.back_KL[:, :rank].to(torch.float64)
+        inside_ML = torch.cholesky_solve(self._basis_KM.T @ back_KL, self._factor_MM, upper=True)
+        return float((back_KL - self._basis_KM @ inside_ML).square().sum())
+
+    def leading(self, count: int) -> Tensor:
+        """The first columns of U, zeros for a value of zero."""
+        smallest = torch.finfo(torch.float64).tiny
+        return self._image_DM @ (self._turn_MM[:, :count] / self.values_M[:count].clamp(smallest))
+
+    def distance(self, b_DR: Tensor, a_RK: Tensor) -> float:
+        """|T - B A|: exact on the basis, estimated beside it."""
+        b_DR, a_RK = b_DR.to(torch.float64), a_RK.to(torch.float64)
+        gap_DM = self._image_DM - b_DR @ (a_RK @ self._basis_KM)
+        probed_DZ = self.probed_DZ - b_DR @ (a_RK @ self._signs_KZ)
+        seen = torch.linalg.vector_norm(_over(gap_DM, self._factor_MM))
+        return math.hypot(float(seen), _spread(self._missed(gap_DM, probed_DZ))[0])
+
+    def _missed(self, image_DM: Tensor, probed_DZ: Tensor) -> Tensor:
+        inner_MZ = self._basis_KM.T @ self._signs_KZ
+        return probed_DZ - image_DM @ torch.cholesky_solve(inner_MZ, self._factor_MM, upper=True)
+
+
+def _rest(gains: Sequence[float]) -> float:
+    """What all further products would add, from what every second one has."""
+    ratio = _SLOWEST
+    if len(gains) > 1 and gains[-1] < gains[-2]:
+        ratio = min(max(math.sqrt(gains[-1] / gains[-2]), _FASTEST), _SLOWEST)
+    return gains[-1] * ratio / (1 - ratio)
+
+
+def _bordered(gram: Tensor, columns: Tensor) -> Tensor:
+    """The Gram matrix of the columns from that of the first of them."""
+    known = len(gram)
+    beside = columns.T @ columns[:, known:]
+    return torch.cat([torch.cat([gram, beside[:known]], dim=1), beside.T])
 
 
 def _over(columns: Tensor, factor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from support.recipes import admissible, change, combine
 from support.reference import ideal, mean_product, relative_error, tail_norm
 from torch import Tensor
 
-from aggregator_service.aggregation.base import ModuleResult
+from aggregator_service.aggregation.base import ModuleResult, Publication
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import METHODS
 from fedlora.adapters.factors import LoraFactors
@@ -170,11 +170,11 @@ def test_a_gauge_change_is_seen_only_by_those_that_say_so(name):
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_shape_and_dtype_are_those_of_the_cohort(name, dtype):
+def test_results_have_the_cohorts_shape_and_are_not_rounded(name, dtype):
     cohort = [f.to(dtype) for f in drifted(3)]
     result, members = run(name, cohort, weights(1, 1, 1), rank=6)
     factors = result.factors
-    assert factors.dtype == dtype
+    assert factors.dtype == torch.float64
     assert (factors.out_features, factors.in_features) == (members[0].out_features, 17)
     if name not in KEPT and not {Part.CORE, Part.SELECTED} & {*_extra_parts(name)}:
         assert factors.rank in (6, members[0].rank)
@@ -186,13 +186,20 @@ def _extra_parts(name: str) -> list[Part]:
 
 
 @every_method
-def test_low_precision_updates_are_summed_in_float64(name):
-    # 1 + 2^-9 + .. would vanish term by term in bfloat16; only the result may be rounded.
-    cohort = [f.to(torch.bfloat16) for f in drifted(8, drift=0.01)]
-    w = weights(*[1.0] * 8)
-    exact, _ = run(name, [f.to(torch.float64) for f in cohort], w)
-    rounded, _ = run(name, cohort, w)
-    assert relative_error(change(rounded), change(exact)) < 2**-6
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_updates_come_to_what_they_come_to_in_float64(name, dtype):
+    # 1 + 2^-9 + .. would vanish term by term in bfloat16. The driver reads float32 as such.
+    cohort = [f.to(dtype) for f in drifted(8, drift=0.01)]
+    work = {"publication": Publication(dtype=torch.float64), "rank": cohort[0].rank}
+    for round in rounds_of(name):
+        context = admissible(METHODS[name], cohort, round=round, origin=start())
+        members = context.pop("members")
+        narrow, wide = (
+            combine(METHODS[name], same, weights(*[1.0] * 8), **work, **context)
+            for same in (members, [f.to(torch.float64) for f in members])
+        )
+        assert relative_error(change(narrow), change(wide)) < 1e-12
+        assert narrow.measurements == pytest.approx(wide.measurements, rel=1e-9)
 
 
 @every_method

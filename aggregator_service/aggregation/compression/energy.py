@@ -101,12 +101,10 @@ class Energy:
         first = cohort.members[0]
         rank = max(self.min_rank, kept)
         if kept:
-            factors = filled(
-                self._factors(svd, kept, cohort).to(cohort.dtype), rank, work.generator
-            )
+            factors = filled(self._factors(svd, kept, cohort), rank, work.generator)
         else:
             shape = (first.out_features, first.in_features)
-            factors = fresh(*shape, rank, first.a_RK, work.generator)
+            factors = fresh(*shape, rank, first.a_RK.device, work.generator)
         return ModuleResult(
             factors=factors,
             base=cohort.start.base if cohort.start else None,

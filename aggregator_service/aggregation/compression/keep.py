@@ -47,7 +47,7 @@ class Keep:
                 hint="Compress it: truncate, energy, residual or merge",
             )
         return ModuleResult(
-            factors=filled(factors.to(cohort.dtype), work.rank, work.generator),
+            factors=filled(factors, work.rank, work.generator),
             base=cohort.start.base if cohort.start else None,
             extras=combination.extras,
             state=combination.state,

@@ -86,7 +86,7 @@ class Reset:
         )
         base = grown(cohort.start.base, change, max_base_rank=self.max_base_rank)
         return ModuleResult(
-            factors=cohort.start.factors.to(cohort.dtype),
+            factors=cohort.start.factors.to(torch.float64),
             base=base.stack,
             extras=combination.extras,
             state=combination.state,

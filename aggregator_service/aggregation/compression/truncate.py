@@ -27,7 +27,6 @@ from aggregator_service.aggregation.base import (
 )
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
-from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import Core, decompose
@@ -74,11 +73,10 @@ class Truncate:
         }
         if svd.rank == 0:
             shape = (first.out_features, first.in_features)
-            factors = fresh(*shape, rank, first.a_RK, work.generator)
+            factors = fresh(*shape, rank, first.a_RK.device, work.generator)
         else:
             found = in_gauge(svd, self.gauge, lambda: factor_mean(cohort.members, cohort.weights_U))
-            result = LoraFactors(found.a_RK, found.b_DR).to(cohort.dtype)
-            factors = filled(result, rank, work.generator)
+            factors = filled(found, rank, work.generator)
         return ModuleResult(
             factors=factors,
             base=cohort.start.base if cohort.start else None,

@@ -30,7 +30,7 @@ def test_one_factor_is_drawn_and_the_product_is_zero(law, side, rank):
     found = draw(rank, side, law, like=LIKE.to(torch.float32))
     other = Side.B if side is Side.A else Side.A
     assert (found.rank, found.in_features, found.out_features) == (rank, 17, 24)
-    assert found.dtype is torch.float32
+    assert found.dtype is torch.float64
     assert not rows(found, other).any()
     assert bool((rows(found, side).abs().sum(dim=1) > 0).all())
 

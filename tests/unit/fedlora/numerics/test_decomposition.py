@@ -139,22 +139,20 @@ def test_small_components_are_told_from_the_rounding_of_float32():
     svd = randomised_svd(product, rank=16)
     assert svd.rank == 16
     error = float((rebuilt(svd) - dense(product)).norm())
-    assert error <= tail_norm(dense(product), 16) * (1 + 5e-2)
+    assert error <= tail_norm(dense(product), 16) * (1 + 1e-3)
     assert error < 0.95 * tail_norm(dense(product), 4)
 
 
 @pytest.mark.parametrize("drift", [1.0, 1e-1])
 def test_the_randomised_core_keeps_its_bound_where_it_takes_more_than_stands_out(drift):
-    # 16 components of which 4 stand out, in float32: what an earlier basis adds is divided by how
-    # much of it is new, which must not lift rounding above the tail.
+    # 16 components of which 4 stand out, in float32: the 12 others are of a flat tail.
     count = 40
     members = drifted(count, drift=drift, d=512, k=480, r=4)
     product = product_of(members, [1 / count] * count, torch.float32)
     target = dense(product)
     svd = randomised_svd(product, rank=16)
     error = float((rebuilt(svd) - target).norm())
-    # The 12 further components are of a flat tail, so the bound is the wider one.
-    assert error <= tail_norm(target, 16) * (1 + 2e-2)
+    assert error <= tail_norm(target, 16) * (1 + 1e-3)
     for columns in (svd.left_DQ, svd.right_QK.T):
         gap = columns.T @ columns - torch.eye(svd.rank, dtype=torch.float64)
         assert float(gap.abs().max()) < 512 * EPS

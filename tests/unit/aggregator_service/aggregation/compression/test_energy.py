@@ -116,11 +116,6 @@ def test_a_is_orthonormal_unless_another_gauge_is_asked_for():
     )
 
 
-def test_the_members_dtype_is_kept():
-    members = [f.to(torch.float32) for f in drifted(3)]
-    assert compress(members, weights(1, 1, 1)).factors.dtype is torch.float32
-
-
 @pytest.mark.parametrize("with_start", [False, True])
 def test_restart_moves_the_kept_components_into_the_base_model(with_start):
     members, w = unrelated([2, 6, 3]), weights(3, 2, 1)

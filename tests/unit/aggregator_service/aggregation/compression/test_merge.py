@@ -85,13 +85,6 @@ def test_workers_that_did_not_move_leave_the_base_model_alone():
     assert merge(FedIT(), idle, weights(1, 1)).base is None
 
 
-def test_the_members_dtype_is_kept():
-    members = [f.to(torch.float32) for f in drifted(2)]
-    result = merge(Optimal(), members, weights(1, 1))
-    assert result.factors.dtype is torch.float32
-    assert result.base.dtype is torch.float64
-
-
 def test_its_properties():
     whole = compose(Optimal(), compression=Merge()).properties
     assert whole.exact
