@@ -114,6 +114,8 @@ class AggregationEngine:
         """runs whose base model the frozen weights are"""
         self._grams: dict[str, tuple[int, RoundGrams]] = {}
         """by run: the round that is open, and Gram blocks of its updates"""
+        self._closed_grams: dict[str, tuple[int, RoundGrams]] = {}
+        """by run: the round that waits for its certificate, and the same"""
 
     @property
     def device(self) -> torch.device:
@@ -146,7 +148,9 @@ class AggregationEngine:
         adapters = {a.version: a for a in await store.call(lambda s: s.adapters(run_id))}
         published = next(a for a in adapters.values() if a.round == round and not a.is_refinement)
         base = adapters.get(cohort[0].base_version)
-        work = functools.partial(self._certify, state.spec, cohort, published, base)
+        known, grams = self._closed_grams.pop(run_id, (0, None))
+        grams = grams if known == round else None
+        work = functools.partial(self._certify, state.spec, cohort, published, base, grams)
         return await self._run(self._certifier, work)
 
     async def copy_for(
@@ -212,6 +216,8 @@ class AggregationEngine:
         context = self._context(spec, state.round, state.adapter)
         grams = self._round_grams(state)
         self._grams.pop(state.run_id, None)
+        if grams is not None:
+            self._closed_grams[state.run_id] = (state.round, grams)
         with self._temporary() as output, self._temporary() as remembered:
             outcome = aggregate(
                 self._contributions(spec, state.updates.values()),
@@ -273,6 +279,7 @@ class AggregationEngine:
         updates: Iterable[UpdateRecord],
         published: AdapterRecord,
         base: AdapterRecord | None,
+        grams: RoundGrams | None,
     ) -> Certificate:
         started = time.perf_counter()
         weights = published.weights
@@ -280,7 +287,7 @@ class AggregationEngine:
             [replace(c, weight=weights[c.worker]) for c in self._contributions(spec, updates)],
             registry.create_recipe(spec.method),
             published=self._stored(spec, published),
-            context=self._context(spec, published.round, base),
+            context=replace(self._context(spec, published.round, base), grams=grams),
             measurements=published.measurements,
             device=self._device,
             threads=self._threads,

@@ -151,7 +151,7 @@ class AdapterFile:
             return False
         stored = (self._dtype(keys[part]) for part in (Part.A, Part.B))
         return all(name in _NARROW for name in stored) and (
-            math.frexp(self.scale(module, self.rank(module)))[0] == 0.5  # noqa: PLR2004
+            math.frexp(self.scale(module, self.rank(module)))[0] == 0.5
         )
 
     def base(self, module: str, device: torch.device | str = "cpu") -> LoraFactors | None:

@@ -13,27 +13,24 @@ Per module, with T = sum_u w_u B_u A_u, the published product B A as its readers
 being lost; over |T - T_prev|, T_prev the product the workers started from, 1 means that the
 error is as large as everything learnt in the round.
 
-All differences are taken in coordinates near the adapter that the workers started from, from one
-pair of Gram matrices (`cohort_frame`). What is too small for squares is answered again: norms in
-centred coordinates (`centred`), so an error of 1e-8 is as accurate as one of 0.1, and the bound by
-the QR core, whose small singular values are right.
+Exact (`exact_figures`), but for cohorts whose ranks add up to far more than a layer's own:
+estimates then (`estimated_figures`), and said to be.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
-from aggregator_service.aggregation.centred import CentredCohort
-from aggregator_service.aggregation.cohort_frame import CohortFrame
+from aggregator_service.aggregation.estimated_figures import EstimatedFigures
+from aggregator_service.aggregation.exact_figures import ExactFigures
+from aggregator_service.aggregation.singular_values import Values
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import GRAM_TAIL, gram_core_values, product_norm, qr_core_svd
+from fedlora.numerics import is_estimated, product_norm, qr_core_svd
 from fedlora.runs.report import CertificateEntry
 
 __all__ = ["ModuleNorms", "measure"]
@@ -57,6 +54,7 @@ class ModuleNorms:
     values_squares: float
     rank: int
     spectrum: tuple[float, ...] = ()
+    is_estimate: bool = False
 
     def entry(
         self, module: str, *, roundoff: float, measurements: Mapping[str, float]
@@ -83,6 +81,7 @@ class ModuleNorms:
             effective_rank=self.values_sum**2 / squares if squares > 0 else 0.0,
             measurements=dict(measurements),
             spectrum=self.spectrum,
+            is_estimate=self.is_estimate,
         )
 
 
@@ -99,89 +98,35 @@ def measure(
         target: what the method means by the ideal aggregate, as factors; None is T.
     """
     rank, added = published.factors.rank, _base_change(cohort.start, published)
+    first = cohort.members[0]
+    ranks = sum(f.rank for f in cohort.members)
+    is_large = target is None and is_estimated(
+        ranks, first.out_features, first.in_features, rank=rank
+    )
     if target is None:
-        figures = _Figures(cohort, published.factors, added)
+        kind = EstimatedFigures if is_large else ExactFigures
+        figures = kind(cohort, published.factors, added)
         ideal, change, error = figures.ideal(), figures.change(), figures.error()
-        lost, values_N = figures.lost_by_the_mean(), figures.values(rank)
+        lost, values = figures.lost_by_the_mean(), figures.values
     else:
         start = cohort.start
         ideal = product_norm(target.b_DR, target.a_RK)
         change = _distance([start.factors], target) if start else math.nan
         error = _distance([published.factors, *added], target)
-        lost = _Figures(cohort, published.factors, ()).lost_by_the_mean()
-        values_N = qr_core_svd([target.b_DR], [target.a_RK], rank=1).values_N
+        lost = ExactFigures(cohort, published.factors, ()).lost_by_the_mean()
+        values = Values(qr_core_svd([target.b_DR], [target.a_RK], rank=1).values_N)
     return ModuleNorms(
         ideal=ideal,
         change=change,
         error=error,
         factor_mean=lost,
-        bound=float(torch.linalg.vector_norm(values_N[rank:])),
-        values_sum=float(values_N.sum()),
-        values_squares=float(values_N.square().sum()),
+        bound=values.bound(rank),
+        values_sum=values.total(),
+        values_squares=values.squares(),
         rank=rank,
-        spectrum=tuple(values_N[: _SPECTRUM_RANKS * rank].tolist()),
+        spectrum=tuple(values.leading_N[: _SPECTRUM_RANKS * rank].tolist()),
+        is_estimate=is_large,
     )
-
-
-class _Figures:
-    """What is measured of one module: by Gram matrices, and otherwise where those cannot tell."""
-
-    def __init__(
-        self, cohort: ModuleCohort, published: LoraFactors, added: Sequence[LoraFactors]
-    ) -> None:
-        self._cohort, self._published, self._added = cohort, published, added
-        start = cohort.start.factors if cohort.start else None
-        widest = max(cohort.members, key=lambda f: f.rank)
-        self._origin = start if start is not None and start.rank >= widest.rank else widest
-        self._start = start
-        more = (published, *added)
-        self._frame = CohortFrame(cohort.members, cohort.weights_U, self._origin, more)
-
-    @functools.cached_property
-    def _centred(self) -> CentredCohort:
-        cohort = self._cohort
-        return CentredCohort.of(cohort.members, cohort.weights_U, reference=self._origin)
-
-    def ideal(self) -> float:
-        """|T|."""
-        norm = self._frame.norm(self._frame.ideal())
-        return self._centred.ideal_norm() if norm is None else norm
-
-    def error(self) -> float:
-        """Of what was published, with what it added to the base model."""
-        apart_NN = -self._frame.ideal()
-        for i in range(1 + len(self._added)):
-            apart_NN += self._frame.product(i)
-        norm = self._frame.norm(apart_NN)
-        return self._centred.error_of(self._published, self._added) if norm is None else norm
-
-    def lost_by_the_mean(self) -> float:
-        """Error of the product of the factor means."""
-        norm = self._frame.norm(self._frame.lost_by_the_mean())
-        return self._centred.factor_mean_error() if norm is None else norm
-
-    def change(self) -> float:
-        """|T - T_prev|; NaN without a start."""
-        if self._start is None:
-            return math.nan
-        known = self._start is self._origin
-        norm = self._frame.norm(self._frame.change()) if known else None
-        ranks = [f.rank for f in self._cohort.members]
-        return self._centred.change_from(self._start, ranks) if norm is None else norm
-
-    def values(self, rank: int) -> Tensor:
-        """The singular values of T, descending, right in what lies beyond the rank."""
-        cohort, first = self._cohort, self._cohort.members[0]
-        ranks = torch.tensor([f.rank for f in cohort.members])
-        weights_R = cohort.weights_U.repeat_interleave(ranks)
-        values_R = gram_core_values(*self._frame.gram_of_clients(), weights_R)
-        # More values than T can have are rounding noise of the Gram matrices.
-        values_N = values_R[: min(first.out_features, first.in_features)]
-        tail, whole = (float(torch.linalg.vector_norm(v)) for v in (values_N[rank:], values_N))
-        if tail > GRAM_TAIL * whole:
-            return values_N
-        stack = cohort.stack()
-        return qr_core_svd([stack.b_DR], [stack.a_RK], rank=1).values_N
 
 
 def _base_change(start: GlobalModule | None, published: GlobalModule) -> tuple[LoraFactors, ...]:

@@ -3,7 +3,8 @@
 Whole-adapter figures are square roots of sums of squares over modules, numerator and denominator
 apart; the effective rank is that of the block-diagonal operator; measurements are means over the
 modules. Everything is computed again from the committed bytes: nothing is taken over from the
-aggregation but the weights and what the method measured.
+aggregation but the weights and what the method measured, and nothing from before it but products of
+pairs of updates (`gram_blocks`).
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def certify(
         contributions: the updates, with the weights that counted.
         recipe: what combined them.
         published: the file that was sent out.
-        context: where the round stood. Without a start all figures against the round's change
-            are NaN.
+        context: where the round stood; Gram blocks are of use to every method that changes no
+            update before it sums. Without a start all figures against the round's change are NaN.
         measurements: what the recipe measured, by module path.
         device: where the arithmetic runs, in float64.
         threads: modules at a time on a CPU; 0 for as many as torch would use.
@@ -84,6 +85,7 @@ def certify(
                 device=device,
                 state=held.of(module),
                 round=context.round,
+                grams=context.grams.of(module, cohort) if context.grams else None,
             )
             reads = sent.factors(module, device)
             if Part.B in plan.private:
@@ -124,6 +126,7 @@ def _whole(parts: Sequence[ModuleNorms]) -> ModuleNorms:
         values_sum=math.fsum(p.values_sum for p in parts),
         values_squares=math.fsum(p.values_squares for p in parts),
         rank=max(p.rank for p in parts),
+        is_estimate=any(p.is_estimate for p in parts),
     )
 
 

@@ -212,11 +212,7 @@ class _Job:
         weights, rows = self.context.base_weights, None
         if weights is not None and self.context.kind in self.recipe.method.reads_base:
             rows = functools.partial(weights.rows, module)
-        prepared, grams = self.context.grams, None
-        if prepared is not None and self.recipe.method.reads_grams:
-            names = [c.worker for c in self.cohort.contributions]
-            ranks = [file.rank(module) for file in self.cohort.files]
-            grams = prepared.of(module, names, ranks)
+        prepared = self.context.grams if self.recipe.method.reads_grams else None
         try:
             cohort = self.cohort.module_cohort(
                 module,
@@ -225,7 +221,7 @@ class _Job:
                 state=self.held.of(module),
                 round=self.context.round,
                 base_rows=rows,
-                grams=grams,
+                grams=prepared.of(module, self.cohort) if prepared else None,
             )
             result = self.recipe.aggregate_module(
                 cohort, rank=self.rank, generator=generator, publication=self.publication

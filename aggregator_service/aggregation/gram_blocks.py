@@ -6,8 +6,9 @@ blocks are left (`client_grams`). It pays while blocks are fewer than what they 
 cohorts whose ranks add up to a quarter of a layer's smaller side at most, and to `_MOST`.
 
 Blocks are computed from the committed files, one sum for each pair in the order of the names, a few
-rows of every update in float64 at a time. So they are the same bits whenever and in whatever order they are computed, and a server that was
-restarted computes the missing ones at the close and comes to the same adapter.
+rows of every update in float64 at a time. So they are the same bits whenever and in whatever order
+they are computed, and a server that was restarted computes the missing ones at the close and comes
+to the same adapter.
 
 Memory: 16 (U R)^2 bytes per module, U clients of rank R; 26 MB for 64 modules at U = 10, R = 16.
 
@@ -77,20 +78,14 @@ class RoundGrams:
             for _ in in_order(work, modules, device="cpu", threads=self._threads):
                 pass
 
-    def of(self, module: str, workers: Sequence[str], ranks: Sequence[int]) -> ClientGrams | None:
-        """The Gram matrices of a cohort in this order; None where they were not worth it.
-
-        Args:
-            module: its path.
-            workers: sorted.
-            ranks: of their updates.
-        """
+    def of(self, module: str, cohort: CohortFiles) -> ClientGrams | None:
+        """The Gram matrices of a cohort; None where they were not worth it."""
         held = self._blocks.get(module)
-        names = (_ORIGIN, *workers)
+        names = (_ORIGIN, *(c.worker for c in cohort.contributions))
         if held is None or any((v, w) not in held for v in names for w in names if v <= w):
             return None
         left, right = (_assembled(held, names, side) for side in (0, 1))
-        return ClientGrams(left, right, tuple(ranks))
+        return ClientGrams(left, right, tuple(file.rank(module) for file in cohort.files))
 
     @staticmethod
     def _pays(cohort: CohortFiles, module: str) -> bool:
@@ -107,9 +102,7 @@ class RoundGrams:
         start = cohort.start(module)
         assert start is not None  # noqa: S101
         members = dict(zip(names[1:], cohort.factors(module), strict=True))
-        left = _products(
-            start.factors.b_DR, {name: f.b_DR for name, f in members.items()}, missing
-        )
+        left = _products(start.factors.b_DR, {name: f.b_DR for name, f in members.items()}, missing)
         right = _products(
             start.factors.a_RK.T, {name: f.a_RK.T for name, f in members.items()}, missing
         )

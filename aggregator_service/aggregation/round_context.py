@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import Scaling
 from aggregator_service.aggregation.client_grams import ClientGrams
+from aggregator_service.aggregation.cohort_files import CohortFiles
 from fedlora.adapters.spec import AdapterKind
 
 __all__ = ["BaseModelWeights", "PreparedGrams", "RoundContext", "StoredAdapter"]
@@ -27,8 +27,8 @@ class BaseModelWeights(Protocol):
 class PreparedGrams(Protocol):
     """What has been computed before the close."""
 
-    def of(self, module: str, workers: Sequence[str], ranks: Sequence[int]) -> ClientGrams | None:
-        """The Gram matrices of a cohort in that order; None where there are none."""
+    def of(self, module: str, cohort: CohortFiles) -> ClientGrams | None:
+        """The Gram matrices of a cohort; None where there are none."""
         ...
 
 

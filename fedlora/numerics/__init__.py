@@ -5,9 +5,15 @@ for the randomised decomposition, whose products run in the blocks' own element 
 """
 
 from fedlora.numerics.blocks import BlockProduct
-from fedlora.numerics.decomposition import GRAM_TAIL, Core, decompose, decompose_to
+from fedlora.numerics.decomposition import (
+    GRAM_TAIL,
+    Core,
+    decompose,
+    decompose_to,
+    is_estimated,
+)
 from fedlora.numerics.finite import is_finite
-from fedlora.numerics.gram import gram_matrix, gram_of_panels
+from fedlora.numerics.gram import border_of_panels, gram_matrix, gram_of_panels
 from fedlora.numerics.lowrank import (
     ProductSVD,
     effective_rank,
@@ -16,7 +22,7 @@ from fedlora.numerics.lowrank import (
     qr_core_svd,
 )
 from fedlora.numerics.norms import product_inner, product_norm
-from fedlora.numerics.randomised import randomised_svd
+from fedlora.numerics.randomised import Projection, projection, randomised_svd
 from fedlora.numerics.sums import weighted_sum
 
 __all__ = [
@@ -24,6 +30,8 @@ __all__ = [
     "BlockProduct",
     "Core",
     "ProductSVD",
+    "Projection",
+    "border_of_panels",
     "decompose",
     "decompose_to",
     "effective_rank",
@@ -31,9 +39,11 @@ __all__ = [
     "gram_core_values",
     "gram_matrix",
     "gram_of_panels",
+    "is_estimated",
     "is_finite",
     "product_inner",
     "product_norm",
+    "projection",
     "qr_core_svd",
     "randomised_svd",
     "weighted_sum",

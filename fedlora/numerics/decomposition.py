@@ -24,7 +24,7 @@ from fedlora.numerics.blocks import BlockProduct
 from fedlora.numerics.lowrank import ProductSVD, gram_core_svd, qr_core_svd
 from fedlora.numerics.randomised import randomised_svd
 
-__all__ = ["GRAM_TAIL", "Core", "decompose", "decompose_to"]
+__all__ = ["GRAM_TAIL", "Core", "decompose", "decompose_to", "is_estimated"]
 
 GRAM_TAIL = 1e-5
 """share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
@@ -75,9 +75,21 @@ def decompose_to(product: BlockProduct, choose: Callable[[Tensor], int]) -> Prod
     return replace(svd, left_DQ=svd.left_DQ[:, :kept], right_QK=svd.right_QK[:kept])
 
 
-def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
+def is_estimated(total: int, out_features: int, in_features: int, *, rank: int) -> bool:
+    """Whether a product of that many components is looked at by probes, and not by R x R cores.
+
+    Args:
+        total: R.
+        out_features: D.
+        in_features: K.
+        rank: components wanted.
+    """
     # A probe of as many columns as T has components is no saving.
-    if product.rank > min(product.shape) // 4 and product.rank > 4 * rank + 32:
+    return total > min(out_features, in_features) // 4 and total > 4 * rank + 32
+
+
+def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
+    if is_estimated(product.rank, *product.shape, rank=rank):
         return randomised_svd(product, rank=rank)
     if product.rank <= rank or product.rank > min(product.shape) // 4:
         return _qr(product, rank)

@@ -62,10 +62,8 @@ def randomised_svd(product: BlockProduct, *, rank: int) -> ProductSVD:
     """
     found = projection(product, rank=rank)
     # U U^T T, not T W W^T: one product more is in it.
-    q_DL, turn_LL = torch.linalg.qr(found.left_DL.to(torch.float64))
-    v_KL, values_L, uh = torch.linalg.svd(
-        _over(found.back_KL.to(torch.float64), turn_LL), full_matrices=False
-    )
+    q_DL = found.left_DL
+    v_KL, values_L, uh = torch.linalg.svd(found.back_KL, full_matrices=False)
     norm, count = _spread(found.probed_DZ - q_DL @ (q_DL.T @ found.probed_DZ))
     # Rounding of a product with T, whose errors have no sign in common: a bound would be its
     # square, and drop in float32 what small drifts have left in the tail.
@@ -84,7 +82,11 @@ def randomised_svd(product: BlockProduct, *, rank: int) -> ProductSVD:
 
 
 def projection(
-    product: BlockProduct, *, rank: int, near: Sequence[Tensor] = (), dtype: torch.dtype | None = None
+    product: BlockProduct,
+    *,
+    rank: int,
+    near: Sequence[Tensor] = (),
+    dtype: torch.dtype | None = None,
 ) -> Projection:
     """T on a basis of its rows that holds its leading `rank` components, all but.
 
@@ -100,36 +102,37 @@ def projection(
     generator = torch.Generator().manual_seed(_SEED)
     dtype = dtype or product.working_dtype
 
-    def place(drawn: Tensor) -> Tensor:
-        return drawn.to(product.device, dtype)
+    def times(x_KL: Tensor) -> Tensor:
+        # The columns are rounded with the products, whose rounding is no smaller.
+        return product.times(x_KL.to(dtype)).to(torch.float64)
 
-    drawn_KL = place(torch.randn(k, columns, generator=generator))
-    signs_KZ = place(torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1)
-    block_KN = torch.cat([*(place(rows).T for rows in near), drawn_KL], dim=1)
-    block_KN = _orthonormal(block_KN)
-    images = product.times(torch.cat([block_KN, signs_KZ], dim=1))
-    found = Projection(product, signs_KZ, images[:, block_KN.shape[1] :])
-    image = images[:, : block_KN.shape[1]]
+    drawn_KL = torch.randn(k, columns, generator=generator, dtype=torch.float64)
+    signs_KZ = (torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1).to(drawn_KL)
+    drawn_KL, signs_KZ = drawn_KL.to(product.device), signs_KZ.to(product.device)
+    rows = [part.to(torch.float64).T for part in near]
+    block_KN = _orthonormal(torch.cat([*rows, drawn_KL], dim=1))
+    images = times(torch.cat([block_KN, signs_KZ], dim=1))
+    image_DN = images[:, :-_PROBES]
+    found = Projection(signs_KZ, images[:, -_PROBES:])
     gains: list[float] = []
     while True:
-        found.add(block_KN, image)
-        found.left_DL = _orthonormal(found.leading(columns)).to(dtype)
-        found.back_KL = product.transposed_times(found.left_DL)
+        found.add(block_KN, image_DN)
+        found.left_DL = _orthonormal(found.leading(columns))
+        found.back_KL = product.transposed_times(found.left_DL.to(dtype)).to(torch.float64)
         gains.append(found.gain(rank))
         lost = float(found.values_M[rank:].square().sum()) + found.missed_norm**2
         room = most - found.size if len(gains) < _STEPS else 0
         if room <= 0 or _rest(gains) <= 2 * _EXCESS * lost:
             break
         block_KN = found.lacking(found.back_KL)[:, :room]
-        image = product.times(block_KN)
+        image_DN = times(block_KN)
     return found
 
 
 class Projection:
-    """T W for an orthonormal W that grows, and what T has beside it.
+    """T W for an orthonormal W that grows, and what T has beside it, in float64.
 
     Args:
-        product: T, by its blocks.
         signs_KZ: Z.
         probed_DZ: T Z.
     """
@@ -145,17 +148,13 @@ class Projection:
     missed_count: float
     """how many equal singular values it is worth"""
 
-    def __init__(self, product: BlockProduct, signs_KZ: Tensor, probed_DZ: Tensor) -> None:
-        self.product = product
-        self.probed_DZ = probed_DZ.to(torch.float64)
+    def __init__(self, signs_KZ: Tensor, probed_DZ: Tensor) -> None:
+        self._signs_KZ = signs_KZ
+        self.probed_DZ = probed_DZ
         """T Z"""
-        self._signs_KZ = signs_KZ.to(torch.float64)
-        self._blocks: list[Tensor] = []
-        # Blocks are orthonormal to the working type's rounding. What follows from W in float64 is
-        # taken through a Cholesky factor of W^T W, near the identity.
         self._basis_KM = self._signs_KZ[:, :0]
         self._image_DM = self.probed_DZ[:, :0]
-        self._own_MM = self._gram_MM = self._basis_KM.new_zeros(0, 0)
+        self._gram_MM = self._basis_KM.new_zeros(0, 0)
 
     @property
     def size(self) -> int:
@@ -164,48 +163,44 @@ class Projection:
 
     def add(self, block_KN: Tensor, image_DN: Tensor) -> None:
         """Adds columns that `lacking` has made, and T times them."""
-        self._blocks.append(block_KN)
-        self._basis_KM = torch.cat([self._basis_KM, block_KN.to(torch.float64)], dim=1)
-        self._image_DM = torch.cat([self._image_DM, image_DN.to(torch.float64)], dim=1)
-        self._own_MM = _bordered(self._own_MM, self._basis_KM)
+        self._basis_KM = torch.cat([self._basis_KM, block_KN], dim=1)
+        self._image_DM = torch.cat([self._image_DM, image_DN], dim=1)
         self._gram_MM = _bordered(self._gram_MM, self._image_DM)
-        self._factor_MM = torch.linalg.cholesky(self._own_MM, upper=True)
-        half_MM = _over(self._gram_MM, self._factor_MM)
-        squares_M, turn_MM = torch.linalg.eigh(_over(half_MM.T, self._factor_MM))
-        self.values_M = squares_M.clamp(min=0).sqrt().flip(0)
-        self._turn_MM = torch.linalg.solve_triangular(self._factor_MM, turn_MM.flip(1), upper=True)
+        squares_M, turn_MM = torch.linalg.eigh(self._gram_MM)
+        self.values_M, self._turn_MM = squares_M.clamp(min=0).sqrt().flip(0), turn_MM.flip(1)
+        self._signs_MZ = self._basis_KM.T @ self._signs_KZ
         self.missed_norm, self.missed_count = _spread(self._missed(self._image_DM, self.probed_DZ))
 
     def lacking(self, columns: Tensor) -> Tensor:
         """What the basis does not have of these columns, orthonormal."""
-        basis = torch.cat(self._blocks, dim=1)
-        block = _orthonormal(columns)
+        basis_KM, block_KN = self._basis_KM, _orthonormal(columns)
         for _ in range(2):
-            block = _orthonormal(block - basis @ (basis.T @ block))
-        return block
+            block_KN = _orthonormal(block_KN - basis_KM @ (basis_KM.T @ block_KN))
+        return block_KN
 
     def gain(self, rank: int) -> float:
         """Sum of the squares of what the first columns of T^T U have beside W."""
-        back_KL = self.back_KL[:, :rank].to(torch.float64)
-        inside_ML = torch.cholesky_solve(self._basis_KM.T @ back_KL, self._factor_MM, upper=True)
-        return float((back_KL - self._basis_KM @ inside_ML).square().sum())
+        back_KL = self.back_KL[:, :rank]
+        beside_KL = back_KL - self._basis_KM @ (self._basis_KM.T @ back_KL)
+        return float(beside_KL.square().sum())
 
     def leading(self, count: int) -> Tensor:
         """The first columns of U, zeros for a value of zero."""
         smallest = torch.finfo(torch.float64).tiny
-        return self._image_DM @ (self._turn_MM[:, :count] / self.values_M[:count].clamp(smallest))
+        scaled_ML = self._turn_MM[:, :count] / self.values_M[:count].clamp(smallest)
+        leading_DL: Tensor = self._image_DM @ scaled_ML
+        return leading_DL
 
     def distance(self, b_DR: Tensor, a_RK: Tensor) -> float:
         """|T - B A|: exact on the basis, estimated beside it."""
         b_DR, a_RK = b_DR.to(torch.float64), a_RK.to(torch.float64)
         gap_DM = self._image_DM - b_DR @ (a_RK @ self._basis_KM)
         probed_DZ = self.probed_DZ - b_DR @ (a_RK @ self._signs_KZ)
-        seen = torch.linalg.vector_norm(_over(gap_DM, self._factor_MM))
-        return math.hypot(float(seen), _spread(self._missed(gap_DM, probed_DZ))[0])
+        seen = float(torch.linalg.vector_norm(gap_DM))
+        return math.hypot(seen, _spread(self._missed(gap_DM, probed_DZ))[0])
 
     def _missed(self, image_DM: Tensor, probed_DZ: Tensor) -> Tensor:
-        inner_MZ = self._basis_KM.T @ self._signs_KZ
-        return probed_DZ - image_DM @ torch.cholesky_solve(inner_MZ, self._factor_MM, upper=True)
+        return probed_DZ - image_DM @ self._signs_MZ
 
 
 def _rest(gains: Sequence[float]) -> float:
@@ -221,11 +216,6 @@ def _bordered(gram: Tensor, columns: Tensor) -> Tensor:
     known = len(gram)
     beside = columns.T @ columns[:, known:]
     return torch.cat([torch.cat([gram, beside[:known]], dim=1), beside.T])
-
-
-def _over(columns: Tensor, factor: Tensor) -> Tensor:
-    quotient: Tensor = torch.linalg.solve_triangular(factor, columns, upper=True, left=False)
-    return quotient
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

@@ -59,6 +59,9 @@ class CertificateEntry:
     spectrum: tuple[float, ...] = ()
     """the largest singular values of T, descending, up to four times the rank; none for the whole
     adapter"""
+    is_estimate: bool = False
+    """whether the norms are estimates, good to about 1 %: of a cohort whose ranks add up to far
+    more than the layer's"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

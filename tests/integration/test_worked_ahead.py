@@ -35,11 +35,8 @@ async def first_round(tmp_path, method):
                 # The engine has one thread for this: what comes after has waited for it.
                 await engine._run(engine._aggregator, lambda: None)
                 _, grams = engine._grams.get(actor.state.run_id, (0, None))
-                names = ["w-0", "w-1"]
-                ready = sum(
-                    grams is not None and grams.of(m.path, names, [4, 4]) is not None
-                    for m in WIDE.modules
-                )
+                held = {} if grams is None else grams._blocks
+                ready = sum(("w-0", "w-1") in held.get(m.path, {}) for m in WIDE.modules)
             task = await worker.task()
             await worker.push(task, random_adapter(4, seed=10 + i, layout=WIDE), num_examples=5 + i)
         while actor.state.version != 1:

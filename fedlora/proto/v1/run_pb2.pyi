@@ -697,6 +697,7 @@ class CertificateEntry(_message.Message):
     EFFECTIVE_RANK_FIELD_NUMBER: _builtins.int
     MEASUREMENTS_FIELD_NUMBER: _builtins.int
     SPECTRUM_FIELD_NUMBER: _builtins.int
+    IS_ESTIMATE_FIELD_NUMBER: _builtins.int
     module: _builtins.str
     """Module path; empty for the whole adapter."""
     ideal_norm: _builtins.float
@@ -718,6 +719,8 @@ class CertificateEntry(_message.Message):
     rank: _builtins.int
     effective_rank: _builtins.float
     """(sum of singular values)^2 / sum of squares, of T."""
+    is_estimate: _builtins.bool
+    """Whether the norms are estimates, good to about 1 %."""
     @_builtins.property
     def measurements(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the method measured: "sweeps", "starts", "concentration", ..."""
@@ -745,10 +748,11 @@ class CertificateEntry(_message.Message):
         effective_rank: _builtins.float = ...,
         measurements: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         spectrum: _abc.Iterable[_builtins.float] | None = ...,
+        is_estimate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_norm", b"change_norm", "effective_rank", b"effective_rank", "factor_mean_error", b"factor_mean_error", "factor_mean_error_vs_change", b"factor_mean_error_vs_change", "gap_closed", b"gap_closed", "ideal_norm", b"ideal_norm", "lower_bound", b"lower_bound", "lower_bound_vs_change", b"lower_bound_vs_change", "measurements", b"measurements", "module", b"module", "rank", b"rank", "relative_error", b"relative_error", "relative_error_vs_change", b"relative_error_vs_change", "spectrum", b"spectrum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_norm", b"change_norm", "effective_rank", b"effective_rank", "factor_mean_error", b"factor_mean_error", "factor_mean_error_vs_change", b"factor_mean_error_vs_change", "gap_closed", b"gap_closed", "ideal_norm", b"ideal_norm", "is_estimate", b"is_estimate", "lower_bound", b"lower_bound", "lower_bound_vs_change", b"lower_bound_vs_change", "measurements", b"measurements", "module", b"module", "rank", b"rank", "relative_error", b"relative_error", "relative_error_vs_change", b"relative_error_vs_change", "spectrum", b"spectrum"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

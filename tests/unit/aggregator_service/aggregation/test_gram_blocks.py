@@ -11,8 +11,10 @@ from support.builders import contribution, write_update
 from support.recipes import recipe
 from support.reference import relative_error
 
+from aggregator_service.aggregation.certify import certify
+from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.driver import aggregate
-from aggregator_service.aggregation.gram_blocks import RoundGrams
+from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from fedlora.adapters.names import Part, part_key
 
@@ -74,15 +76,41 @@ def test_the_result_is_that_of_a_close_without_them(name, cohort, tmp_path):
 
 def test_they_are_made_where_they_pay_and_for_the_cohort_that_is_there(cohort, tmp_path):
     grams = RoundGrams(began(tmp_path))
-    names, ranks = [c.worker for c in cohort], [4, 4, 4]
-    assert grams.of("wide", names, ranks) is None
+    with CohortFiles(cohort) as files:
+        assert grams.of("wide", files) is None
+        grams.add(cohort[:2])
+        # Somebody whose update has not come by then.
+        assert grams.of("wide", files) is None
+        grams.add(cohort)
+        found = grams.of("wide", files)
+        assert found is not None
+        assert found.left.shape == (16, 16)
+        assert grams.of("narrow", files) is None
+
+
+def test_a_certificate_with_them_is_that_without(cohort, tmp_path):
+    grams = RoundGrams(began(tmp_path))
     grams.add(cohort)
-    found = grams.of("wide", names, ranks)
-    assert found is not None
-    assert found.left.shape == (16, 16)
-    assert grams.of("narrow", names, ranks) is None
-    # Somebody whose update has not come by then.
-    assert grams.of("wide", [*names, "x"], [*ranks, 4]) is None
+    closed(tmp_path, cohort, grams)
+    published = StoredAdapter(path=tmp_path / "out", scaling=1.0)
+    context = RoundContext(start=began(tmp_path))
+    found, expected = (
+        certify(
+            cohort,
+            recipe("optimal"),
+            published=published,
+            context=replace(context, grams=given),
+        ).overall
+        for given in (grams, None)
+    )
+    for name in ("ideal_norm", "change_norm", "relative_error", "factor_mean_error", "lower_bound"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-6)
+
+
+def test_ranks_beyond_what_may_lie_in_memory_are_not_made_ahead():
+    assert pays(512, 65536, 65536)
+    assert not pays(513, 65536, 65536)
+    assert not pays(65, 256, 4096)
 
 
 def test_an_update_without_weight_changes_no_bit(cohort, tmp_path):
