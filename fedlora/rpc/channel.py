@@ -22,6 +22,10 @@ MAX_MESSAGE_BYTES = 2 * 1024**2
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # What one stream may have in flight is fixed: grpc's own estimate of it grows with the delay of
+    # a busy server, so that uploads take most memory when it is scarcest.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 * MAX_CHUNK_BYTES),
     # A second server on the port must fail to bind instead of sharing it.
     ("grpc.so_reuseport", 0),
     # Clients ping each minute; grpc's floor of five minutes would answer GOAWAY too_many_pings.
