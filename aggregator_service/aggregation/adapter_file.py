@@ -144,7 +144,8 @@ class AdapterFile:
     def is_narrow(self, module: str) -> bool:
         """Whether float32 holds the module's folded factors as exactly as float64.
 
-        Powers of two fold without rounding, as lora_alpha / r mostly is one.
+        Powers of two fold without rounding, as lora_alpha / r mostly is one, unless a product is
+        beyond what float32 can hold.
         """
         keys = self._keys[module]
         if not {Part.A, Part.B} <= {*keys} or Part.CORE in keys:

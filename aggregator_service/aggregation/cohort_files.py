@@ -28,6 +28,7 @@ from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.numerics import is_finite
 from fedlora.runs.plan import RoundPlan, Selection
 
 __all__ = ["CohortFiles", "Contribution", "check_selections", "selected_components"]
@@ -162,7 +163,9 @@ class CohortFiles:
         size. Else in float64.
         """
         if self._is_whole and all(file.is_narrow(module) for file in self.files):
-            return [file.factors(module, device, torch.float32) for file in self.files]
+            narrow = [file.factors(module, device, torch.float32) for file in self.files]
+            if all(is_finite(f.b_DR) for f in narrow):
+                return narrow
         # Workers of one rank share what they were given, frozen factors above all.
         given = functools.cache(functools.partial(self._plain, module=module, device=device))
         return [self._completed(u, module, device, given) for u in range(len(self.files))]

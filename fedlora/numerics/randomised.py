@@ -87,6 +87,7 @@ def projection(
     rank: int,
     near: Sequence[Tensor] = (),
     dtype: torch.dtype | None = None,
+    seed: int = _SEED,
 ) -> Projection:
     """T on a basis of its rows that holds its leading `rank` components, all but.
 
@@ -95,11 +96,12 @@ def projection(
         rank: as above.
         near: rows, r x K each, that the basis shall contain.
         dtype: of products with T; None for the product's working type.
+        seed: of what is drawn.
     """
     k = product.shape[1]
     most = min(*product.shape, product.rank)
     columns = min(-(-rank // _LANES) * _LANES, most)
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     dtype = dtype or product.working_dtype
 
     def times(x_KL: Tensor) -> Tensor:
@@ -152,28 +154,29 @@ class Projection:
         self._signs_KZ = signs_KZ
         self.probed_DZ = probed_DZ
         """T Z"""
-        self._basis_KM = self._signs_KZ[:, :0]
+        self.basis_KM = self._signs_KZ[:, :0]
+        """W"""
         self._image_DM = self.probed_DZ[:, :0]
-        self._gram_MM = self._basis_KM.new_zeros(0, 0)
+        self._gram_MM = self.basis_KM.new_zeros(0, 0)
 
     @property
     def size(self) -> int:
         """M."""
-        return self._basis_KM.shape[1]
+        return self.basis_KM.shape[1]
 
     def add(self, block_KN: Tensor, image_DN: Tensor) -> None:
         """Adds columns that `lacking` has made, and T times them."""
-        self._basis_KM = torch.cat([self._basis_KM, block_KN], dim=1)
+        self.basis_KM = torch.cat([self.basis_KM, block_KN], dim=1)
         self._image_DM = torch.cat([self._image_DM, image_DN], dim=1)
         self._gram_MM = _bordered(self._gram_MM, self._image_DM)
         squares_M, turn_MM = torch.linalg.eigh(self._gram_MM)
         self.values_M, self._turn_MM = squares_M.clamp(min=0).sqrt().flip(0), turn_MM.flip(1)
-        self._signs_MZ = self._basis_KM.T @ self._signs_KZ
+        self._signs_MZ = self.basis_KM.T @ self._signs_KZ
         self.missed_norm, self.missed_count = _spread(self._missed(self._image_DM, self.probed_DZ))
 
     def lacking(self, columns: Tensor) -> Tensor:
         """What the basis does not have of these columns, orthonormal."""
-        basis_KM, block_KN = self._basis_KM, _orthonormal(columns)
+        basis_KM, block_KN = self.basis_KM, _orthonormal(columns)
         for _ in range(2):
             block_KN = _orthonormal(block_KN - basis_KM @ (basis_KM.T @ block_KN))
         return block_KN
@@ -181,7 +184,7 @@ class Projection:
     def gain(self, rank: int) -> float:
         """Sum of the squares of what the first columns of T^T U have beside W."""
         back_KL = self.back_KL[:, :rank]
-        beside_KL = back_KL - self._basis_KM @ (self._basis_KM.T @ back_KL)
+        beside_KL = back_KL - self.basis_KM @ (self.basis_KM.T @ back_KL)
         return float(beside_KL.square().sum())
 
     def leading(self, count: int) -> Tensor:
@@ -194,7 +197,7 @@ class Projection:
     def distance(self, b_DR: Tensor, a_RK: Tensor) -> float:
         """|T - B A|: exact on the basis, estimated beside it."""
         b_DR, a_RK = b_DR.to(torch.float64), a_RK.to(torch.float64)
-        gap_DM = self._image_DM - b_DR @ (a_RK @ self._basis_KM)
+        gap_DM = self._image_DM - b_DR @ (a_RK @ self.basis_KM)
         probed_DZ = self.probed_DZ - b_DR @ (a_RK @ self._signs_KZ)
         seen = float(torch.linalg.vector_norm(gap_DM))
         return math.hypot(seen, _spread(self._missed(gap_DM, probed_DZ))[0])
