@@ -139,7 +139,9 @@ def aggregate(
             measurements[""] = weights.measurements
         largest = 0
         work = functools.partial(job.combine, weights_U=weights.values_U)
-        threads = modules_at_a_time(recipe, cohort, budget=memory_bytes, threads=threads)
+        threads = modules_at_a_time(
+            recipe, cohort, budget=memory_bytes, threads=threads, device=device
+        )
         results = stack.enter_context(
             closing(in_order(work, cohort.modules, device=device, threads=threads))
         )

@@ -1,9 +1,10 @@
 """How many modules of a cohort may be combined at a time, in a given amount of memory.
 
-Updates lie in files and are mapped; what takes memory is one module of all of them in float64, and
-what a recipe makes of it. Most recipes go through the updates one by one. Some hold them side by
-side, R wide with R the sum of the ranks, and R x R matrices of them: with a thousand clients that
-is the larger part by far, and the reason why some methods end where others do not.
+Updates lie in files and are mapped; what takes memory, the machine's or a GPU's, is one module of
+all of them in float64 and what a recipe makes of it. Most recipes go through the updates one by
+one. Some hold them side by side, R wide with R the sum of the ranks, and R x R matrices of them:
+with a thousand clients that is the larger part by far, and the reason why some methods end where
+others do not.
 
     streaming recipe     8 R (D + K) bytes
     stacking recipe      8 (4 R (D + K) + 3 R^2) bytes          per module and thread
@@ -28,19 +29,27 @@ _STACKS, _CORES = 4, 3
 """copies of the updates, and R x R matrices, that a stacking recipe holds at once"""
 
 
-def modules_at_a_time(recipe: Recipe, cohort: CohortFiles, *, budget: int, threads: int) -> int:
+def modules_at_a_time(
+    recipe: Recipe,
+    cohort: CohortFiles,
+    *,
+    budget: int,
+    threads: int,
+    device: torch.device | str = "cpu",
+) -> int:
     """At most `threads`, and as many as fit.
 
     Args:
         recipe: what combines them.
         cohort: the updates.
-        budget: bytes; 0 for half of the machine's memory.
+        budget: bytes; 0 for half of the machine's memory, or of what is free on a GPU.
         threads: 0 for as many as torch would use.
+        device: where the modules are combined.
 
     Raises:
         FedLoraError: UNSUPPORTED_METHOD where not even one module fits.
     """
-    allowed = budget or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    allowed = budget or _half(torch.device(device))
     needed, widest = max((_bytes(recipe, cohort, module), module) for module in cohort.modules)
     if needed > allowed:
         ranks = _ranks(cohort)
@@ -54,6 +63,13 @@ def modules_at_a_time(recipe: Recipe, cohort: CohortFiles, *, budget: int, threa
             "or optimal, which go through the updates one by one",
         )
     return min(threads or torch.get_num_threads(), allowed // needed)
+
+
+def _half(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free // 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _ranks(cohort: CohortFiles) -> int:

@@ -189,6 +189,11 @@ def _reading(report: RoundReport, rank: int) -> str:
             f" Of the squared error that averaging A and B adds to the least possible one, "
             f"{format_percent(e.gap_closed)} was avoided."
         )
+    if e.is_estimate:
+        text += (
+            " These are estimates, good to about 1 %: the ranks of so many updates add up to far "
+            "more than a layer's own."
+        )
     ranks = finite(m.effective_rank for m in modules)
     if ranks:
         mean = format_number(sum(ranks) / len(ranks))

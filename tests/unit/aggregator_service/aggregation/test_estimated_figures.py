@@ -56,11 +56,11 @@ COHORTS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [(name, method) for name in sorted(COHORTS) for method in sorted(METHODS)][:-2]
-    + [("of mixed ranks", "optimal")],
-)
+PAIRS = [(name, method) for name in COHORTS for method in METHODS]
+PAIRS.remove(("of mixed ranks", "fedit"))
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
 def test_estimates_are_within_a_few_hundredths(name, method, monkeypatch):
     cohort = cohort_of(COHORTS[name]())
     estimate, exact = both(monkeypatch, cohort, published(cohort, method))
