@@ -23,6 +23,7 @@ Shape suffixes: N columns of all blocks, U clients, R rank.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -32,12 +33,15 @@ from torch import Tensor
 
 from aggregator_service.aggregation.client_grams import ClientGrams, without_drift
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import border_of_panels, gram_of_panels
+from fedlora.numerics import gram_of_panels
 
 __all__ = ["CohortFrame"]
 
 _CANCELLATION = 1e-4
 """norm over the size of its terms below which it is not answered; above, it is good to 1e-8"""
+
+_PANEL = 4096
+"""rows in float64 at a time"""
 
 
 class CohortFrame:
@@ -82,7 +86,7 @@ class CohortFrame:
 
     def ideal(self) -> Tensor:
         """T."""
-        return self._near_origin() + self._diagonals([0], [0], torch.ones(1))
+        return self._near_origin + self._diagonals([0], [0], torch.ones(1))
 
     def lost_by_the_mean(self) -> Tensor:
         """T - B~ A~."""
@@ -95,11 +99,11 @@ class CohortFrame:
         """T minus what the clients were given: the first components of the origin, by rank."""
         if len(set(self._ranks)) == 1:
             # No entry at all at the origin, and not a rounded one.
-            return self._near_origin()
+            return self._near_origin
         left_R = torch.ones(self._rank, dtype=torch.float64)
         for rank, w in zip(self._ranks, self._weights, strict=True):
             left_R[:rank] -= w
-        return self._near_origin() + self._diagonals([0], [0], left_R[None])
+        return self._near_origin + self._diagonals([0], [0], left_R[None])
 
     def product(self, index: int) -> Tensor:
         """Product of one of the further factors."""
@@ -127,6 +131,7 @@ class CohortFrame:
 
     # --- parts -----------------------------------------------------------------------------
 
+    @functools.cached_property
     def _near_origin(self) -> Tensor:
         """sum_u w_u times (B_u - B_o) A_o + B_o (A_u - A_o) + (B_u - B_o) (A_u - A_o)."""
         clients, zeros = [*range(1, 1 + self._count)], [0] * self._count
@@ -158,23 +163,40 @@ class CohortFrame:
 def _gram(near: Sequence[Tensor], more: Sequence[Tensor], known: Tensor | None) -> Tensor:
     """Of [F_o, F_1 - F_o, .., F_U - F_o, ..more] from [F_o, F_1, .., F_U].
 
-    Differences are taken a few rows at a time: in float64 they are twice the updates.
+    Differences are taken a few rows at a time: in float64 they are twice the updates. Of products
+    with `more` the difference is taken: these adapters are as large as the origin, so no digit is
+    lost that the products have.
 
     Args:
         near: D x R each.
         more: D x r each.
         known: the part that is of `near` alone, if somebody has it.
     """
-    first = near[0]
-    widths = sum(block.shape[1] for block in near), sum(block.shape[1] for block in more)
-
-    def rows(begin: int, end: int) -> Tensor:
-        origin, *members = (block[begin:end].to(torch.float64) for block in near)
-        beside = (block[begin:end].to(torch.float64) for block in more)
-        return torch.cat([origin, *(member - origin for member in members), *beside], dim=1)
-
+    first, size = near[0], len(near[0])
     if known is None:
-        return gram_of_panels(rows, first.shape[0], sum(widths), first.device)
-    border = border_of_panels(rows, first.shape[0], widths, first.device)
-    known = known.to(first.device)
-    return torch.cat([torch.cat([known, border[: len(known)]], dim=1), border.T])
+
+        def rows(begin: int, end: int) -> Tensor:
+            origin, *members = (block[begin:end].to(torch.float64) for block in near)
+            beside = (block[begin:end].to(torch.float64) for block in more)
+            return torch.cat([origin, *(member - origin for member in members), *beside], dim=1)
+
+        width = sum(block.shape[1] for block in (*near, *more))
+        return gram_of_panels(rows, size, width, first.device)
+    others_DQ = torch.cat([block.to(torch.float64) for block in more], dim=1)
+    border_NQ = others_DQ.new_zeros(len(known), others_DQ.shape[1])
+    for begin in range(0, size, _PANEL):
+        here = slice(begin, begin + _PANEL)
+        panel = _side_by_side([block[here] for block in near]).to(torch.float64)
+        border_NQ += (others_DQ[here].T @ panel).T
+    rank = first.shape[1]
+    border_NQ[rank:] -= border_NQ[:rank].repeat(len(near) - 1, 1)
+    corner_QQ = others_DQ.T @ others_DQ
+    lower = torch.cat([border_NQ.T, (corner_QQ + corner_QQ.T) / 2], dim=1)
+    return torch.cat([torch.cat([known.to(first.device), border_NQ], dim=1), lower])
+
+
+def _side_by_side(blocks: Sequence[Tensor]) -> Tensor:
+    """Columns next to each other, joined along the way they lie in memory."""
+    if blocks[0].stride(0) == 1:
+        return torch.cat([block.T for block in blocks]).T
+    return torch.cat([*blocks], dim=1)

@@ -13,7 +13,7 @@ from fedlora.numerics.decomposition import (
     is_estimated,
 )
 from fedlora.numerics.finite import is_finite
-from fedlora.numerics.gram import border_of_panels, gram_matrix, gram_of_panels
+from fedlora.numerics.gram import gram_matrix, gram_of_panels
 from fedlora.numerics.lowrank import (
     ProductSVD,
     effective_rank,
@@ -31,7 +31,6 @@ __all__ = [
     "Core",
     "ProductSVD",
     "Projection",
-    "border_of_panels",
     "decompose",
     "decompose_to",
     "effective_rank",

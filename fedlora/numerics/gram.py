@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["border_of_panels", "gram_matrix", "gram_of_panels"]
+__all__ = ["gram_matrix", "gram_of_panels"]
 
 _PANEL = 1024
 """rows that are in float64 at a time: the copy of a wide stack must not be as large as the stack"""
@@ -60,27 +60,3 @@ def gram_of_panels(
             gram_RR[here, : left + tile].addmm_(panel[:, here].T, panel[:, : left + tile])
     lower = gram_RR.tril()
     return lower + lower.tril(-1).T
-
-
-def border_of_panels(
-    rows: Callable[[int, int], Tensor], size: int, widths: tuple[int, int], device: torch.device
-) -> Tensor:
-    """The last columns of that Gram matrix, where the others are known already.
-
-    Args:
-        rows: as above.
-        size: D.
-        widths: columns of the known part and of the rest, N.
-        device: where the rows are.
-
-    Returns:
-        R x N, of which the last N rows are exactly symmetric.
-    """
-    known, added = widths
-    border_RN = torch.zeros(known + added, added, dtype=torch.float64, device=device)
-    for begin in range(0, size, _PANEL):
-        panel = rows(begin, min(begin + _PANEL, size)).to(torch.float64)
-        border_RN.addmm_(panel.T, panel[:, known:])
-    corner = border_RN[known:]
-    border_RN[known:] = (corner + corner.T) / 2
-    return border_RN
