@@ -100,7 +100,9 @@ class CohortFiles:
         """paths of the adapted modules, sorted"""
         self.saved = {key: first.shapes[key] for key in first.saved}
         """shapes of the tensors trained in full, by key, sorted"""
-        self.largest_rank = max(self.rank(u) for u in range(len(self.files)))
+        self.ranks = tuple(self._largest_rank(u) for u in range(len(self.files)))
+        """the largest of each update; of what the worker was given, where it chose components"""
+        self.largest_rank = max(self.ranks)
         """over modules and workers"""
 
     def __enter__(self) -> Self:
@@ -120,17 +122,9 @@ class CohortFiles:
     def facts(self) -> tuple[UpdateFacts, ...]:
         """What the weighting rule is told of each update."""
         return tuple(
-            UpdateFacts(
-                worker=c.worker, num_examples=c.weight, rank=self.rank(u), metrics=c.metrics
-            )
-            for u, c in enumerate(self.contributions)
+            UpdateFacts(worker=c.worker, num_examples=c.weight, rank=rank, metrics=c.metrics)
+            for c, rank in zip(self.contributions, self.ranks, strict=True)
         )
-
-    def rank(self, u: int) -> int:
-        """The largest rank of an update; of what the worker was given where it chose components."""
-        if self._plan.selection is not Selection.ALL:
-            return self._given_rank(u, self.modules[0])
-        return max(self.files[u].rank(m) for m in self.files[u].modules)
 
     def module_cohort(
         self,
@@ -195,6 +189,11 @@ class CohortFiles:
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self._frame.features(module)
+
+    def _largest_rank(self, u: int) -> int:
+        if self._plan.selection is not Selection.ALL:
+            return self._given_rank(u, self.modules[0])
+        return max(self.files[u].rank(m) for m in self.files[u].modules)
 
     @property
     def _is_whole(self) -> bool:

@@ -52,7 +52,7 @@ def modules_at_a_time(
     allowed = budget or _half(torch.device(device))
     needed, widest = max((_bytes(recipe, cohort, module), module) for module in cohort.modules)
     if needed > allowed:
-        ranks = _ranks(cohort)
+        ranks = sum(cohort.ranks)
         held = "matrices of that size" if recipe.stacks else "the updates"
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
@@ -72,13 +72,8 @@ def _half(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _ranks(cohort: CohortFiles) -> int:
-    """R, with every update at its largest rank."""
-    return sum(cohort.rank(u) for u in range(len(cohort.files)))
-
-
 def _bytes(recipe: Recipe, cohort: CohortFiles, module: str) -> int:
-    ranks = _ranks(cohort)
+    ranks = sum(cohort.ranks)
     updates = ranks * sum(cohort.features(module))
     if not recipe.stacks:
         return _NUMBER_BYTES * updates

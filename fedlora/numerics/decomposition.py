@@ -6,10 +6,11 @@
     qr           2 R^2 (D + K) + 12 R^3      rounding                         right
     randomised   10 R (D + K) rank           below 1e-3 of what stands out    estimated
 
-`auto` takes the Gram core up to R = min(D, K) / 4, and looks at what it found: where next to
-nothing is lost, its values are too coarse to say what, and the QR core answers again. Above that
-rank a core of R x R costs more than reading the factors a few times: the randomised one, and no
-Gram matrix at all. Below 4 rank + 32 components the QR core is cheap enough to be asked at once.
+`auto` takes the Gram core up to R = min(D, K) / 4, or 256 where that is more, and looks at what it
+found: where next to nothing is lost, its values are too coarse to say what, and the QR core answers
+again. Above that rank a core of R x R costs more than reading the factors a few times: the
+randomised one, and no Gram matrix at all. Below 4 rank + 32 components the QR core is cheap enough
+to be asked at once.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ __all__ = ["GRAM_TAIL", "Core", "decompose", "decompose_to", "is_estimated"]
 GRAM_TAIL = 1e-5
 """share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
 of itself"""
+
+_SMALL = 256
+"""R of cores that take a few milliseconds, whatever the layer"""
 
 
 class Core(enum.StrEnum):
@@ -66,7 +70,7 @@ def decompose_to(product: BlockProduct, choose: Callable[[Tensor], int]) -> Prod
         product: T, by its blocks.
         choose: from all singular values, descending, to the components wanted.
     """
-    if product.rank <= min(product.shape) // 4:
+    if product.rank <= _core_limit(*product.shape):
         svd = gram_core_svd(product, rank=choose)
         if svd.tail_norm(choose(svd.values_N)) > GRAM_TAIL * svd.tail_norm(0):
             return svd
@@ -85,13 +89,17 @@ def is_estimated(total: int, out_features: int, in_features: int, *, rank: int) 
         rank: components wanted.
     """
     # A probe of as many columns as T has components is no saving.
-    return total > min(out_features, in_features) // 4 and total > 4 * rank + 32
+    return total > _core_limit(out_features, in_features) and total > 4 * rank + 32
+
+
+def _core_limit(out_features: int, in_features: int) -> int:
+    return max(min(out_features, in_features) // 4, _SMALL)
 
 
 def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
     if is_estimated(product.rank, *product.shape, rank=rank):
         return randomised_svd(product, rank=rank)
-    if product.rank <= rank or product.rank > min(product.shape) // 4:
+    if product.rank <= rank or product.rank > _core_limit(*product.shape):
         return _qr(product, rank)
     svd = gram_core_svd(product, rank=rank)
     if svd.tail_norm(rank) <= GRAM_TAIL * svd.tail_norm(0):

@@ -51,7 +51,7 @@ COHORTS = {
     "nothing in common": lambda: unrelated([8] * 40, d=300, k=260),
     "of mixed ranks": lambda: [
         LoraFactors(f.a_RK[:rank], f.b_DR[:, :rank])
-        for f, rank in zip(drifted(40, d=300, k=260, r=8), [2, 8, 5, 3] * 10, strict=True)
+        for f, rank in zip(drifted(80, d=300, k=260, r=8), [2, 8, 5, 3] * 20, strict=True)
     ],
 }
 
