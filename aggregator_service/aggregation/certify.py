@@ -99,7 +99,15 @@ def certify(
             )
 
         found = stack.enter_context(
-            closing(in_order(measured, cohort.modules, device=device, threads=threads))
+            closing(
+                in_order(
+                    measured,
+                    cohort.modules,
+                    device=device,
+                    threads=threads,
+                    size=cohort.largest_size,
+                )
+            )
         )
         for module, norm in zip(cohort.modules, found, strict=True):
             norms[module] = norm

@@ -119,6 +119,11 @@ class CohortFiles:
         self._stack.__exit__(kind, error, trace)
 
     @property
+    def largest_size(self) -> int:
+        """Numbers in one module of all updates, at most."""
+        return sum(self.ranks) * max(sum(self.features(m)) for m in self.modules)
+
+    @property
     def facts(self) -> tuple[UpdateFacts, ...]:
         """What the weighting rule is told of each update."""
         return tuple(

@@ -143,7 +143,15 @@ def aggregate(
             recipe, cohort, budget=memory_bytes, threads=threads, device=device
         )
         results = stack.enter_context(
-            closing(in_order(work, cohort.modules, device=device, threads=threads))
+            closing(
+                in_order(
+                    work,
+                    cohort.modules,
+                    device=device,
+                    threads=threads,
+                    size=cohort.largest_size,
+                )
+            )
         )
         for done, result in enumerate(results, start=1):
             for key, tensor in result.tensors.items():

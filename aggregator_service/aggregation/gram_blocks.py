@@ -75,7 +75,10 @@ class RoundGrams:
         ):
             modules = [m for m in cohort.modules if self._pays(cohort, m)]
             work = functools.partial(self._module, cohort)
-            for _ in in_order(work, modules, device="cpu", threads=self._threads):
+            done = in_order(
+                work, modules, device="cpu", threads=self._threads, size=cohort.largest_size
+            )
+            for _ in done:
                 pass
 
     def of(self, module: str, cohort: CohortFiles) -> ClientGrams | None:

@@ -20,9 +20,17 @@ __all__ = ["in_order"]
 T = TypeVar("T")
 R = TypeVar("R")
 
+_WORTH = 2**20
+"""numbers; below, threads wait for the interpreter as long as they work (measured)"""
+
 
 def in_order(
-    work: Callable[[T], R], items: Sequence[T], *, device: torch.device | str, threads: int = 0
+    work: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    device: torch.device | str,
+    threads: int = 0,
+    size: int = _WORTH,
 ) -> Generator[R]:
     """What `work` makes of each item, in their order, a few ahead of whoever asks.
 
@@ -33,11 +41,12 @@ def in_order(
         items: what to work on.
         device: where torch computes; anything but a CPU is not shared.
         threads: items at a time; 0 for as many as torch would use.
+        size: numbers that an item is made of; small ones are worked on one at a time.
     """
     if torch.device(device).type != "cpu":
         yield from map(work, items)
         return
-    count = threads or torch.get_num_threads()
+    count = threads or torch.get_num_threads() if size >= _WORTH else 1
     pool = ThreadPoolExecutor(count, "module", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[R]] = deque()
     try:

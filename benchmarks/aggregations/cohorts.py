@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.client_grams import ClientGrams
+from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.parallel import in_order
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import gram_matrix
@@ -24,11 +25,13 @@ __all__ = [
     "ROBERTA",
     "Model",
     "best_time",
+    "closed",
     "cohort_of",
     "made_ahead",
     "peak_above",
     "read_all",
     "round_of",
+    "round_of_size",
     "synchronise",
     "unrelated_of",
     "whole_round",
@@ -164,9 +167,30 @@ def whole_round(
     work: Callable[[ModuleCohort], object], cohorts: Sequence[ModuleCohort], device: torch.device
 ) -> float:
     """Seconds per module of a pass over the round, as the aggregator makes it."""
+    size = sum(f.a_RK.numel() + f.b_DR.numel() for f in cohorts[0].members)
 
     def once() -> None:
-        for _ in in_order(lambda cohort: work(cohort) and None, cohorts, device=device):
+        for _ in in_order(lambda cohort: work(cohort) and None, cohorts, device=device, size=size):
             pass
 
     return best_time(once, device, seconds=0.7, least=2) / len(cohorts)
+
+
+def round_of_size(
+    width: int, rank: int, count: int, layers: int, device: torch.device
+) -> list[ModuleCohort]:
+    """Layers of that width, of as many updates."""
+    return [cohort_of(width, rank, count, device) for _ in range(layers)]
+
+
+def closed(
+    recipe: Recipe, cohorts: Sequence[ModuleCohort], rank: int, device: torch.device
+) -> None:
+    """Closes a round, as the aggregator does."""
+    size = sum(f.a_RK.numel() + f.b_DR.numel() for f in cohorts[0].members)
+
+    def work(cohort: ModuleCohort) -> None:
+        recipe.aggregate_module(cohort, rank=rank)
+
+    for _ in in_order(work, cohorts, device=device, size=size):
+        pass

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from aggregations.cohorts import best_time, cohort_of, peak_above
+from aggregations.cohorts import best_time, closed, round_of_size
+from aggregations.peaks import measured
 
-from aggregator_service.aggregation.base import ModuleCohort
 from aggregator_service.aggregation.composition import Recipe
-from aggregator_service.aggregation.parallel import in_order
 
 __all__ = ["growth"]
 
@@ -47,9 +46,9 @@ def growth(
         "## Growth",
         "",
         (
-            "A round of 8 layers (d = 1024, r = 8, U = 8 where not varied), two at a time: fitted "
-            "exponents of its time, and of its peak of memory above the updates. Small rounds of "
-            "`fedit` take less memory than can be told from the allocator's."
+            "A round of 8 layers (d = 1024, r = 8, U = 8 where not varied): its time, and its "
+            "peak of memory above the updates in a process whose allocator keeps nothing back, "
+            "each with the fitted exponent."
         ),
         "",
         "| varied | from | to | " + " | ".join(f"{n}, ms | {n}, MB" for n in recipes) + " |",
@@ -58,7 +57,9 @@ def growth(
     for varied, sizes in sweeps.items():
         cells = []
         for name, recipe in recipes.items():
-            curve = _curve(name, recipe, varied, sizes, device)
+            rounds = [{**_BASE, varied: size, "method": name} for size in sizes]
+            times = _times(recipe, varied, sizes, device)
+            curve = Curve(name, varied, sizes, times, measured(rounds))
             curves.append(curve)
             time, memory = (_slope(sizes, y) for y in (curve.milliseconds, curve.megabytes))
             ends = ((y[0], y[-1]) for y in (curve.milliseconds, curve.megabytes))
@@ -72,25 +73,17 @@ def growth(
     return [*lines, "", f"![growth]({plot.name})", ""]
 
 
-def _curve(
-    name: str, recipe: Recipe, varied: str, sizes: Sequence[int], device: torch.device
-) -> Curve:
-    times, peaks = [], []
+def _times(
+    recipe: Recipe, varied: str, sizes: Sequence[int], device: torch.device
+) -> Sequence[float]:
+    """Milliseconds."""
+    times = []
     for size in sizes:
         now = {**_BASE, varied: size}
-        cohorts = [cohort_of(now["d"], now["r"], now["U"], device) for _ in range(now["layers"])]
-        close = functools.partial(_close, recipe, cohorts, now["r"], device)
+        cohorts = round_of_size(now["d"], now["r"], now["U"], now["layers"], device)
+        close = functools.partial(closed, recipe, cohorts, now["r"], device)
         times.append(1e3 * best_time(close, device, seconds=0.5))
-        peaks.append(min(peak_above(close, device) for _ in range(3)))
-    return Curve(name, varied, sizes, times, peaks)
-
-
-def _close(
-    recipe: Recipe, cohorts: Sequence[ModuleCohort], rank: int, device: torch.device
-) -> None:
-    work: Callable[[ModuleCohort], object] = functools.partial(recipe.aggregate_module, rank=rank)
-    for _ in in_order(lambda cohort: work(cohort) and None, cohorts, device=device):
-        pass
+    return times
 
 
 def _slope(sizes: Sequence[int], values: Sequence[float]) -> float:

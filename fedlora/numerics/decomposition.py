@@ -4,7 +4,7 @@
     gram         R^2 (D + K) + 12 R^3        below 1e-6 while the tail is     noise below 1e-8
                                              above `GRAM_TAIL`
     qr           2 R^2 (D + K) + 12 R^3      rounding                         right
-    randomised   10 R (D + K) rank           below 1e-3 of what stands out    estimated
+    randomised   8 to 20 R (D + K) rank      below 1e-3 of the least error    estimated
 
 `auto` takes the Gram core up to R = min(D, K) / 4, or 256 where that is more, and looks at what it
 found: where next to nothing is lost, its values are too coarse to say what, and the QR core answers

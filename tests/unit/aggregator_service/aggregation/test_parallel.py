@@ -75,3 +75,15 @@ def test_a_device_that_is_parallel_itself_gets_one_after_the_other():
     here = threading.get_ident()
     found = list(in_order(lambda _: threading.get_ident(), range(3), device="cuda:0", threads=4))
     assert found == [here] * 3
+
+
+def test_small_items_are_worked_on_one_at_a_time_in_one_thread_beside_the_caller():
+    seen = set()
+
+    def work(item):
+        seen.add(threading.get_ident())
+        return item
+
+    assert list(in_order(work, range(20), device="cpu", threads=4, size=1000)) == list(range(20))
+    assert len(seen) == 1
+    assert threading.get_ident() not in seen
