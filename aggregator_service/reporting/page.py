@@ -191,7 +191,7 @@ def _reading(report: RoundReport, rank: int) -> str:
         )
     if e.is_estimate:
         text += (
-            " These are estimates, good to about 1 %: the ranks of so many updates add up to far "
+            " These are estimates, good to about 2 %: the ranks of so many updates add up to far "
             "more than a layer's own."
         )
     ranks = finite(m.effective_rank for m in modules)

@@ -4,7 +4,7 @@ Source  Musco and Musco, "Randomized block Krylov methods for stronger and faste
         singular value decomposition", NeurIPS 2015; the norm of what is left by probes as in
         Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011,
         section 4.3.
-Rule    W = orth(random K x L), then again and again
+Rule    W = orth(random K x L), or rows that are known to matter, then again and again
             T W = U S H        of which U has the leading L columns
             W = orth([W, T^T U])
         so every T^T U both tells what the columns of U hold of T and where to look next.
@@ -94,7 +94,7 @@ def projection(
     Args:
         product: T, by its blocks.
         rank: as above.
-        near: rows, r x K each, that the basis shall contain.
+        near: rows, r x K each, that the basis shall contain; it begins with them.
         dtype: of products with T; None for the product's working type.
         seed: of what is drawn.
     """
@@ -112,7 +112,7 @@ def projection(
     signs_KZ = (torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1).to(drawn_KL)
     drawn_KL, signs_KZ = drawn_KL.to(product.device), signs_KZ.to(product.device)
     rows = [part.to(torch.float64).T for part in near]
-    block_KN = _orthonormal(torch.cat([*rows, drawn_KL], dim=1))
+    block_KN = _orthonormal(torch.cat(rows, dim=1) if rows else drawn_KL)
     images = times(torch.cat([block_KN, signs_KZ], dim=1))
     image_DN = images[:, :-_PROBES]
     found = Projection(signs_KZ, images[:, -_PROBES:])
@@ -124,9 +124,12 @@ def projection(
         gains.append(found.gain(rank))
         lost = float(found.values_M[rank:].square().sum()) + found.missed_norm**2
         room = most - found.size if len(gains) < _STEPS else 0
-        if room <= 0 or _rest(gains) <= 2 * _EXCESS * lost:
+        # Few strong components beside W: the rows that it began with may know nothing of them.
+        blind = len(gains) == 1 and rows and found.missed_count < columns
+        if room <= 0 or (not blind and _rest(gains) <= 2 * _EXCESS * lost):
             break
-        block_KN = found.lacking(found.back_KL)[:, :room]
+        further = torch.cat([drawn_KL, found.back_KL], dim=1) if blind else found.back_KL
+        block_KN = found.lacking(further)[:, :room]
         image_DN = times(block_KN)
     return found
 

@@ -60,7 +60,7 @@ class CertificateEntry:
     """the largest singular values of T, descending, up to four times the rank; none for the whole
     adapter"""
     is_estimate: bool = False
-    """whether the norms are estimates, good to about 1 %: of a cohort whose ranks add up to far
+    """whether the norms are estimates, good to about 2 %: of a cohort whose ranks add up to far
     more than the layer's"""
 
 

@@ -433,7 +433,7 @@ def _print_certificate(certificate: Certificate, *, with_change: bool) -> None:
         "error: of the result against the exact mean of the products; A,B mean: of averaging the "
         "factors; bound: least possible at this rank"
         + (f"; the worst {_WORST_LAYERS} of {len(worst)} layers" if left_out > 0 else "")
-        + ("; estimates, good to about 1 %" if certificate.overall.is_estimate else "")
+        + ("; estimates, good to about 2 %" if certificate.overall.is_estimate else "")
     )
     output().print(table)
 

@@ -42,7 +42,7 @@ which no adapter of rank q can hold in general. The methods differ in which adap
 instead, and every round's certificate says what that lost: its `relative_error` beside that of
 averaging the factors and the least possible at that rank (Eckart–Young). Where the ranks of a
 cohort add up to more than 256, and to more than a quarter of a layer's smaller side, these are
-estimates, good to about 1 %, and say so (`is_estimate`); differences between the three stay exact.
+estimates, good to about 2 %, and say so (`is_estimate`); differences between the three stay exact.
 Nothing of size d × k is formed. All methods work in float64 and round once, when the result is
 written.
 

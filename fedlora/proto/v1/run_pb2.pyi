@@ -720,7 +720,7 @@ class CertificateEntry(_message.Message):
     effective_rank: _builtins.float
     """(sum of singular values)^2 / sum of squares, of T."""
     is_estimate: _builtins.bool
-    """Whether the norms are estimates, good to about 1 %."""
+    """Whether the norms are estimates, good to about 2 %."""
     @_builtins.property
     def measurements(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the method measured: "sweeps", "starts", "concentration", ..."""

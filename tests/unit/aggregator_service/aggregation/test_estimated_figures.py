@@ -64,11 +64,11 @@ PAIRS.remove(("of mixed ranks", "fedit"))
 def test_estimates_are_within_a_few_hundredths(name, method, monkeypatch):
     cohort = cohort_of(COHORTS[name]())
     estimate, exact = both(monkeypatch, cohort, published(cohort, method))
-    # 16 probes of a tail of about 200 values: 1 / sqrt(8 * 200) = 2.5 %, and three of them.
+    # 16 probes of a tail of about 100 values: sqrt(1 / (32 * 100)) = 1.8 %, and four of them.
     for field in ("ideal_norm", "change_norm", *SHARES):
         assert getattr(estimate, field) == pytest.approx(getattr(exact, field), rel=0.08)
     assert estimate.gap_closed == pytest.approx(exact.gap_closed, abs=0.02)
-    assert estimate.effective_rank == pytest.approx(exact.effective_rank, rel=0.25)
+    assert estimate.effective_rank == pytest.approx(exact.effective_rank, rel=0.35)
     assert len(estimate.spectrum) >= 8
     lead = zip(estimate.spectrum[:4], exact.spectrum[:4], strict=True)
     assert all(mine == pytest.approx(theirs, rel=1e-3) for mine, theirs in lead)

@@ -107,3 +107,17 @@ def test_distances_are_exact_where_the_basis_holds_everything():
     expected = float((b_DR @ a_RK - other.delta_weight()).norm())
     assert found.distance(other.b_DR, other.a_RK) == pytest.approx(expected, rel=1e-12)
     assert found.missed_norm < 1e-12 * expected
+
+
+def test_rows_that_know_nothing_of_the_strongest_components_do_not_hide_them():
+    # T's two halves have nothing in common; what the basis begins with is of the weaker one.
+    strong, weak = normal(1, 3, 100), normal(2, 3, 100)
+    strong[:, 50:], weak[:, :50] = 0, 0
+    left = torch.linalg.qr(normal(3, 120, 6)).Q
+    members = [LoraFactors(strong, 10 * left[:, :3]), LoraFactors(weak, left[:, 3:])]
+    product = product_of(members * 30, torch.float64)
+    b_DR, a_RK = product.stacked()
+    exact = torch.linalg.svdvals(b_DR @ a_RK)
+    found = projection(product, rank=3, near=[weak])
+    torch.testing.assert_close(found.values_M[:3], exact[:3], rtol=1e-9, atol=0)
+    assert found.missed_norm < 1e-9 * float(exact[0])
