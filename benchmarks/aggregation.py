@@ -41,7 +41,7 @@ from aggregations.dense import dense_adam, dense_svd
 from aggregations.files import from_files, streamed
 from aggregations.growth import growth
 
-from aggregator_service.aggregation.base import GlobalModule, Method, ModuleCohort
+from aggregator_service.aggregation.base import Method
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.certificate import measure
 from aggregator_service.aggregation.composition import compose
@@ -50,6 +50,7 @@ from aggregator_service.aggregation.methods.flexlora import FlexLoRA
 from aggregator_service.aggregation.methods.flora_na import FLoRANA
 from aggregator_service.aggregation.methods.florist import FLoRIST
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product
 from fedlora.numerics import gram_core_values, product_norm, randomised_svd

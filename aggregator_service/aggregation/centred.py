@@ -56,7 +56,7 @@ class CentredCohort:
 
         Args:
             cohort: members of positive weight.
-            weights_U: float64 on the CPU, summing to 1 (`base.active_cohort`).
+            weights_U: float64 on the CPU, summing to 1 (`ModuleCohort.of`).
             reference: adapter near all members, of at least their rank; None takes the first.
         """
         rank = max(f.rank for f in cohort)

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 import torch
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.estimated_figures import EstimatedFigures
 from aggregator_service.aggregation.exact_figures import ExactFigures
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.singular_values import Values
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import is_estimated, product_norm, qr_core_svd

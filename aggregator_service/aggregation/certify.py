@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.certificate import ModuleNorms, measure
 from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import StateReader

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
-from aggregator_service.aggregation.base import BaseRows, GlobalModule, ModuleCohort
 from aggregator_service.aggregation.client_grams import ClientGrams
+from aggregator_service.aggregation.module_cohort import BaseRows, GlobalModule, ModuleCohort
 from aggregator_service.aggregation.slicing import given_factors
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors

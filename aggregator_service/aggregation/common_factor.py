@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import ModuleCohort
 from aggregator_service.aggregation.draws import Side
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from aggregator_service.aggregation.base import (
     CompressionRule,
-    GlobalModule,
     Method,
-    ModuleCohort,
     ModuleResult,
     Properties,
     Publication,
     ServerOptimizer,
     Work,
 )
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.weighting.base import WeightingRule
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from fedlora.adapters.factors import LoraFactors

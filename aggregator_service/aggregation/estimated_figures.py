@@ -25,8 +25,8 @@ from collections.abc import Sequence
 
 import torch
 
-from aggregator_service.aggregation.base import ModuleCohort
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.singular_values import Values
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product

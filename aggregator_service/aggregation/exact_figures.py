@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 import torch
 
-from aggregator_service.aggregation.base import ModuleCohort
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.cohort_frame import CohortFrame
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.singular_values import Values
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import GRAM_TAIL, gram_core_values, qr_core_svd

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import ModuleCohort
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import weighted_sum
 

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import BaseRows
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.coefficients import (
     balanced,
@@ -36,6 +35,7 @@ from aggregator_service.aggregation.coefficients import (
     to_blocks,
     to_clients,
 )
+from aggregator_service.aggregation.module_cohort import BaseRows
 from aggregator_service.aggregation.scalar_als import ScalarSolution
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import weighted_sum

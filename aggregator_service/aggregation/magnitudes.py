@@ -27,7 +27,7 @@ import enum
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import BaseRows, ModuleCohort
+from aggregator_service.aggregation.module_cohort import BaseRows, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.numerics import weighted_sum

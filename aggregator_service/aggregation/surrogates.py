@@ -28,12 +28,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import ModuleCohort, Publication
+from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.coefficients import concentration
 from aggregator_service.aggregation.diagonal_als import DiagonalProblem
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, in_gauge
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.scalar_als import ScalarProblem, ScalarSolution
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import qr_core_svd, weighted_sum

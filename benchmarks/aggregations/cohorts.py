@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.parallel import in_order
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import gram_matrix

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import ModuleCohort
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 
 __all__ = ["dense_adam", "dense_svd"]

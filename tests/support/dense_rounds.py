@@ -10,8 +10,9 @@ from support.recipes import combine
 from support.reference import ideal
 from torch import Tensor
 
-from aggregator_service.aggregation.base import GlobalModule, Method, ModuleResult, Publication
+from aggregator_service.aggregation.base import Method, ModuleResult, Publication
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 

@@ -8,14 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import (
-    GlobalModule,
-    Method,
-    ModuleCohort,
-    ModuleResult,
-    Publication,
-)
+from aggregator_service.aggregation.base import Method, ModuleResult, Publication
 from aggregator_service.aggregation.composition import Recipe, compose
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.registry import METHODS, create_recipe
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part

@@ -28,17 +28,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import (
-    Combination,
-    ModuleCohort,
-    ModuleResult,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.base_stack import check_max_base_rank
 from aggregator_service.aggregation.compression.merge import Merge
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason

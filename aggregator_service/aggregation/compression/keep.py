@@ -8,14 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    Combination,
-    ModuleCohort,
-    ModuleResult,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.gauge import filled
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["Keep"]

@@ -18,19 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    Combination,
-    ModuleCohort,
-    ModuleResult,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.base_stack import (
     check_max_base_rank,
     grown,
     with_changed_base,
 )
 from aggregator_service.aggregation.draws import Law, Side, drawn_adapter
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 
 __all__ = ["Merge"]
 

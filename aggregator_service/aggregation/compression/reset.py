@@ -19,19 +19,14 @@ from typing import ClassVar
 
 import torch
 
-from aggregator_service.aggregation.base import (
-    Combination,
-    ModuleCohort,
-    ModuleResult,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.base_stack import (
     check_max_base_rank,
     grown,
     trimmed,
     with_changed_base,
 )
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import product_norm

@@ -32,7 +32,6 @@ import torch
 from aggregator_service.aggregation.base import (
     Combination,
     CompressionRule,
-    ModuleCohort,
     ModuleResult,
     Properties,
     Work,
@@ -46,6 +45,7 @@ from aggregator_service.aggregation.base_stack import (
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.compression.truncate import Truncate
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import product_norm
 

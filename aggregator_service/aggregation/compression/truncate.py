@@ -18,15 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    Combination,
-    ModuleCohort,
-    ModuleResult,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import Core, decompose

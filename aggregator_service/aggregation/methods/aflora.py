@@ -24,17 +24,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.common_factor import mean_over_common_a
 from aggregator_service.aggregation.compression.keep import Keep
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason

@@ -25,19 +25,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.common_factor import common_factor
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.draws import Side
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason

@@ -37,16 +37,10 @@ from typing import ClassVar
 
 import torch
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.truncate import Truncate
 from aggregator_service.aggregation.geometry import increment
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.weighting.truncation_error import (
     VALUES,
     Form,

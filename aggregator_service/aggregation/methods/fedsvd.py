@@ -29,17 +29,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.common_factor import mean_over_common_a
 from aggregator_service.aggregation.compression.keep import Keep
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind

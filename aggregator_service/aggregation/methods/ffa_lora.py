@@ -19,17 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.common_factor import mean_over_common_a
 from aggregator_service.aggregation.compression.keep import Keep
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.runs.plan import RoundPlan

@@ -33,17 +33,11 @@ from typing import ClassVar
 
 import torch
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.truncate import Core, Truncate
 from aggregator_service.aggregation.factor_means import owners_weight
 from aggregator_service.aggregation.gauge import Gauge
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 

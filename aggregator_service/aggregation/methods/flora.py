@@ -25,16 +25,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.base_stack import check_max_base_rank
 from aggregator_service.aggregation.compression.merge import Merge
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 
 __all__ = ["FLoRA"]
 

@@ -43,18 +43,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.hadamard_als import HadamardProblem
 from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from aggregator_service.aggregation.surrogates import (
     Member,
     Solver,

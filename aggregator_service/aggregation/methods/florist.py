@@ -22,15 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.energy import Energy
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.spec import AdapterKind
 
 __all__ = ["FLoRIST"]

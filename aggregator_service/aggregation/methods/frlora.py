@@ -26,18 +26,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.base_stack import check_max_base_rank
 from aggregator_service.aggregation.compression.reset import Reset
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 
 __all__ = ["FRLoRA"]
 

@@ -30,18 +30,11 @@ from typing import ClassVar
 
 import torch
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason

@@ -37,20 +37,13 @@ import enum
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aggregator_service.aggregation.base import (
-    About,
-    Combination,
-    MethodDefaults,
-    ModuleCohort,
-    Properties,
-    Work,
-    uniform_rank,
-)
+from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.base_stack import check_max_base_rank
 from aggregator_service.aggregation.common_factor import common_factor
 from aggregator_service.aggregation.compression.merge import Merge
 from aggregator_service.aggregation.draws import Law, Side
 from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.runs.plan import RoundPlan

@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.builders import drifted, normal, weights
 
-from aggregator_service.aggregation.base import ModuleCohort
 from aggregator_service.aggregation.common_factor import common_factor
 from aggregator_service.aggregation.draws import Side
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 

@@ -10,10 +10,10 @@ from support.builders import drifted, normal, start, unrelated, weights
 from support.recipes import combine
 
 from aggregator_service.aggregation import certificate
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.certificate import measure
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 
 METHODS = {"fedit": FedIT(), "optimal": Optimal()}

@@ -9,8 +9,8 @@ from support.reference import EPS
 from support.surrogate_reference import mean_dora_weight, unit_rows
 
 from aggregator_service.aggregation import magnitudes as module
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 

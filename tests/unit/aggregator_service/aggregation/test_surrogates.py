@@ -18,7 +18,8 @@ from support.builders import (
 from support.reference import EPS, best_of_rank, ideal, mean_product, relative_error, tail_norm
 from support.surrogate_reference import componentwise_copies
 
-from aggregator_service.aggregation.base import ModuleCohort, Publication
+from aggregator_service.aggregation.base import Publication
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.surrogates import (
     Member,
     Solver,

@@ -6,7 +6,7 @@ import torch
 from support.builders import unrelated, weights
 from support.reference import EPS, ideal
 
-from aggregator_service.aggregation.base import ModuleCohort
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.stacked import StackedFactors, block_product
 
 MEMBERS = unrelated([4, 2, 5])

@@ -11,11 +11,11 @@ from support.dense_rounds import product
 from support.recipes import combine
 from support.reference import EPS, best_of_rank, ideal, tail_norm
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.compression.energy import Energy, energy_rank
 from aggregator_service.aggregation.gauge import Gauge
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason

@@ -9,12 +9,12 @@ from support.dense_rounds import product
 from support.recipes import combine
 from support.reference import EPS, ideal, mean_product
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.compression.merge import Merge
 from aggregator_service.aggregation.draws import Law, Side
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind

@@ -9,11 +9,11 @@ from support.dense_rounds import F32, F64, effective, play, product
 from support.recipes import combine
 from support.reference import EPS, ideal, mean_product
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.compression.reset import Reset
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason

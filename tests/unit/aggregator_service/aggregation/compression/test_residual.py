@@ -9,12 +9,13 @@ from support.dense_rounds import F32, F64, effective, product, published
 from support.recipes import combine
 from support.reference import EPS, best_of_rank, ideal, mean_product, relative_error
 
-from aggregator_service.aggregation.base import GlobalModule, Publication
+from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.compression.residual import Residual
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.flora_na import FLoRANA
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError

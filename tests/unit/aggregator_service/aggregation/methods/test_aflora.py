@@ -8,9 +8,9 @@ from support.builders import drifted, normal, weights
 from support.recipes import combine
 from support.reference import EPS, ideal, normalised, relative_error
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.aflora import AFLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.weighting.examples import Uniform
 from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from fedlora.adapters.factors import LoraFactors

@@ -9,10 +9,10 @@ from support.dense_rounds import effective, play
 from support.recipes import combine
 from support.reference import relative_error
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fed_talora import FedTaLoRA
 from aggregator_service.aggregation.methods.fedex_lora import FedExLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError
 

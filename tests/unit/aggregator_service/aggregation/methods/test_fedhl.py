@@ -11,10 +11,11 @@ from support.recipes import combine
 from support.reference import EPS, best_of_rank, ideal, normalised, relative_error, tail_norm
 from torch import Tensor
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort, Publication
+from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedhl import FedHL
 from aggregator_service.aggregation.methods.flexlora import FlexLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.weighting.base import UpdateFacts, WeightingView
 from aggregator_service.aggregation.weighting.truncation_error import Form, TruncationError
 from fedlora.adapters.factors import LoraFactors

@@ -8,13 +8,13 @@ from support.builders import drifted, normal, start, unrelated, weights
 from support.recipes import combine
 from support.reference import EPS, mean_product, normalised, relative_error
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.draws import Side
 from aggregator_service.aggregation.methods.fedlora_optimizer import (
     FedLoRAOptimizer,
     refine_directions,
 )
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.polar import Axis
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part

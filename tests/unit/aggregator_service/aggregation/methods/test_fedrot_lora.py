@@ -10,9 +10,9 @@ from support.builders import drifted, normal, rotated_copies, start, unrelated, 
 from support.recipes import combine
 from support.reference import EPS, ideal, mean_product, relative_error
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedrot_lora import FedRotLoRA, rotation
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 

@@ -9,9 +9,9 @@ from support.dense_rounds import F32, play
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason

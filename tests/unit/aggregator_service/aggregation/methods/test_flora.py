@@ -9,9 +9,9 @@ from support.dense_rounds import F32, F64, effective, play, product
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error, tail_norm
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.flora import FLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason

@@ -9,10 +9,10 @@ from support.dense_rounds import F32, effective, play, product
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error, tail_norm
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.flexlora import FlexLoRA
 from aggregator_service.aggregation.methods.florist import FLoRIST
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason

@@ -7,9 +7,9 @@ import torch
 from support.builders import normal, start, unrelated, weights
 from support.recipes import combine
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.hetlora import HetLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason

@@ -7,11 +7,11 @@ import torch
 from support.builders import start, unrelated, weights
 from support.recipes import combine
 
-from aggregator_service.aggregation.base import GlobalModule
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.factor_means import owners_weight
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.replication import Replication
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError
 

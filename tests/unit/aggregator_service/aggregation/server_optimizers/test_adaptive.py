@@ -10,9 +10,9 @@ import torch
 from support.builders import drifted, normal, start, weights
 from support.reference import EPS
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.server_optimizers.adaptive import (
     FedAdagrad,
     FedAdam,

@@ -7,10 +7,10 @@ import torch
 from support.builders import drifted, normal, start, weights
 from support.reference import EPS
 
-from aggregator_service.aggregation.base import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.server_optimizers.momentum import Momentum
 from fedlora.errors import FedLoraError, Reason
 
