@@ -119,8 +119,8 @@ def projection(
     gains: list[float] = []
     while True:
         found.add(block_KN, image_DN)
-        found.left_DL = _orthonormal(found.leading(columns))
-        found.back_KL = product.transposed_times(found.left_DL.to(dtype)).to(torch.float64)
+        left_DL = found.leading(columns)
+        found.know(left_DL, product.transposed_times(left_DL.to(dtype)).to(torch.float64))
         gains.append(found.gain(rank))
         lost = float(found.values_M[rank:].square().sum()) + found.missed_norm**2
         room = most - found.size if len(gains) < _STEPS else 0
@@ -143,7 +143,7 @@ class Projection:
     """
 
     left_DL: Tensor
-    """leading columns of U in T W = U S H, any where S is zero"""
+    """leading columns of U in T W = U S H"""
     back_KL: Tensor
     """T^T times them"""
     values_M: Tensor
@@ -191,11 +191,14 @@ class Projection:
         return float(beside_KL.square().sum())
 
     def leading(self, count: int) -> Tensor:
-        """The first columns of U, zeros for a value of zero."""
+        """The first columns of U, orthonormal also where values are zero."""
         smallest = torch.finfo(torch.float64).tiny
         scaled_ML = self._turn_MM[:, :count] / self.values_M[:count].clamp(smallest)
-        leading_DL: Tensor = self._image_DM @ scaled_ML
-        return leading_DL
+        return _orthonormal(self._image_DM @ scaled_ML)
+
+    def know(self, left_DL: Tensor, back_KL: Tensor) -> None:
+        """Takes what `leading` gave, and T^T times it."""
+        self.left_DL, self.back_KL = left_DL, back_KL
 
     def distance(self, b_DR: Tensor, a_RK: Tensor) -> float:
         """|T - B A|: exact on the basis, estimated beside it."""

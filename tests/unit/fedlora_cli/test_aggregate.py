@@ -174,6 +174,20 @@ def test_the_table_names_the_result_and_the_layers(tmp_path):
     assert not (tmp_path / "out" / REPORT_NAME).exists()
 
 
+def test_the_certificate_of_many_adapters_says_that_it_is_an_estimate(tmp_path):
+    shape = {"encoder.0.query": (200, 160)}
+    folders = [write_folder(tmp_path / f"{u:02}", seed=u, rank=8, modules=shape) for u in range(40)]
+    out = tmp_path / "out"
+    printed = run(*folders, "--method", "optimal", "--out", out)
+    assert "estimates, good to about 2 %" in " ".join(printed.split())
+    entry = json.loads((out / REPORT_NAME).read_text())["certificate"]["overall"]
+    assert entry["is_estimate"]
+    deltas = [products(folder) for folder in folders]
+    exact = mean_of(deltas, [1.0] * 40)["encoder.0.query"]
+    error = float((products(out)["encoder.0.query"] - exact).norm() / exact.norm())
+    assert entry["relative_error"] == pytest.approx(error, rel=0.08)
+
+
 def test_json_output_is_the_report(tmp_path):
     for i in range(2):
         write_folder(tmp_path / f"{i}", seed=i)
