@@ -4,15 +4,9 @@ Every figure of a certificate is the norm of a sum of products of few factors,
 
     X = sum_ij L_i w_ij R_j,      |X|^2 = tr(W^T G_L W G_R),   G_L = L^T L,  G_R = R R^T
 
-with L = [B_o, B_1 - B_o, .., B_U - B_o, ..], R likewise, and (A_o, B_o) an adapter near all
-clients. So the long dimensions are gone through once, for G_L and G_R, whatever is asked, and for
-the clients' part not even once where it was made while updates arrived (`gram_blocks`). W has only
-diagonals of blocks, so each norm then costs two sparse products. In these coordinates the ideal
-aggregate, the factor mean and what lies between them are
-
-    T        W = 1 at (o, o), w_u at (o, u), (u, o) and (u, u)
-    B~ A~    W = 1 at (o, o), w_u at (o, u) and (u, o), w_u w_v at (u, v)
-    their difference has no entry at the large block (o, o)
+in the coordinates of `cohort_coordinates`. So the long dimensions are gone through once, for G_L
+and G_R, whatever is asked, and for the clients' part not even once where it was made while updates
+arrived (`gram_blocks`). W is sparse, so each norm then costs two sparse products.
 
 A norm from squares knows its terms to eps. `norm` compares with the size of the largest
 terms and says so (None) where half of the digits are gone; `centred` has the same norms at any
@@ -23,8 +17,6 @@ Shape suffixes: N columns of all blocks, U clients, R rank.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -32,6 +24,7 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.client_grams import ClientGrams, without_drift
+from aggregator_service.aggregation.cohort_coordinates import coordinates
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import gram_of_panels
 
@@ -63,14 +56,16 @@ class CohortFrame:
         more: Sequence[LoraFactors] = (),
         grams: ClientGrams | None = None,
     ) -> None:
-        self._weights = weights_U.tolist()
-        self._ranks = [f.rank for f in members]
-        rank = max(self._ranks)
+        self._ranks = tuple(f.rank for f in members)
+        self._rank = rank = max(self._ranks)
+        self.of = coordinates(
+            tuple(weights_U.tolist()),
+            self._ranks,
+            tuple(f.rank for f in more),
+            origin.a_RK.device,
+        )
+        """W of what may be asked for"""
         padded = [f.padded(rank) for f in members]
-        sizes = [rank] * (1 + len(members)) + [f.rank for f in more]
-        edges = [0, *itertools.accumulate(sizes)]
-        self._rank, self._count = rank, len(members)
-        self._edges, self._sizes = edges, sizes
         near_RK, near_DR = origin.a_RK[:rank], origin.b_DR[:, :rank]
         left = [near_DR, *(f.b_DR for f in padded)], [f.b_DR for f in more]
         right = [near_RK.T, *(f.a_RK.T for f in padded)], [f.a_RK.T for f in more]
@@ -81,36 +76,6 @@ class CohortFrame:
         )
         self._left_N = self._left_NN.diagonal().clamp(min=0).sqrt()
         self._right_N = self._right_NN.diagonal().clamp(min=0).sqrt()
-
-    # --- coordinates: W of what is asked for -----------------------------------------------
-
-    def ideal(self) -> Tensor:
-        """T."""
-        return self._near_origin + self._diagonals([0], [0], torch.ones(1))
-
-    def lost_by_the_mean(self) -> Tensor:
-        """T - B~ A~."""
-        clients = range(1, 1 + self._count)
-        i, j = zip(*itertools.product(clients, clients), strict=True)
-        w_U = torch.tensor(self._weights, dtype=torch.float64)
-        return self._diagonals(i, j, (torch.diag(w_U) - torch.outer(w_U, w_U)).flatten())
-
-    def change(self) -> Tensor:
-        """T minus what the clients were given: the first components of the origin, by rank."""
-        if len(set(self._ranks)) == 1:
-            # No entry at all at the origin, and not a rounded one.
-            return self._near_origin
-        left_R = torch.ones(self._rank, dtype=torch.float64)
-        for rank, w in zip(self._ranks, self._weights, strict=True):
-            left_R[:rank] -= w
-        return self._near_origin + self._diagonals([0], [0], left_R[None])
-
-    def product(self, index: int) -> Tensor:
-        """Product of one of the further factors."""
-        block = 1 + self._count + index
-        return self._diagonals([block], [block], torch.ones(1))
-
-    # --- what is asked of them -------------------------------------------------------------
 
     def norm(self, w_NN: Tensor) -> float | None:
         """|X|, or None where it is too small among its terms to be known."""
@@ -128,36 +93,6 @@ class CohortFrame:
             without_drift(gram, self._ranks, self._rank) for gram in (self._left_NN, self._right_NN)
         )
         return left, right
-
-    # --- parts -----------------------------------------------------------------------------
-
-    @functools.cached_property
-    def _near_origin(self) -> Tensor:
-        """sum_u w_u times (B_u - B_o) A_o + B_o (A_u - A_o) + (B_u - B_o) (A_u - A_o)."""
-        clients, zeros = [*range(1, 1 + self._count)], [0] * self._count
-        return self._diagonals(
-            [*zeros, *clients, *clients],
-            [*clients, *zeros, *clients],
-            torch.tensor(self._weights * 3, dtype=torch.float64),
-        )
-
-    def _diagonals(self, i: Sequence[int], j: Sequence[int], values: Tensor) -> Tensor:
-        """Sparse and coalesced, with numbers on the diagonals of blocks.
-
-        Args:
-            i: rows of blocks, all of one width.
-            j: columns, likewise.
-            values: one number per block, or one per block and component.
-        """
-        size = self._sizes[i[0]]
-        edges = torch.tensor(self._edges)
-        places = edges[torch.tensor([[*i], [*j]])][:, :, None] + torch.arange(size)
-        spread = values.to(torch.float64).reshape(len(i), -1).expand(len(i), size)
-        whole = (self._edges[-1], self._edges[-1])
-        entries = torch.sparse_coo_tensor(
-            places.flatten(1), spread.flatten(), whole, check_invariants=True
-        )
-        return entries.to(self._left_NN.device).coalesce()
 
 
 def _gram(near: Sequence[Tensor], more: Sequence[Tensor], known: Tensor | None) -> Tensor:

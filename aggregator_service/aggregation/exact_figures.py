@@ -54,20 +54,17 @@ class ExactFigures:
 
     def ideal(self) -> float:
         """|T|."""
-        norm = self._frame.norm(self._frame.ideal())
+        norm = self._frame.norm(self._frame.of.ideal)
         return self._centred.ideal_norm() if norm is None else norm
 
     def error(self) -> float:
         """Of what was published, with what it added to the base model."""
-        apart_NN = -self._frame.ideal()
-        for i in range(1 + len(self._added)):
-            apart_NN += self._frame.product(i)
-        norm = self._frame.norm(apart_NN)
+        norm = self._frame.norm(self._frame.of.error)
         return self._centred.error_of(self._published, self._added) if norm is None else norm
 
     def lost_by_the_mean(self) -> float:
         """Error of the product of the factor means."""
-        norm = self._frame.norm(self._frame.lost_by_the_mean())
+        norm = self._frame.norm(self._frame.of.lost_by_the_mean)
         return self._centred.factor_mean_error() if norm is None else norm
 
     def change(self) -> float:
@@ -75,7 +72,7 @@ class ExactFigures:
         if self._start is None:
             return math.nan
         known = self._start is self._origin
-        norm = self._frame.norm(self._frame.change()) if known else None
+        norm = self._frame.norm(self._frame.of.change) if known else None
         ranks = [f.rank for f in self._cohort.members]
         return self._centred.change_from(self._start, ranks) if norm is None else norm
 
