@@ -33,7 +33,7 @@ __all__ = ["CohortFrame"]
 _CANCELLATION = 1e-4
 """norm over the size of its terms below which it is not answered; above, it is good to 1e-8"""
 
-_PANEL = 4096
+_PANEL = 1024
 """rows in float64 at a time"""
 
 
