@@ -10,6 +10,8 @@ both updates are there (`gram_blocks`), and has the same bits in every cohort. D
 factors themselves: B_u - B_o is exact for nearby floats, and deviations from the mean are
 differences of drifts, in which little cancels.
 
+Without such blocks `ClientGrams.near` makes the whole at the close.
+
 Clients of lower rank are padded with zero components, whose drifts are minus the start's.
 
 Shape suffixes: U clients, N = U + 1 blocks, R rank of a block.
@@ -23,6 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedlora.adapters.factors import LoraFactors
+from fedlora.numerics import gram_of_panels
+
 __all__ = ["ClientGrams", "without_drift"]
 
 
@@ -34,6 +39,20 @@ class ClientGrams:
     right: Tensor
     ranks: tuple[int, ...]
     """the clients' own"""
+
+    @classmethod
+    def near(cls, members: Sequence[LoraFactors], origin: LoraFactors) -> ClientGrams:
+        """Those of a cohort, made at once.
+
+        Args:
+            members: in any ranks.
+            origin: an adapter near all of them, of at least their rank; its rank is R.
+        """
+        rank = origin.rank
+        padded = [f.padded(rank) for f in members]
+        left = _of_drifts(origin.b_DR, [f.b_DR for f in padded])
+        right = _of_drifts(origin.a_RK.T, [f.a_RK.T for f in padded])
+        return cls(left.cpu(), right.cpu(), tuple(f.rank for f in members))
 
     @property
     def rank(self) -> int:
@@ -78,6 +97,17 @@ def without_drift(gram: Tensor, ranks: Sequence[int], rank: int) -> Tensor:
     kept = torch.cat([torch.arange(own) + u * rank for u, own in enumerate(ranks)])
     kept = kept.to(whole.device)
     return whole[kept][:, kept]
+
+
+def _of_drifts(origin: Tensor, members: Sequence[Tensor]) -> Tensor:
+    """Of [F_o, F_1 - F_o, .., F_U - F_o], differences taken a few rows at a time."""
+
+    def rows(begin: int, end: int) -> Tensor:
+        here = origin[begin:end].to(torch.float64)
+        return torch.cat([here, *(member[begin:end] - here for member in members)], dim=1)
+
+    size, rank = origin.shape
+    return gram_of_panels(rows, size, rank * (1 + len(members)), origin.device)
 
 
 def _mixed(gram: Tensor, mix_NN: Tensor, rank: int) -> Tensor:

@@ -26,7 +26,6 @@ from torch import Tensor
 from aggregator_service.aggregation.client_grams import ClientGrams, without_drift
 from aggregator_service.aggregation.cohort_coordinates import coordinates
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import gram_of_panels
 
 __all__ = ["CohortFrame"]
 
@@ -66,13 +65,14 @@ class CohortFrame:
         )
         """W of what may be asked for"""
         padded = [f.padded(rank) for f in members]
-        near_RK, near_DR = origin.a_RK[:rank], origin.b_DR[:, :rank]
-        left = [near_DR, *(f.b_DR for f in padded)], [f.b_DR for f in more]
-        right = [near_RK.T, *(f.a_RK.T for f in padded)], [f.a_RK.T for f in more]
-        fits = grams is not None and grams.rank == rank
-        known = (grams.left, grams.right) if grams is not None and fits else (None, None)
+        near = LoraFactors(origin.a_RK[:rank], origin.b_DR[:, :rank])
+        if grams is None or grams.rank != rank:
+            grams = ClientGrams.near(members, near)
+        left = [near.b_DR, *(f.b_DR for f in padded)], [f.b_DR for f in more]
+        right = [near.a_RK.T, *(f.a_RK.T for f in padded)], [f.a_RK.T for f in more]
         self._left_NN, self._right_NN = (
-            _gram(*side, known=gram) for side, gram in zip((left, right), known, strict=True)
+            _bordered(known, *side)
+            for known, side in zip((grams.left, grams.right), (left, right), strict=True)
         )
         self._left_N = self._left_NN.diagonal().clamp(min=0).sqrt()
         self._right_N = self._right_NN.diagonal().clamp(min=0).sqrt()
@@ -95,28 +95,18 @@ class CohortFrame:
         return left, right
 
 
-def _gram(near: Sequence[Tensor], more: Sequence[Tensor], known: Tensor | None) -> Tensor:
-    """Of [F_o, F_1 - F_o, .., F_U - F_o, ..more] from [F_o, F_1, .., F_U].
+def _bordered(known: Tensor, near: Sequence[Tensor], more: Sequence[Tensor]) -> Tensor:
+    """Of [F_o, F_1 - F_o, .., F_U - F_o, ..more], from what is known of all but the last.
 
-    Differences are taken a few rows at a time: in float64 they are twice the updates. Of products
-    with `more` the difference is taken: these adapters are as large as the origin, so no digit is
-    lost that the products have.
+    Differences are taken of products with `more`: these adapters are as large as the origin, so no
+    digit is lost that the products have.
 
     Args:
-        near: D x R each.
+        known: the Gram matrix without `more`.
+        near: F_o, F_1, .., F_U, D x R each.
         more: D x r each.
-        known: the part that is of `near` alone, if somebody has it.
     """
     first, size = near[0], len(near[0])
-    if known is None:
-
-        def rows(begin: int, end: int) -> Tensor:
-            origin, *members = (block[begin:end].to(torch.float64) for block in near)
-            beside = (block[begin:end].to(torch.float64) for block in more)
-            return torch.cat([origin, *(member - origin for member in members), *beside], dim=1)
-
-        width = sum(block.shape[1] for block in (*near, *more))
-        return gram_of_panels(rows, size, width, first.device)
     others_DQ = torch.cat([block.to(torch.float64) for block in more], dim=1)
     border_NQ = others_DQ.new_zeros(len(known), others_DQ.shape[1])
     for begin in range(0, size, _PANEL):

@@ -32,12 +32,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.coefficients import (
     balanced,
     positive,
@@ -45,7 +43,6 @@ from aggregator_service.aggregation.coefficients import (
     to_blocks,
     to_clients,
 )
-from fedlora.numerics import gram_matrix
 
 __all__ = ["ScalarProblem", "ScalarSolution"]
 
@@ -108,14 +105,6 @@ class ScalarProblem:
         sizes = [gram.diagonal()[:r].clamp(min=0).sqrt() for gram in (left, right)]
         self.size_of_mean = float((sizes[0] * sizes[1]).sum())
         """sum over the components of |b| |a| of the factor mean"""
-
-    @classmethod
-    def of(cls, centred: CentredCohort, *, ridge: float) -> Self:
-        """The problem of a cohort."""
-        blocks = [centred.mean, *centred.deviations]
-        left = gram_matrix([f.b_DR for f in blocks])
-        right = gram_matrix([f.a_RK.T for f in blocks])
-        return cls(left, right, centred.weights_U, ridge=ridge)
 
     # --- starts --------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.centred import CentredCohort
+from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.coefficients import concentration
 from aggregator_service.aggregation.diagonal_als import DiagonalProblem
 from aggregator_service.aggregation.factor_means import factor_mean
@@ -110,11 +111,13 @@ class SurrogateFamily:
 
     @functools.cached_property
     def _problem(self) -> ScalarProblem:
-        grams, ridge = self._cohort.grams, self._solver.ridge
+        cohort, grams = self._cohort, self._cohort.grams
         if grams is None or grams.rank != self._rank:
-            return ScalarProblem.of(self.centred, ridge=ridge)
-        weights_U = self._cohort.weights_U
-        return ScalarProblem(*grams.centred(weights_U), weights_U, ridge=ridge)
+            start = cohort.start.factors if cohort.start else self._padded[0]
+            near = start if start.rank == self._rank else self._padded[0]
+            grams = ClientGrams.near(cohort.members, near)
+        left, right = grams.centred(cohort.weights_U)
+        return ScalarProblem(left, right, cohort.weights_U, ridge=self._solver.ridge)
 
     def factor_mean(self) -> Componentwise:
         """The member p = q = w."""

@@ -18,7 +18,6 @@ from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.parallel import in_order
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import gram_matrix
 
 __all__ = [
     "LLAMA",
@@ -155,12 +154,7 @@ def made_ahead(cohort: ModuleCohort) -> ClientGrams:
     """What `gram_blocks` has ready at the close."""
     start = cohort.start
     assert start is not None
-    origin = start.factors.to(torch.float64)
-    drifts = [f.to(torch.float64) for f in cohort.members]
-    left = [origin.b_DR, *(f.b_DR - origin.b_DR for f in drifts)]
-    right = [origin.a_RK.T, *((f.a_RK - origin.a_RK).T for f in drifts)]
-    ranks = tuple(f.rank for f in drifts)
-    return ClientGrams(gram_matrix(left).cpu(), gram_matrix(right).cpu(), ranks)
+    return ClientGrams.near(cohort.members, start.factors)
 
 
 def whole_round(

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.base import Method, ModuleResult, Publication
+from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.composition import Recipe, compose
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.registry import METHODS, create_recipe
+from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.runs.plan import Selection, plan_for
@@ -130,3 +132,12 @@ def combine(
         generator=torch.Generator().manual_seed(seed),
         publication=publication,
     )
+
+
+def scalar_problem(
+    cohort: Sequence[LoraFactors], weights_U: Tensor, *, ridge: float = 1e-8
+) -> ScalarProblem:
+    """The scalar member's problem for a cohort whose weights sum to 1."""
+    origin = cohort[0].padded(max(f.rank for f in cohort))
+    left, right = ClientGrams.near(cohort, origin).centred(weights_U)
+    return ScalarProblem(left, right, weights_U, ridge=ridge)

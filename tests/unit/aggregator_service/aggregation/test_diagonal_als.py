@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from support.builders import drifted, normal, rotated_copies, start, unrelated, weights
+from support.recipes import scalar_problem
 from support.reference import scalar_objective
 from support.surrogate_reference import (
     componentwise_copies,
@@ -17,7 +18,6 @@ from support.surrogate_reference import (
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.coefficients import to_blocks
 from aggregator_service.aggregation.diagonal_als import DiagonalProblem
-from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 
 
@@ -59,7 +59,7 @@ def test_equal_numbers_in_all_components_give_the_scalar_objective():
     cohort, w, p, q = unrelated([4] * 3), weights(3, 1, 2), normal(1, 3), normal(2, 3)
     wide = [to_blocks(c).expand(4, -1) for c in (p, q)]
     found = problem(cohort, w).objective(*wide)
-    scalar = ScalarProblem.of(CentredCohort.of(cohort, w / w.sum()), ridge=1e-8)
+    scalar = scalar_problem(cohort, w / w.sum())
     assert found == pytest.approx(
         float(scalar.objective(to_blocks(p)[None], to_blocks(q)[None])), rel=1e-12
     )

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 from support.builders import D, K, drifted, normal, start, unrelated, weights
+from support.recipes import scalar_problem
 from support.reference import ideal
 from support.surrogate_reference import dense_weighted_als, weighted_objective
 
 from aggregator_service.aggregation import hadamard_als
 from aggregator_service.aggregation.centred import CentredCohort
 from aggregator_service.aggregation.hadamard_als import HadamardProblem
-from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 
 
@@ -85,7 +85,7 @@ def test_with_equal_entries_of_the_weight_it_is_the_plain_problem():
     cohort, w, w0 = unrelated([4] * 4), weights(1, 2, 3, 4), torch.full((D, K), 3.0).double()
     begin = w / 10
     found = problem(cohort, w, w0).solve(begin, begin, max_sweeps=4, tolerance=0.0)
-    plain = ScalarProblem.of(CentredCohort.of(cohort, begin), ridge=1e-8)
+    plain = scalar_problem(cohort, begin)
     (same,) = plain.solve((begin[None], begin[None]), max_sweeps=4, tolerance=0.0)
     assert found.objective == pytest.approx(9 * same.objective, rel=1e-9)
     torch.testing.assert_close(found.p_U, same.p_U, rtol=1e-6, atol=1e-6)
@@ -94,7 +94,7 @@ def test_with_equal_entries_of_the_weight_it_is_the_plain_problem():
 def test_it_is_better_in_the_weighted_norm_than_the_plain_solution():
     cohort, w, w0 = unrelated([4] * 4), weights(1, 2, 3, 4), frozen()
     begin = w / 10
-    plain = ScalarProblem.of(CentredCohort.of(cohort, begin), ridge=1e-8)
+    plain = scalar_problem(cohort, begin)
     (same,) = plain.solve((begin[None], begin[None]), max_sweeps=200, tolerance=1e-10)
     before = weighted_objective(cohort, w, w0, same.p_U, same.q_U)
     found = problem(cohort, w, w0).solve(same.p_U, same.q_U, max_sweeps=200, tolerance=1e-8)

@@ -15,7 +15,7 @@ from support.builders import (
     unrelated,
     weights,
 )
-from support.recipes import combine
+from support.recipes import combine, scalar_problem
 from support.reference import (
     EPS,
     dense_scalar_als,
@@ -33,7 +33,6 @@ from aggregator_service.aggregation.coefficients import concentration, to_blocks
 from aggregator_service.aggregation.magnitudes import Magnitudes
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.flora_na import Coefficients, FLoRANA, Hadamard
-from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
@@ -41,7 +40,7 @@ from fedlora.errors import FedLoraError
 
 
 def problem(cohort, w, ridge=1e-8):
-    return ScalarProblem.of(CentredCohort.of(cohort, w / w.sum()), ridge=ridge)
+    return scalar_problem(cohort, w / w.sum(), ridge=ridge)
 
 
 def solve(cohort, w, **options):
