@@ -121,7 +121,9 @@ def closing(
         # One after the other, and all of it again: a neighbour's burst must not hit one of them.
         for _ in range(3):
             for name, (close, members) in work.items():
-                seconds[name] = min(seconds[name], whole_round(close, members, device))
+                streams = name in ("read", "fedit")
+                taken = whole_round(close, members, device, streams=streams)
+                seconds[name] = min(seconds[name], taken)
         read = seconds["read"]
         peak = peak_above(lambda w=work["optimal"]: whole_round(w[0], w[1], device), device)
         adapter = 8 * model.width * model.rank * model.modules / 1e6

@@ -99,15 +99,7 @@ def certify(
             )
 
         found = stack.enter_context(
-            closing(
-                in_order(
-                    measured,
-                    cohort.modules,
-                    device=device,
-                    threads=threads,
-                    size=cohort.largest_size,
-                )
-            )
+            closing(in_order(measured, cohort.modules, device=device, threads=threads))
         )
         for module, norm in zip(cohort.modules, found, strict=True):
             norms[module] = norm

@@ -149,7 +149,8 @@ def aggregate(
                     cohort.modules,
                     device=device,
                     threads=threads,
-                    size=cohort.largest_size,
+                    # Gram matrices are work enough for threads whatever the layer's size.
+                    size=None if recipe.method.reads_grams else cohort.largest_size,
                 )
             )
         )

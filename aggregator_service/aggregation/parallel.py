@@ -30,7 +30,7 @@ def in_order(
     *,
     device: torch.device | str,
     threads: int = 0,
-    size: int = _WORTH,
+    size: int | None = None,
 ) -> Generator[R]:
     """What `work` makes of each item, in their order, a few ahead of whoever asks.
 
@@ -41,12 +41,15 @@ def in_order(
         items: what to work on.
         device: where torch computes; anything but a CPU is not shared.
         threads: items at a time; 0 for as many as torch would use.
-        size: numbers that an item is made of; small ones are worked on one at a time.
+        size: numbers that an item is made of, where few calls go through them: small ones are
+            worked on one at a time. None: threads pay for any.
     """
     if torch.device(device).type != "cpu":
         yield from map(work, items)
         return
-    count = threads or torch.get_num_threads() if size >= _WORTH else 1
+    count = threads or torch.get_num_threads()
+    if size is not None and size < _WORTH:
+        count = 1
     pool = ThreadPoolExecutor(count, "module", initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future[R]] = deque()
     try:

@@ -158,10 +158,21 @@ def made_ahead(cohort: ModuleCohort) -> ClientGrams:
 
 
 def whole_round(
-    work: Callable[[ModuleCohort], object], cohorts: Sequence[ModuleCohort], device: torch.device
+    work: Callable[[ModuleCohort], object],
+    cohorts: Sequence[ModuleCohort],
+    device: torch.device,
+    *,
+    streams: bool = False,
 ) -> float:
-    """Seconds per module of a pass over the round, as the aggregator makes it."""
-    size = sum(f.a_RK.numel() + f.b_DR.numel() for f in cohorts[0].members)
+    """Seconds per module of a pass over the round, as the aggregator makes it.
+
+    Args:
+        work: on one module.
+        cohorts: the modules.
+        device: where they are.
+        streams: whether the work is a few calls over the updates, and no Gram matrix.
+    """
+    size = size_of(cohorts[0]) if streams else None
 
     def once() -> None:
         for _ in in_order(lambda cohort: work(cohort) and None, cohorts, device=device, size=size):
@@ -181,10 +192,15 @@ def closed(
     recipe: Recipe, cohorts: Sequence[ModuleCohort], rank: int, device: torch.device
 ) -> None:
     """Closes a round, as the aggregator does."""
-    size = sum(f.a_RK.numel() + f.b_DR.numel() for f in cohorts[0].members)
+    size = None if recipe.method.reads_grams else size_of(cohorts[0])
 
     def work(cohort: ModuleCohort) -> None:
         recipe.aggregate_module(cohort, rank=rank)
 
     for _ in in_order(work, cohorts, device=device, size=size):
         pass
+
+
+def size_of(cohort: ModuleCohort) -> int:
+    """Numbers in one module of all updates."""
+    return sum(f.a_RK.numel() + f.b_DR.numel() for f in cohort.members)
