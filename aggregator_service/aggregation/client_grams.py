@@ -33,7 +33,7 @@ __all__ = ["ClientGrams", "without_drift"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClientGrams:
-    """Of [B_o, X_1 .. X_U] and of [A_o; Y_1; ..; Y_U]: N R x N R each, float64, on the CPU."""
+    """Of [B_o, X_1 .. X_U] and of [A_o; Y_1; ..; Y_U]: N R x N R each, in float64."""
 
     left: Tensor
     right: Tensor
@@ -52,7 +52,7 @@ class ClientGrams:
         padded = [f.padded(rank) for f in members]
         left = _of_drifts(origin.b_DR, [f.b_DR for f in padded])
         right = _of_drifts(origin.a_RK.T, [f.a_RK.T for f in padded])
-        return cls(left.cpu(), right.cpu(), tuple(f.rank for f in members))
+        return cls(left, right, tuple(f.rank for f in members))
 
     @property
     def rank(self) -> int:
@@ -112,7 +112,7 @@ def _of_drifts(origin: Tensor, members: Sequence[Tensor]) -> Tensor:
 
 def _mixed(gram: Tensor, mix_NN: Tensor, rank: int) -> Tensor:
     """Of the blocks sum_i F_i mix[i, j]."""
-    n = len(mix_NN)
+    n, mix_NN = len(mix_NN), mix_NN.to(gram.device)
     blocks_NRNR = gram.reshape(n, rank, n, rank)
     half = torch.einsum("irjs,ia->arjs", blocks_NRNR, mix_NN)
     whole = torch.einsum("arjs,jb->arbs", half, mix_NN).reshape(n * rank, n * rank)

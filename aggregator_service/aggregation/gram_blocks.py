@@ -75,10 +75,7 @@ class RoundGrams:
         ):
             modules = [m for m in cohort.modules if self._pays(cohort, m)]
             work = functools.partial(self._module, cohort)
-            done = in_order(
-                work, modules, device="cpu", threads=self._threads, size=cohort.largest_size
-            )
-            for _ in done:
+            for _ in in_order(work, modules, device="cpu", threads=self._threads):
                 pass
 
     def of(self, module: str, cohort: CohortFiles) -> ClientGrams | None:
