@@ -27,6 +27,7 @@ from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.servable import servable_rank, write_servable
 from aggregator_service.aggregation.slicing import is_at_rank, slice_adapter
+from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
@@ -233,10 +234,12 @@ class AggregationEngine:
                 memory_bytes=self._memory_bytes,
                 seed=derive_seed(spec.seed, state.round, "aggregate"),
                 metadata={"format": "pt"},
+                progress=lambda *_: reach(Failpoint.MID_AGGREGATION),
             )
             # The state first: a version that is known is whole.
             kept = self._blobs.adopt(remembered) if outcome.has_state else ""
             sha256 = self._blobs.adopt(output)
+        reach(Failpoint.AGGREGATE_STORED)
         return AdapterRecord(
             version=(state.version or 0) + 1,
             round=state.round,

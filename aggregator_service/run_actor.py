@@ -17,6 +17,7 @@ import structlog
 
 from aggregator_service.clock import RunClock
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterRefined,
@@ -154,6 +155,10 @@ class RunActor:
             if before_commit is not None:
                 await asyncio.to_thread(before_commit, transition.state)
             await self._commit(transition, now)
+        if any(isinstance(effect, Aggregate) for effect in transition.effects):
+            reach(Failpoint.ROUND_CLOSED)
+        if transition.reports:
+            reach(Failpoint.ROUND_COMMITTED)
         for effect in transition.effects:
             self._begin(effect)
         return transition

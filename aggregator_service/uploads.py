@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from aggregator_service.aggregation.cohort_files import check_selections
 from aggregator_service.coordinator import Coordinator, check_metrics, check_scores, upload_key
+from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.state import UpdateRecord
@@ -81,6 +82,7 @@ class Uploads:
         """
         actor, worker = self._coordinator.session(header.session_token)
         self._check_header(header)
+        reach(Failpoint.HEADER_READ)
         known = await self._coordinator.store.call(
             lambda s: s.update_by_key(actor.state.run_id, header.idempotency_key)
         )
@@ -118,6 +120,7 @@ class Uploads:
             await asyncio.shield(asyncio.to_thread(writer.suspend))
             raise
         self._coordinator.prepare(actor)
+        reach(Failpoint.BEFORE_ACKNOWLEDGEMENT)
         return Acknowledgement(
             update_id=record.update_id, total_bytes=record.total_bytes, sha256=commit.sha256
         )

@@ -13,7 +13,6 @@ client has written. All methods block; they are called from threads.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
 import threading
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from aggregator_service.store.files import mapped_errors, rename_durably, sync_folder
+from aggregator_service.store.files import mapped_errors, rename_durably, sync_file, sync_folder
 from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
@@ -97,7 +96,7 @@ class BlobStore:
         with mapped_errors():
             with path.open("rb+") as file:
                 sha256 = _digest(file)
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             rename_durably(path, self.path(sha256))
         return sha256
 

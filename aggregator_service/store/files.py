@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from aggregator_service.failpoints import ARMED, Failpoint, reach
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["mapped_errors", "rename_durably", "sync_folder", "write_all"]
+__all__ = ["mapped_errors", "rename_durably", "sync_file", "sync_folder", "write_all"]
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -41,9 +42,22 @@ def mapped_errors() -> Iterator[None]:
         raise
 
 
+def sync_file(handle: int) -> None:
+    """Makes a file's bytes durable."""
+    reach(Failpoint.BLOB_UNSYNCED)
+    os.fsync(handle)
+    reach(Failpoint.BLOB_SYNCED)
+
+
 def write_all(handle: int, data: bytes) -> None:
     """Writes all of `data`; the system may take less of it at a time."""
     view = memoryview(data)
+    if Failpoint.MID_CHUNK in ARMED:
+        half = view[: len(view) // 2]
+        view = view[len(half) :]
+        while half:
+            half = half[os.write(handle, half) :]
+        reach(Failpoint.MID_CHUNK)
     while view:
         view = view[os.write(handle, view) :]
 
@@ -62,5 +76,8 @@ def rename_durably(path: Path, target: Path) -> None:
     if not target.parent.exists():
         target.parent.mkdir(exist_ok=True)
         sync_folder(target.parent.parent)
+    reach(Failpoint.BEFORE_RENAME)
     path.replace(target)
+    reach(Failpoint.RENAMED)
     sync_folder(target.parent)
+    reach(Failpoint.FOLDER_SYNCED)

@@ -18,8 +18,10 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter
 
+from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.migrations import migrate
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
@@ -196,7 +198,10 @@ class SqliteStateStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                with mapped_errors():
+                    reach(Failpoint.BEFORE_COMMIT)
                 self._db.execute("COMMIT")
+                reach(Failpoint.COMMITTED)
             except BaseException:
                 # A full disk may have rolled back already.
                 if self._db.in_transaction:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from aggregator_service.store.files import mapped_errors, rename_durably, write_all
+from aggregator_service.store.files import mapped_errors, rename_durably, sync_file, write_all
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.verifier import PayloadVerifier
@@ -123,7 +123,7 @@ class UploadWriter:
                 if inspect is not None:
                     inspect(self._path)
                 with mapped_errors():
-                    os.fsync(handle)
+                    sync_file(handle)
                     rename_durably(self._path, self._blob_path(found))
             except BaseException:
                 self._remove()

@@ -46,13 +46,17 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     # is made of), then the network, then the composition root
     "aggregator_service.config": ("fedlora.errors",),
     "aggregator_service.clock": (),
+    "aggregator_service.failpoints": (),
     "aggregator_service.aggregation": SHARED,
     "aggregator_service.rounds": (*ERRORS, *DOMAIN),
     # fedlora.wire.stream is sans-io: the order of chunks is checked where they are written.
-    "aggregator_service.store": (*SHARED, *ROUNDS, "fedlora.wire.stream"),
+    "aggregator_service.store": (
+        *SHARED, *ROUNDS, "fedlora.wire.stream", "aggregator_service.failpoints",
+    ),
     "aggregator_service.reporting": (*SHARED, "fedlora.config", *ROUNDS),
     "aggregator_service": (
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",
+        "aggregator_service.failpoints",
     ),
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,

@@ -50,13 +50,13 @@ class ServerProcess:
     def log(self) -> str:
         return (self.folder / "server.log").read_text()
 
-    def start(self) -> ServerProcess:
-        """Starts the process and waits until it serves."""
+    def start(self, failpoints: str = "") -> ServerProcess:
+        """Starts the process, with failpoints armed, and waits until it serves."""
         self._port_file.unlink(missing_ok=True)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "aggregator_service"],
-                env=self._environment,
+                env={**self._environment, "FEDLORA_FAILPOINTS": failpoints},
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -121,6 +121,7 @@ num_rounds = {rules.num_rounds}
 min_workers = {rules.min_workers}
 quorum = {rules.quorum}
 deadline_seconds = {rules.deadline_seconds}
+evaluate = {str(rules.evaluate).lower()}
 [training]
 learning_rate = {run.training.learning_rate}
 """

@@ -1,0 +1,278 @@
+"""A federation that lives through kills of its server, and the history that it leaves.
+
+The server is the real process; it dies by SIGKILL at the failpoints it is started with, one after
+the other, and is started again. Its workers are scripted: what one sends is a function of its name,
+the round and the bytes that it was given, so a history with kills must end in the same bytes as
+one without. What a worker was told is written down, and `judge` holds the state directory
+against it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import torch
+from safetensors.torch import load, save
+from support.federation import (
+    ScriptedWorker,
+    Served,
+    connected,
+    random_adapter,
+    reason_of,
+    upload,
+)
+from support.processes import ServerProcess
+
+from fedlora.proto.v1 import admin_pb2, federation_pb2
+from fedlora.runs.spec import RunSpec
+
+LEAST_ACKNOWLEDGED = 20
+"""a kill with fewer acknowledged updates around it shows nothing"""
+
+_AWAY = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+"""what a call ends with whose server was killed"""
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """An update that the server has said counts."""
+
+    worker: str
+    round: int
+    key: str
+    sha256: str
+    update_id: str
+
+
+@dataclass
+class History:
+    """What the workers know of a run."""
+
+    folder: Path
+    acknowledged: list[Acknowledged] = field(default_factory=list)
+    sent: set[str] = field(default_factory=set)
+    """digests of everything that anybody began to send"""
+    kills: list[int] = field(default_factory=list)
+    """how many updates had been acknowledged at each"""
+    adapters: list[str] = field(default_factory=list)
+    """digests of the published versions, in order"""
+
+    def around(self, kill: int) -> int:
+        """Updates acknowledged between the kill before one and the kill after it."""
+        edges = [0, *self.kills, len(self.acknowledged)]
+        return edges[kill + 2] - edges[kill]
+
+
+@dataclass
+class _Life:
+    """One process of the server, from its first answer to its end."""
+
+    served: Served
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Federation:
+    """The server's processes, and the workers that speak to them."""
+
+    def __init__(self, folder: Path, spec: RunSpec, kills: Sequence[str]) -> None:
+        self.history = History(folder)
+        self.server = ServerProcess(folder, spec)
+        self._spec = spec
+        self._kills = list(kills)
+        self._life: asyncio.Future[_Life] = asyncio.get_running_loop().create_future()
+
+    async def supervise(self, workers: asyncio.Future[object]) -> None:
+        """Keeps a server up until the workers are done, then ends it in good order."""
+        async with AsyncExitStack() as channels:
+            while True:
+                armed = self._kills.pop(0) if self._kills else ""
+                await asyncio.to_thread(self.server.start, armed)
+                process = self.server.process
+                assert process is not None
+                # Open to the end: closing one would cancel calls that are yet to learn of a kill.
+                served = await channels.enter_async_context(connected(self.server.address))
+                life = _Life(served)
+                self._life.set_result(life)
+                died = asyncio.ensure_future(asyncio.to_thread(process.wait))
+                await asyncio.wait({died, workers}, return_when=asyncio.FIRST_COMPLETED)
+                if not died.done():
+                    await workers
+                    await self._end(served)
+                    await died
+                    return
+                assert died.result() == -signal.SIGKILL, self.server.log[-3000:]
+                self.history.kills.append(len(self.history.acknowledged))
+                self._life = asyncio.get_running_loop().create_future()
+                life.ended.set()
+
+    async def _end(self, served: Served) -> None:
+        request = admin_pb2.ListRoundsRequest(run=self._spec.name)
+        rounds = (await served.admin.ListRounds(request, timeout=30)).rounds
+        self.history.adapters = [r.adapter_sha256 for r in rounds]
+        assert await asyncio.to_thread(self.server.terminate) == 0
+
+    async def work(self, name: str) -> None:
+        """One worker, from registration to the end of the run."""
+        worker, update = ScriptedWorker(None, name), None
+        while True:
+            life = await asyncio.shield(self._life)
+            worker.stub = life.served.federation
+            try:
+                if not worker.token:
+                    await worker.register()
+                    await worker.confirm()
+                if update is None:
+                    task = await worker.task(max_wait_seconds=20)
+                    if task.kind == federation_pb2.TASK_KIND_STOP:
+                        return
+                    if task.kind == federation_pb2.TASK_KIND_WAIT:
+                        continue
+                    update = await _Update.made(worker, task)
+                # Like the real worker: until it is acknowledged, or refused as too late.
+                await self._submit(worker, update)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _AWAY:
+                    await _until_it_answers(life)
+                    continue
+                if reason_of(error) not in ("WRONG_ROUND", "WRONG_TASK"):
+                    raise
+            update = None
+
+    async def _submit(self, worker: ScriptedWorker, update: _Update) -> None:
+        self.history.sent.add(update.sha256)
+        header = worker.header(update.task, update.tensors, update.data)
+        status = await worker.upload_status(header.idempotency_key)
+        answer = status.acknowledgement
+        if status.state != federation_pb2.UPLOAD_STATE_COMMITTED:
+            start = status.durable_bytes
+            header = worker.header(update.task, update.tensors, update.data, start_offset=start)
+            answer = await worker.push_messages(upload(header, update.data, start_offset=start))
+        assert answer.sha256.hex() == update.sha256
+        self.history.acknowledged.append(
+            Acknowledged(
+                worker=worker.name,
+                round=update.task.round,
+                key=header.idempotency_key,
+                sha256=update.sha256,
+                update_id=answer.update_id,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What a worker has made and not had acknowledged."""
+
+    task: federation_pb2.Task
+    tensors: dict[str, torch.Tensor]
+    data: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.data).hexdigest()
+
+    @staticmethod
+    async def made(worker: ScriptedWorker, task: federation_pb2.Task) -> _Update:
+        """Noise of this worker and round, on top of the very bytes that it was given."""
+        tensors = random_adapter(worker.rank, seed=0, scale=0.1)
+        if task.kind == federation_pb2.TASK_KIND_TRAIN:
+            header, data, _ = await worker.pull(task.adapter_version)
+            assert hashlib.sha256(data).digest() == header.sha256
+            digest = hashlib.sha256(f"{worker.name}/{task.round}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            tensors = {
+                name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+                for name, tensor in sorted(load(data).items())
+            }
+        return _Update(task, tensors, save(tensors))
+
+
+async def live_through(
+    folder: Path, spec: RunSpec, names: Sequence[str], kills: Sequence[str] = ()
+) -> History:
+    """Runs a federation to its end; the server dies as each of `kills` (failpoints) says."""
+    folder.mkdir(parents=True)
+    federation = _Federation(folder, spec, kills)
+    workers = asyncio.gather(*(federation.work(name) for name in names))
+    try:
+        await federation.supervise(workers)
+    finally:
+        workers.cancel()
+        if federation.server.process is not None and federation.server.process.poll() is None:
+            federation.server.kill()
+    return federation.history
+
+
+async def _until_it_answers(life: _Life) -> None:
+    """Until the process answers again, or has ended."""
+    ended = asyncio.ensure_future(life.ended.wait())
+    answer = asyncio.ensure_future(
+        life.served.admin.ListRuns(admin_pb2.ListRunsRequest(), timeout=60, wait_for_ready=True)
+    )
+    await asyncio.wait({ended, answer}, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in (ended, answer):
+        waiting.cancel()
+    await asyncio.gather(ended, answer, return_exceptions=True)
+
+
+# --- the verdict -----------------------------------------------------------------------------
+
+
+def judge(history: History, spec: RunSpec, names: Sequence[str]) -> None:
+    """Holds the state directory of an ended run against what its workers were told."""
+    state = history.folder / "state"
+    database = sqlite3.connect(state / "fedlora.sqlite")
+    try:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        rows = [json.loads(r) for (r,) in database.execute("SELECT record FROM updates")]
+        events = [
+            json.loads(e) for (e,) in database.execute("SELECT event FROM events ORDER BY sequence")
+        ]
+        adapters = [json.loads(a) for (a,) in database.execute("SELECT record FROM adapters")]
+    finally:
+        database.close()
+    counted = {row["update_id"]: row for row in rows}
+    for update in history.acknowledged:
+        row = counted[update.update_id]
+        assert (row["worker"], row["round"], row["idempotency_key"], row["sha256"]) == (
+            update.worker,
+            update.round,
+            update.key,
+            update.sha256,
+        ), f"acknowledged and stored differ: {update}"
+    # Everybody is asked until it is answered: in the end all that counts was acknowledged.
+    assert set(counted) == {u.update_id for u in history.acknowledged}
+    assert {row["sha256"] for row in rows} <= history.sent
+    rounds = range(1, spec.rounds.num_rounds + 1)
+    per_round = Counter((row["round"], row["worker"]) for row in rows if row["round"])
+    assert per_round == Counter((r, n) for r in rounds for n in names)
+    assert [e["sequence"] for e in events] == list(range(1, len(events) + 1))
+    kinds = Counter(e["type"] for e in events)
+    assert kinds["update_committed"] == len(rows)
+    for once in ("round_started", "round_closed", "round_completed"):
+        assert [e["round"] for e in events if e["type"] == once] == list(rounds)
+    assert kinds["server_restarted"] == len(history.kills)
+    assert [a["version"] for a in adapters] == [0, *rounds]
+    for sha256 in {r["sha256"] for r in (*rows, *adapters)}:
+        blob = state / "blobs" / sha256[:2] / sha256
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == sha256
+    for left in ("uploads", "quarantine"):
+        assert list((state / left).iterdir()) == []
