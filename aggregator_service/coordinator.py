@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from aggregator_service.aggregation import registry
-from aggregator_service.aggregation.composition import check_run
+from aggregator_service.aggregation.run_checks import check_run
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.rounds.assignment import (
     changed_parts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.servable import servable_rank, write_servable
 from aggregator_service.aggregation.slicing import is_at_rank, slice_adapter
+from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
@@ -36,7 +37,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import Selection
 from fedlora.runs.report import Certificate
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.spec import RoundEngine, RunPhase, RunSpec
 from fedlora.tensors.manifest import TensorManifest
 
 __all__ = ["AggregationEngine", "WorkerCopy", "resolve_device", "servable_blob"]
@@ -128,9 +129,10 @@ class AggregationEngine:
         """Whether methods can read the frozen weights."""
         return self._base_weights is not None
 
-    async def aggregate(self, state: RunState) -> AdapterRecord:
+    async def aggregate(self, state: RunState, store: ThreadedStore) -> AdapterRecord:
         """Combines the round's updates into the next version and stores it as a blob."""
-        return await self._run(self._aggregator, functools.partial(self._aggregate, state))
+        bases = await _versions(store, state.run_id, state.updates.values())
+        return await self._run(self._aggregator, functools.partial(self._aggregate, state, bases))
 
     def prepare(self, state: RunState) -> None:
         """Computes ahead, while the round's other updates are awaited; returns at once."""
@@ -148,10 +150,11 @@ class AggregationEngine:
         cohort = tuple(u for u in updates if not u.is_refinement)
         adapters = {a.version: a for a in await store.call(lambda s: s.adapters(run_id))}
         published = next(a for a in adapters.values() if a.round == round and not a.is_refinement)
-        base = adapters.get(cohort[0].base_version)
+        bases = {u.base_version: adapters[u.base_version] for u in cohort}
+        base = adapters[published.base_version or 0]
         known, grams = self._closed_grams.pop(run_id, (0, None))
         grams = grams if known == round else None
-        work = functools.partial(self._certify, state.spec, cohort, published, base, grams)
+        work = functools.partial(self._certify, state.spec, cohort, published, base, bases, grams)
         return await self._run(self._certifier, work)
 
     async def copy_for(
@@ -179,7 +182,10 @@ class AggregationEngine:
 
     def _gains(self, state: RunState) -> bool:
         """Whether Gram blocks of the round's updates are of use at its close."""
-        plan = state.plan
+        plan, rules = state.plan, state.spec.rounds
+        if rules.counts_late_updates:
+            # Which updates are late, and so are read as something else, is known at the close.
+            return False
         whole = {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
         method = registry.create(state.spec.method.name, state.spec.method.options)
         # A GPU computes all of them at the close in less time than it takes to fetch them.
@@ -212,16 +218,23 @@ class AggregationEngine:
         grams.add(self._contributions(state.spec, counted, where=self._blobs.path))
         return grams
 
-    def _aggregate(self, state: RunState) -> AdapterRecord:
+    def _aggregate(self, state: RunState, bases: Mapping[int, AdapterRecord]) -> AdapterRecord:
         spec, recipe = state.spec, registry.create_recipe(state.spec.method)
+        if state.adapter is None:
+            raise AssertionError("a round builds on a version")
         context = self._context(spec, state.round, state.adapter)
+        updates = state.updates.values()
         grams = self._round_grams(state)
         self._grams.pop(state.run_id, None)
         if grams is not None:
             self._closed_grams[state.run_id] = (state.round, grams)
-        with self._temporary() as output, self._temporary() as remembered:
+        with (
+            self._temporary() as output,
+            self._temporary() as remembered,
+            self._cohort(spec, recipe, updates, state.adapter, bases) as cohort,
+        ):
             outcome = aggregate(
-                self._contributions(spec, state.updates.values()),
+                cohort,
                 recipe,
                 output=output,
                 state_output=remembered,
@@ -249,6 +262,7 @@ class AggregationEngine:
             measurements=outcome.measurements,
             weights=outcome.weights,
             state_sha256=kept,
+            base_version=state.adapter.version,
         )
 
     def _refine(self, state: RunState) -> AdapterRecord:
@@ -279,23 +293,63 @@ class AggregationEngine:
     def _certify(
         self,
         spec: RunSpec,
-        updates: Iterable[UpdateRecord],
+        updates: Collection[UpdateRecord],
         published: AdapterRecord,
-        base: AdapterRecord | None,
+        base: AdapterRecord,
+        bases: Mapping[int, AdapterRecord],
         grams: RoundGrams | None,
     ) -> Certificate:
         started = time.perf_counter()
-        weights = published.weights
-        certificate = certify(
-            [replace(c, weight=weights[c.worker]) for c in self._contributions(spec, updates)],
-            registry.create_recipe(spec.method),
-            published=self._stored(spec, published),
-            context=replace(self._context(spec, published.round, base), grams=grams),
-            measurements=published.measurements,
-            device=self._device,
-            threads=self._threads,
-        )
+        recipe, weights = registry.create_recipe(spec.method), published.weights
+        with self._cohort(spec, recipe, updates, base, bases) as cohort:
+            certificate = certify(
+                [replace(c, weight=weights[c.worker]) for c in cohort],
+                recipe,
+                published=self._stored(spec, published),
+                context=replace(self._context(spec, published.round, base), grams=grams),
+                measurements=published.measurements,
+                device=self._device,
+                threads=self._threads,
+            )
         return replace(certificate, seconds=time.perf_counter() - started)
+
+    @contextmanager
+    def _cohort(
+        self,
+        spec: RunSpec,
+        recipe: Recipe,
+        updates: Collection[UpdateRecord],
+        before: AdapterRecord,
+        bases: Mapping[int, AdapterRecord],
+    ) -> Iterator[list[Contribution]]:
+        """The members of a round: its updates, late ones discounted, and what that leaves."""
+        rules = spec.rounds
+        fresh = rules.engine is not RoundEngine.ASYNC
+        discount = Discount(
+            mixing=1.0 if fresh else rules.mixing,
+            exponent=rules.staleness_exponent,
+            rebases=fresh,
+        )
+        # Each is read once, to be sure of its bytes, however many updates began from it.
+        began = {version: self._begun(spec, record) for version, record in bases.items()}
+        given = [
+            LateContribution(
+                contribution=contribution,
+                staleness=update.staleness,
+                base=began[update.base_version],
+            )
+            for update, contribution in zip(
+                updates, self._contributions(spec, updates), strict=True
+            )
+        ]
+        with cohort_of(
+            given,
+            discount=discount,
+            before=began.get(before.version) or self._begun(spec, before),
+            in_products=not recipe.properties.keeps_basis,
+            temporary=self._blobs.new_temporary,
+        ) as members:
+            yield members
 
     def _copy(
         self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
@@ -395,6 +449,15 @@ class AggregationEngine:
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+async def _versions(
+    store: ThreadedStore, run_id: str, updates: Iterable[UpdateRecord]
+) -> dict[int, AdapterRecord]:
+    """The versions that updates began from."""
+    versions = {u.base_version for u in updates}
+    records = await store.call(lambda s: [s.adapter(run_id, v) for v in sorted(versions)])
+    return {record.version: record for record in records if record is not None}
 
 
 def servable_blob(

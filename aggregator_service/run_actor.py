@@ -273,8 +273,10 @@ class RunActor:
     async def _combine(self, effect: Aggregate | Refine) -> None:
         state, refines = self._state, isinstance(effect, Refine)
         try:
-            work = self._engine.refine if refines else self._engine.aggregate
-            adapter = await work(state)
+            if refines:
+                adapter = await self._engine.refine(state)
+            else:
+                adapter = await self._engine.aggregate(state, self._store)
         except FedLoraError as error:
             await self._apply_quietly(AggregationFailed(str(error)))
         except Exception:

@@ -31,9 +31,8 @@ from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import RunSpec
 
-__all__ = ["Recipe", "check_kind", "check_run", "compose"]
+__all__ = ["Recipe", "compose"]
 
 _OPTIMISED = (Part.A, Part.B)
 
@@ -187,59 +186,6 @@ def compose(
         # A rule that looks at single updates needs them, however they are summed afterwards.
         properties=replace(properties, linear=properties.linear and not weighs.sees_updates),
     )
-
-
-def check_kind(recipe: Recipe, kind: AdapterKind, *, has_base_weights: bool) -> None:
-    """Refuses adapters of a family that the recipe cannot combine.
-
-    Args:
-        recipe: what is to combine them.
-        kind: their family.
-        has_base_weights: whether the frozen weights can be read.
-
-    Raises:
-        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
-    """
-    name, reads = recipe.method.name, recipe.method.reads_base
-    if kind not in recipe.properties.kinds:
-        known = ", ".join(sorted(recipe.properties.kinds))
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"{name} combines adapters of kind {known}, got {kind.value}",
-            hint="Take adapters of another kind, or another method: fedit, flora_na and optimal "
-            "combine all",
-        )
-    if reads and kind not in reads:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"the options of {name} are for adapters of kind {', '.join(sorted(reads))}, "
-            f"got {kind.value}",
-            hint="hadamard = weighted is for hira, magnitudes = least_squares for dora",
-        )
-    if reads and not has_base_weights:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"{name} with these options reads the frozen weights of the base model, and there are "
-            "none",
-            hint="Set server.base_weights (--base-weights) to its safetensors files",
-        )
-
-
-def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
-    """Refuses a run whose adapter or rounds do not go with its recipe.
-
-    Raises:
-        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
-    """
-    name = recipe.method.name
-    check_kind(recipe, spec.adapter.kind, has_base_weights=has_base_weights)
-    if spec.rounds.quorum < recipe.properties.min_clients:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"{name} needs updates of at least {recipe.properties.min_clients} workers, and "
-            f"rounds.quorum is {spec.rounds.quorum}",
-            hint=f"Set rounds.quorum = {recipe.properties.min_clients}",
-        )
 
 
 def _unmoved(method: Method) -> str:

@@ -27,11 +27,10 @@ def task_for(state: RunState, worker: str, now: float) -> Task:
         return Task(task_id="", kind=TaskKind.STOP, round=state.round, reason=reason)
     if record.state is not WorkerState.READY:
         return _wait("confirm the adapter first")
-    if worker in state.cohort and worker not in state.updates:
-        if phase is RunPhase.INITIALIZING:
-            return _task(state, worker, TaskKind.INITIALIZE, now)
-        if phase is RunPhase.TRAINING:
-            return _task(state, worker, TaskKind.TRAIN, now)
+    if phase is RunPhase.INITIALIZING and worker in state.cohort and worker not in state.updates:
+        return _task(state, worker, TaskKind.INITIALIZE, now)
+    if worker in state.assigned:
+        return _task(state, worker, TaskKind.TRAIN, now)
     if phase is RunPhase.REFINING and worker == state.refiner and state.refinement is None:
         return _task(state, worker, TaskKind.REFINE, now)
     if (
@@ -135,35 +134,44 @@ _SUBMITTED = (TaskKind.INITIALIZE, TaskKind.TRAIN, TaskKind.REFINE)
 
 
 def _task_id(state: RunState, worker: str, kind: TaskKind) -> str:
-    round = 0 if kind is TaskKind.INITIALIZE else state.round
-    return f"{state.run_id}/{round}/{kind.value}/{worker}"
+    return f"{state.run_id}/{_round(state, worker, kind)}/{kind.value}/{worker}"
+
+
+def _round(state: RunState, worker: str, kind: TaskKind) -> int:
+    """The round a task belongs to; of training in hand, the one it was given for."""
+    if kind is TaskKind.INITIALIZE:
+        return 0
+    return state.assigned[worker].round if kind is TaskKind.TRAIN else state.round
 
 
 def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
     slot = state.workers[worker].slot
     shards = len(state.evaluators) if kind is TaskKind.EVALUATE else 0
-    round = 0 if kind is TaskKind.INITIALIZE else state.round
+    round = _round(state, worker, kind)
+    version = state.version or 0
+    if kind is TaskKind.TRAIN:
+        version = state.assigned[worker].base_version
     return Task(
         task_id=_task_id(state, worker, kind),
         kind=kind,
         round=round,
-        adapter_version=state.version or 0,
+        adapter_version=version,
         # By data slot where there is one: a replacement repeats the work of the one it replaces.
         seed=derive_seed(state.spec.seed, round, kind.value, worker if slot is None else slot),
         shard_index=state.evaluators.index(worker) if shards else 0,
         shard_count=shards,
         remaining_seconds=max(0.0, state.deadline - now) if state.deadline is not None else 0.0,
-        plan=_plan(state, kind),
+        plan=_plan(state, kind, round),
     )
 
 
-def _plan(state: RunState, kind: TaskKind) -> RoundPlan:
+def _plan(state: RunState, kind: TaskKind, round: int) -> RoundPlan:
     if kind is TaskKind.INITIALIZE:
         return RoundPlan(trained=adapter_parts(state), published=adapter_parts(state))
     if kind is TaskKind.REFINE:
         refined = state.plan.refined
         return RoundPlan(trained=refined, published=refined, settings=state.plan.settings)
-    return state.plan
+    return plan_for(state.plans, max(1, round))
 
 
 def _wait(reason: str) -> Task:

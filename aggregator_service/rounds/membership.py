@@ -1,11 +1,10 @@
-"""Who takes part: sessions, readiness, ranks, leased data slots, the cohort of a round.
+"""Who takes part: sessions, readiness, ranks, leased data slots.
 
 Pure functions on RunState; nothing here knows tokens, sockets or clocks.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import replace
 
@@ -13,13 +12,11 @@ from aggregator_service.rounds.events import AdapterConfirmed, Fact, WorkerRegis
 from aggregator_service.rounds.state import RunState, WorkerRecord
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
-from fedlora.runs.seeds import derive_seed
 from fedlora.runs.tasks import Role
 
 __all__ = [
     "confirm_adapter",
     "register_worker",
-    "sample_cohort",
     "session_epoch",
     "set_worker_state",
 ]
@@ -70,6 +67,9 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
         rank=rank,
         slot=slot,
         num_updates=old.num_updates if old else 0,
+        num_tasks=old.num_tasks if old else 0,
+        num_examples=old.num_examples if old else 0,
+        loss=old.loss if old else None,
     )
     fact = Fact(
         type=EventType.WORKER_REGISTERED,
@@ -150,16 +150,6 @@ def confirm_adapter(state: RunState, event: AdapterConfirmed) -> tuple[RunState,
 def set_worker_state(state: RunState, name: str, to: WorkerState) -> RunState:
     """The state with one worker ready, lost or gone."""
     return state.with_worker(replace(state.workers[name], state=to))
-
-
-def sample_cohort(state: RunState, round: int) -> tuple[str, ...]:
-    """Workers of a round, sorted: all that are ready, or a sample that the run's seed decides."""
-    ready = state.ready_workers
-    size = state.spec.rounds.cohort_size
-    if not size or size >= len(ready):
-        return ready
-    generator = random.Random(derive_seed(state.spec.seed, round, "cohort"))  # noqa: S311
-    return tuple(sorted(generator.sample(ready, size)))
 
 
 def _lease_slot(state: RunState, name: str) -> tuple[RunState, int | None]:

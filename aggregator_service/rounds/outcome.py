@@ -18,7 +18,7 @@ def round_report(state: RunState) -> RoundReport:
     return RoundReport(
         round=state.round,
         method=state.spec.method.name,
-        base_version=updates[0].base_version,
+        base_version=adapter.base_version or 0,
         adapter_version=adapter.version,
         adapter_sha256=adapter.sha256,
         cohort=state.cohort,
@@ -33,6 +33,7 @@ def round_report(state: RunState) -> RoundReport:
                 metrics=u.metrics,
                 evaluations=u.evaluations,
                 elapsed_seconds=u.elapsed_seconds,
+                staleness=u.staleness,
             )
             for u in updates
         ),

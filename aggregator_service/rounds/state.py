@@ -11,7 +11,7 @@ from fedlora.runs.report import WorkerState
 from fedlora.runs.spec import RunPhase, RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, Role
 
-__all__ = ["AdapterRecord", "RunState", "UpdateRecord", "WorkerRecord"]
+__all__ = ["AdapterRecord", "Assignment", "RunState", "UpdateRecord", "WorkerRecord"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,22 @@ class WorkerRecord:
     confirmed: bool = False
     """this session has confirmed the adapter"""
     num_updates: int = 0
+    num_tasks: int = 0
+    """rounds it was asked to train for"""
+    num_examples: int = 0
+    """of its last update; 0 before the first"""
+    loss: float | None = None
+    """the last one known of a model on its data; None before the first"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Training that a worker has in hand, and whose update will count."""
+
+    round: int
+    base_version: int
+    started: float
+    """when it was given"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +56,7 @@ class UpdateRecord:
 
     update_id: str
     round: int
+    """in which it counts"""
     worker: str
     idempotency_key: str
     sha256: str
@@ -50,11 +67,13 @@ class UpdateRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
     elapsed_seconds: float = 0.0
-    """from the start of the round's training to the commit"""
+    """from the beginning of the task to the commit"""
     given_rank: int = 0
     """rank of the adapter that the worker was given; 0: that of the update"""
     is_refinement: bool = False
     """made after the round's aggregation, on what came of it; no part of the cohort"""
+    staleness: int = 0
+    """rounds between the one it was made for and the one in which it counts"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +93,8 @@ class AdapterRecord:
     """what the method remembers for the next round; empty for nothing"""
     is_refinement: bool = False
     """not aggregated, but trained by a worker that holds the server's data"""
+    base_version: int | None = None
+    """the version before, on which the round built; None for the first"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +123,13 @@ class RunState:
     adapter: AdapterRecord | None = None
     """its record"""
     cohort: tuple[str, ...] = ()
-    """workers of the round (or of the phase INITIALIZING), sorted"""
+    """workers asked for this round (or in the phase INITIALIZING), sorted"""
+    assigned: Mapping[str, Assignment] = field(default_factory=dict)
+    """by worker: training in hand, of this round or, where late updates count, of earlier ones"""
     updates: Mapping[str, UpdateRecord] = field(default_factory=dict)
     """the round's committed updates by worker"""
+    carried: Mapping[str, UpdateRecord] = field(default_factory=dict)
+    """by worker: updates that came between two rounds, and count in the next"""
     refiner: str = ""
     """in the phase REFINING: the worker that trains on what the round came to"""
     refinement: UpdateRecord | None = None
@@ -135,6 +160,10 @@ class RunState:
     def plan(self) -> RoundPlan:
         """What the current round asks of a worker."""
         return plan_for(self.plans, max(1, self.round))
+
+    def is_expected(self, worker: str) -> bool:
+        """Whether a worker is there, or on its way."""
+        return self.workers[worker].state in (WorkerState.JOINING, WorkerState.READY)
 
     def _ready(self, role: Role) -> tuple[str, ...]:
         return tuple(

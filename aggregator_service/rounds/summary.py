@@ -24,6 +24,7 @@ def describe(state: RunState) -> Run:
                 rank=w.rank,
                 data_slot=w.slot,
                 num_updates=w.num_updates,
+                num_tasks=w.num_tasks,
             )
             for _, w in sorted(state.workers.items())
         ),

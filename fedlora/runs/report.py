@@ -87,6 +87,8 @@ class UpdateReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
     elapsed_seconds: float = 0.0
+    staleness: int = 0
+    """rounds by which it was late"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,9 @@ class WorkerInfo:
     rank: int
     data_slot: int | None = None
     num_updates: int = 0
+    """that counted"""
+    num_tasks: int = 0
+    """rounds that it was asked to train for"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +180,7 @@ class EventType(enum.StrEnum):
     RUN_STOPPED = "run_stopped"
     RUN_FAILED = "run_failed"
     SERVER_RESTARTED = "server_restarted"
+    TASK_REASSIGNED = "task_reassigned"
     WORKER_PROGRESS = "worker_progress"
 
 

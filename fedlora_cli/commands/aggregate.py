@@ -101,9 +101,9 @@ def aggregate(
     from aggregator_service.aggregation import registry
     from aggregator_service.aggregation.certify import certify
     from aggregator_service.aggregation.cohort_files import Contribution
-    from aggregator_service.aggregation.composition import check_kind
     from aggregator_service.aggregation.driver import aggregate as combine
     from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
+    from aggregator_service.aggregation.run_checks import check_kind
     from aggregator_service.aggregation.servable import servable_rank, write_servable
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
 

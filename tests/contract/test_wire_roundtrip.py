@@ -60,7 +60,13 @@ PAIRS = {
 # Fields whose values must fit together; anything else is filled by type.
 CHOSEN: dict[type, dict[str, Any]] = {
     adapters.AdapterSpec: {"lora_dropout": 0.25},
-    runs.RoundRules: {"min_workers": 3, "quorum": 2, "cohort_size": 2},
+    runs.RoundRules: {
+        "engine": runs.RoundEngine.BUFFERED,
+        "quorum": 2,
+        "cohort_size": 0,
+        "over_selection": 0.0,
+        "mixing": 0.5,
+    },
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
     runs.RunSpec: {"name": "run"},
     runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "gauge": "balanced"}},

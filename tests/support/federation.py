@@ -161,7 +161,15 @@ class ScriptedWorker:
     async def push_messages(
         self, messages: Iterable[pb.PushUpdateRequest], timeout_seconds: float = 60
     ) -> pb.PushUpdateResponse:
-        return await self.stub.PushUpdate(iter(list(messages)), timeout=timeout_seconds)
+        messages = list(messages)
+        while True:
+            try:
+                return await self.stub.PushUpdate(iter(messages), timeout=timeout_seconds)
+            except grpc.aio.AioRpcError as error:
+                # A write on a stream that the server has ended hides its answer now and then: the
+                # worker asks again, and so does a test.
+                if error.code() is not grpc.StatusCode.INTERNAL or rpc_status.from_call(error):
+                    raise
 
     async def upload_status(self, key: str) -> pb.GetUploadStatusResponse:
         return await self.stub.GetUploadStatus(

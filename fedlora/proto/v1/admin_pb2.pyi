@@ -76,6 +76,7 @@ class _EventTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventType.V
     EVENT_TYPE_RUN_STOPPED: _EventType.ValueType  # 16
     EVENT_TYPE_RUN_FAILED: _EventType.ValueType  # 17
     EVENT_TYPE_SERVER_RESTARTED: _EventType.ValueType  # 18
+    EVENT_TYPE_TASK_REASSIGNED: _EventType.ValueType  # 19
     EVENT_TYPE_WORKER_PROGRESS: _EventType.ValueType  # 64
     """Not stored; sequence is 0."""
 
@@ -101,6 +102,7 @@ EVENT_TYPE_RUN_COMPLETED: EventType.ValueType  # 15
 EVENT_TYPE_RUN_STOPPED: EventType.ValueType  # 16
 EVENT_TYPE_RUN_FAILED: EventType.ValueType  # 17
 EVENT_TYPE_SERVER_RESTARTED: EventType.ValueType  # 18
+EVENT_TYPE_TASK_REASSIGNED: EventType.ValueType  # 19
 EVENT_TYPE_WORKER_PROGRESS: EventType.ValueType  # 64
 """Not stored; sequence is 0."""
 Global___EventType: _TypeAlias = EventType  # noqa: Y015
@@ -115,12 +117,15 @@ class WorkerInfo(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     DATA_SLOT_FIELD_NUMBER: _builtins.int
     NUM_UPDATES_FIELD_NUMBER: _builtins.int
+    NUM_TASKS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___WorkerState.ValueType
     rank: _builtins.int
     data_slot: _builtins.int
     num_updates: _builtins.int
     """Updates of this worker that counted."""
+    num_tasks: _builtins.int
+    """Rounds that it was asked to train for."""
     @_builtins.property
     def capabilities(self) -> _federation_pb2.Capabilities: ...
     def __init__(
@@ -132,10 +137,11 @@ class WorkerInfo(_message.Message):
         rank: _builtins.int = ...,
         data_slot: _builtins.int | None = ...,
         num_updates: _builtins.int = ...,
+        num_tasks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_data_slot", b"_data_slot", "capabilities", b"capabilities", "data_slot", b"data_slot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_slot", b"_data_slot", "capabilities", b"capabilities", "data_slot", b"data_slot", "name", b"name", "num_updates", b"num_updates", "rank", b"rank", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_slot", b"_data_slot", "capabilities", b"capabilities", "data_slot", b"data_slot", "name", b"name", "num_tasks", b"num_tasks", "num_updates", b"num_updates", "rank", b"rank", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__data_slot: _TypeAlias = _typing.Literal["data_slot"]  # noqa: Y015
     _WhichOneofArgType__data_slot: _TypeAlias = _typing.Literal["_data_slot", b"_data_slot"]  # noqa: Y015

@@ -198,6 +198,70 @@ SELECTION_REST_ZERO: Selection.ValueType  # 3
 """They add nothing."""
 Global___Selection: _TypeAlias = Selection  # noqa: Y015
 
+class _RoundEngine:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoundEngineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundEngine.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUND_ENGINE_UNSPECIFIED: _RoundEngine.ValueType  # 0
+    ROUND_ENGINE_SYNC: _RoundEngine.ValueType  # 1
+    """Its cohort."""
+    ROUND_ENGINE_BUFFERED: _RoundEngine.ValueType  # 2
+    """A number of updates, from whatever version they began (FedBuff)."""
+    ROUND_ENGINE_ASYNC: _RoundEngine.ValueType  # 3
+    """One update (FedAsync)."""
+
+class RoundEngine(_RoundEngine, metaclass=_RoundEngineEnumTypeWrapper):
+    """What a round waits for."""
+
+ROUND_ENGINE_UNSPECIFIED: RoundEngine.ValueType  # 0
+ROUND_ENGINE_SYNC: RoundEngine.ValueType  # 1
+"""Its cohort."""
+ROUND_ENGINE_BUFFERED: RoundEngine.ValueType  # 2
+"""A number of updates, from whatever version they began (FedBuff)."""
+ROUND_ENGINE_ASYNC: RoundEngine.ValueType  # 3
+"""One update (FedAsync)."""
+Global___RoundEngine: _TypeAlias = RoundEngine  # noqa: Y015
+
+class _LateUpdates:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LateUpdatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LateUpdates.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LATE_UPDATES_UNSPECIFIED: _LateUpdates.ValueType  # 0
+    LATE_UPDATES_DROP: _LateUpdates.ValueType  # 1
+    LATE_UPDATES_CARRY: _LateUpdates.ValueType  # 2
+
+class LateUpdates(_LateUpdates, metaclass=_LateUpdatesEnumTypeWrapper):
+    """What becomes of an update whose round has closed."""
+
+LATE_UPDATES_UNSPECIFIED: LateUpdates.ValueType  # 0
+LATE_UPDATES_DROP: LateUpdates.ValueType  # 1
+LATE_UPDATES_CARRY: LateUpdates.ValueType  # 2
+Global___LateUpdates: _TypeAlias = LateUpdates  # noqa: Y015
+
+class _Sampling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_UNSPECIFIED: _Sampling.ValueType  # 0
+    SAMPLING_UNIFORM: _Sampling.ValueType  # 1
+    SAMPLING_BY_EXAMPLES: _Sampling.ValueType  # 2
+    SAMPLING_POWER_OF_CHOICE: _Sampling.ValueType  # 3
+
+class Sampling(_Sampling, metaclass=_SamplingEnumTypeWrapper):
+    """Which workers are taken where not all are."""
+
+SAMPLING_UNSPECIFIED: Sampling.ValueType  # 0
+SAMPLING_UNIFORM: Sampling.ValueType  # 1
+SAMPLING_BY_EXAMPLES: Sampling.ValueType  # 2
+SAMPLING_POWER_OF_CHOICE: Sampling.ValueType  # 3
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
 class _EvaluationScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -417,18 +481,53 @@ class RoundRules(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     BELOW_QUORUM_FIELD_NUMBER: _builtins.int
     EVALUATE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    SAMPLING_CANDIDATES_FIELD_NUMBER: _builtins.int
+    OVER_SELECTION_FIELD_NUMBER: _builtins.int
+    MAX_EXTENSIONS_FIELD_NUMBER: _builtins.int
+    LATE_UPDATES_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALENESS_EXPONENT_FIELD_NUMBER: _builtins.int
+    BUFFER_SIZE_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    MIXING_FIELD_NUMBER: _builtins.int
+    EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
     num_rounds: _builtins.int
     min_workers: _builtins.int
     """Ready workers needed before a round begins."""
     cohort_size: _builtins.int
     """Workers sampled for a round; 0 takes all that are ready."""
     quorum: _builtins.int
-    """Updates with which a round may close once its deadline has passed."""
+    """Updates with which a round may close once its deadline has passed, or once nobody is left to
+    wait for.
+    """
     deadline_seconds: _builtins.float
     """Seconds a round may train; it closes earlier when all have reported."""
     below_quorum: Global___BelowQuorum.ValueType
     evaluate: _builtins.bool
     """Score each published adapter on the workers' held-out and shared test data."""
+    engine: Global___RoundEngine.ValueType
+    sampling: Global___Sampling.ValueType
+    sampling_candidates: _builtins.int
+    """Candidates of power-of-choice; 0 for twice as many as are taken."""
+    over_selection: _builtins.float
+    """Share of cohort_size asked in addition; the round closes with the first cohort_size updates."""
+    max_extensions: _builtins.int
+    """Deadlines that may pass below quorum before the run fails; 0 for any number."""
+    late_updates: Global___LateUpdates.ValueType
+    max_staleness: _builtins.int
+    """Rounds by which an update may be late where late ones count."""
+    staleness_exponent: _builtins.float
+    """An update late by t rounds counts (1 + t)^-x times as much."""
+    buffer_size: _builtins.int
+    """Updates that close a round of the buffered engine."""
+    concurrency: _builtins.int
+    """Workers that train at a time under the buffered and the asynchronous engine; 0 for all."""
+    mixing: _builtins.float
+    """Share of the global adapter that a fresh update of the asynchronous engine replaces."""
+    evaluate_every: _builtins.int
+    """Rounds between two evaluations; the last round is always evaluated."""
     def __init__(
         self,
         *,
@@ -439,10 +538,22 @@ class RoundRules(_message.Message):
         deadline_seconds: _builtins.float = ...,
         below_quorum: Global___BelowQuorum.ValueType = ...,
         evaluate: _builtins.bool = ...,
+        engine: Global___RoundEngine.ValueType = ...,
+        sampling: Global___Sampling.ValueType = ...,
+        sampling_candidates: _builtins.int = ...,
+        over_selection: _builtins.float = ...,
+        max_extensions: _builtins.int = ...,
+        late_updates: Global___LateUpdates.ValueType = ...,
+        max_staleness: _builtins.int = ...,
+        staleness_exponent: _builtins.float = ...,
+        buffer_size: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        mixing: _builtins.float = ...,
+        evaluate_every: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "cohort_size", b"cohort_size", "deadline_seconds", b"deadline_seconds", "evaluate", b"evaluate", "min_workers", b"min_workers", "num_rounds", b"num_rounds", "quorum", b"quorum"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "buffer_size", b"buffer_size", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -824,16 +935,21 @@ class UpdateReport(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
     ELAPSED_SECONDS_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     num_examples: _builtins.int
     weight: _builtins.float
-    """Weight in the mean; the weights of a round sum to 1."""
+    """Weight in the mean. The weights of a round sum to 1, or to less where late updates are
+    discounted: the rest is that of the version before.
+    """
     total_bytes: _builtins.int
     sha256: _builtins.str
     """Lower-case hexadecimal SHA-256 of the payload."""
     rank: _builtins.int
     elapsed_seconds: _builtins.float
-    """Seconds from the round's start to the commit."""
+    """Seconds from the task's beginning to the commit."""
+    staleness: _builtins.int
+    """Rounds by which the update was late."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -850,10 +966,11 @@ class UpdateReport(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
         elapsed_seconds: _builtins.float = ...,
+        staleness: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "sha256", b"sha256", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "sha256", b"sha256", "staleness", b"staleness", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

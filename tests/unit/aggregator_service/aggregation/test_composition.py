@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from support.runs import run_spec
 
-from aggregator_service.aggregation.composition import check_kind, check_run, compose
+from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import (
     COMPRESSIONS,
     METHODS,
@@ -15,6 +15,7 @@ from aggregator_service.aggregation.registry import (
     WEIGHTINGS,
     create_recipe,
 )
+from aggregator_service.aggregation.run_checks import check_kind, check_run
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason

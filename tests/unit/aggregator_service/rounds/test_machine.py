@@ -138,14 +138,26 @@ def test_below_quorum_the_run_fails_where_it_is_told_to():
     assert "0 of 2 updates" in driver.state.reason
 
 
-def test_a_worker_that_has_left_is_not_waited_for_but_a_lost_one_is():
+@pytest.mark.parametrize("gone", [WorkerLost("c"), WorkerLeft("c", "shut down")])
+def test_with_a_quorum_nobody_waits_for_a_worker_that_is_lost_or_has_left(gone):
     driver = MachineDriver(run_spec(num_workers=3, quorum=2))
     driver.start_training("a", "b", "c")
     driver.commit("a")
     driver.commit("b")
-    driver.feed(WorkerLost("c"))
     assert driver.state.phase is RunPhase.TRAINING
-    driver.feed(WorkerLeft("c", "shut down"))
+    driver.feed(gone)
+    assert driver.state.phase is RunPhase.AGGREGATING
+
+
+def test_below_quorum_a_lost_worker_may_come_back_and_count():
+    driver = MachineDriver(run_spec(num_workers=2, quorum=2))
+    driver.start_training("a", "b")
+    driver.commit("a")
+    driver.feed(WorkerLost("b"))
+    assert driver.state.phase is RunPhase.TRAINING
+    driver.feed(WorkerReturned("b"))
+    assert task_for(driver.state, "b", driver.now).kind is TaskKind.TRAIN
+    driver.commit("b")
     assert driver.state.phase is RunPhase.AGGREGATING
 
 

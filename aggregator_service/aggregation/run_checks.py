@@ -1,0 +1,107 @@
+"""What a recipe cannot do, said before a run begins and not in its last round."""
+
+from __future__ import annotations
+
+from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.weighting.examples import NumExamples
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterKind
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan, Selection
+from fedlora.runs.spec import RunSpec
+
+__all__ = ["check_kind", "check_run", "needs_one_version"]
+
+
+def check_kind(recipe: Recipe, kind: AdapterKind, *, has_base_weights: bool) -> None:
+    """Refuses adapters of a family that the recipe cannot combine.
+
+    Args:
+        recipe: what is to combine them.
+        kind: their family.
+        has_base_weights: whether the frozen weights can be read.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
+    """
+    name, reads = recipe.method.name, recipe.method.reads_base
+    if kind not in recipe.properties.kinds:
+        known = ", ".join(sorted(recipe.properties.kinds))
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} combines adapters of kind {known}, got {kind.value}",
+            hint="Take adapters of another kind, or another method: fedit, flora_na and optimal "
+            "combine all",
+        )
+    if reads and kind not in reads:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the options of {name} are for adapters of kind {', '.join(sorted(reads))}, "
+            f"got {kind.value}",
+            hint="hadamard = weighted is for hira, magnitudes = least_squares for dora",
+        )
+    if reads and not has_base_weights:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} with these options reads the frozen weights of the base model, and there are "
+            "none",
+            hint="Set server.base_weights (--base-weights) to its safetensors files",
+        )
+
+
+def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
+    """Refuses a run whose adapter or rounds do not go with its recipe.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming what was expected and got.
+    """
+    name = recipe.method.name
+    check_kind(recipe, spec.adapter.kind, has_base_weights=has_base_weights)
+    if spec.rounds.quorum < recipe.properties.min_clients:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} needs updates of at least {recipe.properties.min_clients} workers, and "
+            f"rounds.quorum is {spec.rounds.quorum}",
+            hint=f"Set rounds.quorum = {recipe.properties.min_clients}",
+        )
+    why = needs_one_version(recipe, spec.adapter.kind) if spec.rounds.counts_late_updates else ""
+    if why:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the updates of a round of {name} must all begin from one version, since {why}; with "
+            f"engine = {spec.rounds.engine.value} and late_updates = "
+            f"{spec.rounds.late_updates.value} they need not",
+            hint='Set rounds.engine = "sync" and late_updates = "drop", or take another method: '
+            "fedit, flora_na and optimal combine late updates",
+        )
+
+
+def needs_one_version(recipe: Recipe, kind: AdapterKind) -> str:
+    """Why a recipe's updates must all begin from one version; empty where they need not."""
+    plans = recipe.plans(kind)
+    if len(plans) > 1:
+        return "its rounds ask for different parts in turn"
+    if not isinstance(recipe.weighting, NumExamples):
+        return f"its weights ({recipe.weighting.name}) compare updates of one version"
+    properties = recipe.properties
+    if properties.changes_base or properties.keeps_total:
+        return "it adds rounds up in the base model or in a state of its own"
+    if reason := _of_plan(plans[0]):
+        return reason
+    if not (properties.keeps_basis or properties.mixed_ranks):
+        return "its versions come in other components each, and it takes updates of one rank only"
+    return ""
+
+
+def _of_plan(plan: RoundPlan) -> str:
+    if plan.private:
+        return "workers keep parts that go with a version"
+    if plan.selection is not Selection.ALL or plan.may_lower_rank:
+        return "workers send components of the version that they were given"
+    if plan.refined or plan.personal_stage:
+        return "its rounds have a stage after the aggregation"
+    if not {*plan.trained} <= {Part.A, Part.B, Part.MAGNITUDE}:
+        return "workers train a matrix between the factors of one version"
+    if not {*plan.published} <= {*plan.trained}:
+        return "it publishes factors that workers have not trained"
+    return ""
