@@ -1,13 +1,16 @@
 """Adapters and updates as files named by their digest.
 
-    root/blobs/ab/<sha256>       whole, durable, never changed
-    root/uploads/<digest>.part   an upload so far; named by a digest of its key
-    root/tmp/                    files in the making; swept at start
-    root/quarantine/             blobs that no longer have their digest
+    root/blobs/ab/<sha256>               whole, durable, never changed
+    root/uploads/<digest>.<owner>.part   an upload so far; named by a digest of its key
+    root/tmp/                            files in the making; swept at start
+    root/quarantine/                     blobs that no longer have their digest
 
 A file gets its final name in the order: file synced, renamed, directory synced. Only then does the
 caller write of it to the database, and only then is anybody told. No name here contains anything a
 client has written. All methods block; they are called from threads.
+
+Partial uploads carry the name of the store that writes them, new for each: what a frozen server
+still has open when it wakes is never a file that its successor goes on with.
 """
 
 from __future__ import annotations
@@ -40,9 +43,10 @@ class BlobStore:
 
     Args:
         root: the state directory; created if it is not there.
+        keep_uploads: go on with the partial uploads of earlier servers, all of which have ended.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keep_uploads: bool = True) -> None:
         self._blobs, self._uploads = root / "blobs", root / "uploads"
         self._tmp, self._quarantine = root / "tmp", root / "quarantine"
         with mapped_errors():
@@ -50,7 +54,8 @@ class BlobStore:
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(root)
             sync_folder(root.parent)
-        self._sweep()
+        self._owner = secrets.token_hex(4)
+        self._sweep(keep_uploads=keep_uploads)
         self._open: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -148,18 +153,20 @@ class BlobStore:
 
     def _part(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return self._uploads / f"{name}.part"
+        return self._uploads / f"{name}.{self._owner}.part"
 
     def _close(self, path: Path) -> None:
         with self._lock:
             self._open.discard(path)
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, keep_uploads: bool) -> None:
         for leftover in self._tmp.iterdir():
             leftover.unlink()
         abandoned = time.time() - _ABANDONED_SECONDS
         for part in self._uploads.iterdir():
-            if part.stat().st_mtime < abandoned:
+            if keep_uploads and part.stat().st_mtime >= abandoned:
+                part.rename(part.with_name(f"{part.name.partition('.')[0]}.{self._owner}.part"))
+            else:
                 part.unlink()
 
 

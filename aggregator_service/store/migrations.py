@@ -68,6 +68,11 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        # The epoch of the server that may write; each that opens the state takes the next.
+        "CREATE TABLE owner (epoch INTEGER NOT NULL) STRICT",
+        "INSERT INTO owner VALUES (0)",
+    ),
 )
 
 SCHEMA_VERSION = len(_STEPS)

@@ -4,6 +4,10 @@ One connection, in one thread, is the only writer there is: SQLite before 3.51.3
 that two connections write or checkpoint at once. `synchronous=FULL` makes an acknowledged update
 survive a loss of power, not only a kill. Domain objects are stored as JSON, made and read by
 pydantic; the columns beside it are the keys that must be unique.
+
+Whoever opens the file takes the next epoch, and every commit looks in its own transaction whether
+the epoch is still its own. So a server that was frozen while another took its place writes nothing
+when it wakes, and has never two writers beside each other.
 """
 
 from __future__ import annotations
@@ -63,6 +67,7 @@ class SqliteStateStore:
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
                 migrate(self._db)
+                self._epoch = self._take_epoch()
         except BaseException:
             self._db.close()
             raise
@@ -77,6 +82,7 @@ class SqliteStateStore:
         """See StateStore."""
         state, run_id = transaction.state, transaction.state.run_id
         with self._transaction() as db:
+            self._check_epoch()
             db.execute(
                 """
                 INSERT INTO runs (run_id, name, created_at, clock, state) VALUES (?, ?, ?, ?, ?)
@@ -190,6 +196,20 @@ class SqliteStateStore:
         """See StateStore."""
         self._db.close()
 
+    def _take_epoch(self) -> int:
+        # One statement is a transaction of its own, durable as any other.
+        ((epoch,),) = self._db.execute("UPDATE owner SET epoch = epoch + 1 RETURNING epoch")
+        return int(epoch)
+
+    def _check_epoch(self) -> None:
+        (epoch,) = self._db.execute("SELECT epoch FROM owner").fetchone()
+        if epoch != self._epoch:
+            raise FedLoraError(
+                Reason.STATE_LOCKED,
+                f"a newer server (epoch {epoch}) owns the state, this one has epoch {self._epoch}",
+                hint="Go to the newer server",
+            )
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with _mapped_errors(self._path):
@@ -240,6 +260,11 @@ _REFUSALS: Final = {
         Reason.UNAVAILABLE,
         "cannot be written",
         "Check the permissions of the state directory",
+    ),
+    sqlite3.SQLITE_BUSY: (
+        Reason.UNAVAILABLE,
+        "is held by another process in the middle of a write",
+        "End that process, or try again once it is done",
     ),
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,

@@ -27,6 +27,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, run: RunSpec, **settings: object) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self._port_file = folder / "address"
         config = folder / "run.toml"
         config.write_text(toml_of(run))
@@ -76,6 +77,16 @@ class ServerProcess:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
+
+    def pause(self) -> None:
+        """SIGSTOP: nothing runs until `resume`; locks, sockets and files stay as they are."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def terminate(self) -> int:
         """SIGTERM and the exit code."""
