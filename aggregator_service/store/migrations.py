@@ -1,18 +1,22 @@
-"""The database's schema, as numbered steps that each run once.
+"""The database's schema, as numbered versions that are each reached once.
 
-A step and the record that it has run are one transaction, so a kill in the middle leaves the step
-undone. Steps are never changed once released: a new one is added.
+What leads to a version, and the record that it was reached, are one transaction, so a kill in the
+middle leaves the version before. Released versions are never changed: a new one is added.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["SCHEMA_VERSION", "migrate"]
 
-_STEPS: tuple[tuple[str, ...], ...] = (
+Step = str | Callable[[sqlite3.Connection], object]
+"""a statement or, for what SQL cannot say, a function that neither begins nor ends a transaction"""
+
+_VERSIONS: tuple[tuple[Step, ...], ...] = (
     (
         """
         CREATE TABLE runs (
@@ -75,7 +79,7 @@ _STEPS: tuple[tuple[str, ...], ...] = (
     ),
 )
 
-SCHEMA_VERSION = len(_STEPS)
+SCHEMA_VERSION = len(_VERSIONS)
 """version this program writes"""
 
 
@@ -96,8 +100,11 @@ def migrate(connection: sqlite3.Connection) -> None:
     for version in range(found, SCHEMA_VERSION):
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _STEPS[version]:
-                connection.execute(statement)
+            for step in _VERSIONS[version]:
+                if isinstance(step, str):
+                    connection.execute(step)
+                else:
+                    step(connection)
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:
