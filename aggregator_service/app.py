@@ -19,7 +19,7 @@ from aggregator_service.engine import AggregationEngine
 from aggregator_service.exporter import RunExporter
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
-from aggregator_service.store.sqlite import SqliteStateStore
+from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.transport.server import GrpcServer
 from fedlora.exit_codes import ExitCode
@@ -61,7 +61,7 @@ class Aggregator:
         try:
             # The epoch first: from then on nothing that another server does can be acknowledged.
             self._store = ThreadedStore(
-                lambda: SqliteStateStore(config.state_dir / "fedlora.sqlite"),
+                lambda: SqliteStateStore(config.state_dir / DATABASE_NAME),
                 on_fenced=functools.partial(loop.call_soon_threadsafe, self._fenced.set),
             )
             self._blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)

@@ -29,7 +29,7 @@ from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["BlobStore", "UploadWriter"]
+__all__ = ["BlobStore", "UploadWriter", "blob_path"]
 
 _BLOCK_BYTES = 1024**2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -63,9 +63,7 @@ class BlobStore:
 
     def path(self, sha256: str) -> Path:
         """Where the blob of a digest, 64 hexadecimal digits, lies or would lie."""
-        if not _SHA256.fullmatch(sha256):
-            raise AssertionError(f"{sha256[:80]!r} is no SHA-256")
-        return self._blobs / sha256[:2] / sha256
+        return blob_path(self._blobs, sha256)
 
     def verify(self, sha256: str) -> None:
         """Reads a blob and compares its digest.
@@ -168,6 +166,13 @@ class BlobStore:
                 part.rename(part.with_name(f"{part.name.partition('.')[0]}.{self._owner}.part"))
             else:
                 part.unlink()
+
+
+def blob_path(blobs: Path, sha256: str) -> Path:
+    """Where the blob of a digest lies below the folder of all blobs."""
+    if not _SHA256.fullmatch(sha256):
+        raise AssertionError(f"{sha256[:80]!r} is no SHA-256")
+    return blobs / sha256[:2] / sha256
 
 
 def _digest(file: BinaryIO) -> str:

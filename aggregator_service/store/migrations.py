@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["SCHEMA_VERSION", "migrate"]
+__all__ = ["SCHEMA_VERSION", "migrate", "schema_of"]
 
 Step = str | Callable[[sqlite3.Connection], object]
 """a statement or, for what SQL cannot say, a function that neither begins nor ends a transaction"""
@@ -83,13 +83,13 @@ SCHEMA_VERSION = len(_VERSIONS)
 """version this program writes"""
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Brings a database to SCHEMA_VERSION.
+def schema_of(connection: sqlite3.Connection) -> int:
+    """The version of a database.
 
     Raises:
-        FedLoraError: STATE_CORRUPT for a database that a newer program has written.
+        FedLoraError: STATE_CORRUPT if a newer program has written it.
     """
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > SCHEMA_VERSION:
         raise FedLoraError(
             Reason.STATE_CORRUPT,
@@ -97,7 +97,16 @@ def migrate(connection: sqlite3.Connection) -> None:
             f"{SCHEMA_VERSION}",
             hint="Upgrade fedlora, or choose another server.state_dir",
         )
-    for version in range(found, SCHEMA_VERSION):
+    return found
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings a database to SCHEMA_VERSION.
+
+    Raises:
+        FedLoraError: as `schema_of` does.
+    """
+    for version in range(schema_of(connection), SCHEMA_VERSION):
         connection.execute("BEGIN IMMEDIATE")
         try:
             for step in _VERSIONS[version]:

@@ -28,7 +28,10 @@ from aggregator_service.store.migrations import migrate
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
 
-__all__ = ["SqliteStateStore"]
+__all__ = ["DATABASE_NAME", "SqliteStateStore", "mapped_database_errors"]
+
+DATABASE_NAME = "fedlora.sqlite"
+"""the file in a state directory"""
 
 
 def _json(domain: Any) -> TypeAdapter[Any]:
@@ -56,10 +59,10 @@ class SqliteStateStore:
 
     def __init__(self, path: Path) -> None:
         # isolation_level None: transactions are begun and ended here, in words.
-        with _mapped_errors(path):
+        with mapped_database_errors(path):
             self._db = sqlite3.connect(path, isolation_level=None)
         try:
-            with _mapped_errors(path):
+            with mapped_database_errors(path):
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA foreign_keys = ON")
@@ -212,7 +215,7 @@ class SqliteStateStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _mapped_errors(self._path):
+        with mapped_database_errors(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -225,7 +228,12 @@ class SqliteStateStore:
 
 
 @contextlib.contextmanager
-def _mapped_errors(path: Path) -> Iterator[None]:
+def mapped_database_errors(path: Path) -> Iterator[None]:
+    """Turns what SQLite says of a file into errors that name the file and the way out.
+
+    Raises:
+        FedLoraError: ALREADY_EXISTS, STATE_CORRUPT, OUT_OF_SPACE or UNAVAILABLE.
+    """
     try:
         yield
     except sqlite3.IntegrityError as error:
