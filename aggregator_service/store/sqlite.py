@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
@@ -79,7 +79,7 @@ class SqliteStateStore:
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """See StateStore."""
         rows = self._db.execute("SELECT state, clock FROM runs ORDER BY created_at, run_id")
-        return tuple((_STATE.validate_json(state), clock) for state, clock in rows.fetchall())
+        return tuple((_load(_STATE, state), clock) for state, clock in rows.fetchall())
 
     def commit(self, transaction: Transaction) -> None:
         """See StateStore."""
@@ -140,7 +140,7 @@ class SqliteStateStore:
             "SELECT event FROM events WHERE run_id = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
             (run_id, min(first_sequence, 2**62), limit),
         )
-        return tuple(_EVENT.validate_json(event) for (event,) in rows.fetchall())
+        return tuple(_load(_EVENT, event) for (event,) in rows.fetchall())
 
     def updates(self, run_id: str, round: int) -> tuple[UpdateRecord, ...]:
         """See StateStore."""
@@ -148,7 +148,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND round = ? ORDER BY worker",
             (run_id, round),
         )
-        return tuple(_UPDATE.validate_json(record) for (record,) in rows.fetchall())
+        return tuple(_load(_UPDATE, record) for (record,) in rows.fetchall())
 
     def update_by_key(self, run_id: str, idempotency_key: str) -> UpdateRecord | None:
         """See StateStore."""
@@ -156,7 +156,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND idempotency_key = ?",
             (run_id, idempotency_key),
         ).fetchone()
-        return _UPDATE.validate_json(row[0]) if row else None
+        return _load(_UPDATE, row[0]) if row else None
 
     def adapter(self, run_id: str, version: int) -> AdapterRecord | None:
         """See StateStore."""
@@ -164,14 +164,14 @@ class SqliteStateStore:
             "SELECT record FROM adapters WHERE run_id = ? AND version = ?",
             (run_id, min(version, 2**62)),
         ).fetchone()
-        return _ADAPTER.validate_json(row[0]) if row else None
+        return _load(_ADAPTER, row[0]) if row else None
 
     def adapters(self, run_id: str) -> tuple[AdapterRecord, ...]:
         """See StateStore."""
         rows = self._db.execute(
             "SELECT record FROM adapters WHERE run_id = ? ORDER BY version", (run_id,)
         )
-        return tuple(_ADAPTER.validate_json(record) for (record,) in rows.fetchall())
+        return tuple(_load(_ADAPTER, record) for (record,) in rows.fetchall())
 
     def reports(self, run_id: str) -> tuple[RoundReport, ...]:
         """See StateStore."""
@@ -184,8 +184,8 @@ class SqliteStateStore:
         )
         return tuple(
             replace(
-                _REPORT.validate_json(report),
-                certificate=_CERTIFICATE.validate_json(certificate) if certificate else None,
+                _load(_REPORT, report),
+                certificate=_load(_CERTIFICATE, certificate) if certificate else None,
             )
             for report, certificate in rows.fetchall()
         )
@@ -278,6 +278,18 @@ _REFUSALS: Final = {
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
 """SQLite's codes that are nobody's mistake: what it is here, and the way out"""
+
+
+def _load(adapter: TypeAdapter[Any], record: str) -> Any:
+    try:
+        return adapter.validate_json(record)
+    except (ValidationError, FedLoraError) as error:
+        # SQLite checks the shape of its pages, not what is written on them.
+        raise FedLoraError(
+            Reason.STATE_CORRUPT,
+            f"a stored record is damaged: {' '.join(str(error).split())[:300]}",
+            hint="Restore the state directory from a backup",
+        ) from error
 
 
 def _dump(adapter: TypeAdapter[Any], value: object) -> str:

@@ -132,6 +132,20 @@ def test_a_file_that_is_no_database_is_damaged(tmp_path: Path):
     assert caught.value.reason is Reason.STATE_CORRUPT
 
 
+def test_a_record_that_cannot_be_read_is_damaged(tmp_path: Path):
+    filled(tmp_path / "db")
+    for damage in ('{"run_id": 5', '{"run_id": "r"}', "\x00", ""):
+        db = sqlite3.connect(tmp_path / "db")
+        db.execute("UPDATE runs SET state = ?", (damage,))
+        db.commit()
+        db.close()
+        store = SqliteStateStore(tmp_path / "db")
+        with pytest.raises(FedLoraError, match=r"damaged.*Restore .* from a backup") as caught:
+            store.load_runs()
+        assert caught.value.reason is Reason.STATE_CORRUPT
+        store.close()
+
+
 def test_a_path_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
     (tmp_path / "db").mkdir()
     with pytest.raises(FedLoraError, match="cannot be opened") as caught:
