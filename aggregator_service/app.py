@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -17,9 +19,10 @@ from aggregator_service.engine import AggregationEngine
 from aggregator_service.exporter import RunExporter
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
-from aggregator_service.store.sqlite import SqliteStateStore
+from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.transport.server import GrpcServer
+from fedlora.exit_codes import ExitCode
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.spec import RunPhase, RunSpec
 from fedlora.runs.tasks import Limits
@@ -27,6 +30,9 @@ from fedlora.runs.tasks import Limits
 __all__ = ["Aggregator", "serve"]
 
 log = structlog.get_logger(__name__)
+
+_OWNERSHIP_CHECK_SECONDS = 1.0
+"""how often a server looks whether the state directory is still its own"""
 
 
 class Aggregator:
@@ -44,17 +50,21 @@ class Aggregator:
         self._run = run
         self.address = ""
         """host:port it serves on, once entered"""
+        self._fenced = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         """Opens the state, serves, and starts the run given."""
         config = self._config
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = StateLock(config.state_dir)
+        self._lock = StateLock(config.state_dir, take_over=config.take_over)
+        loop = asyncio.get_running_loop()
         try:
-            self._blobs = BlobStore(config.state_dir)
+            # The epoch first: from then on nothing that another server does can be acknowledged.
             self._store = ThreadedStore(
-                lambda: SqliteStateStore(config.state_dir / "fedlora.sqlite")
+                lambda: SqliteStateStore(config.state_dir / DATABASE_NAME),
+                on_fenced=functools.partial(loop.call_soon_threadsafe, self._fenced.set),
             )
+            self._blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
             self._exporter = RunExporter(config.export_dir, self._blobs)
             self.coordinator = Coordinator(
                 store=self._store,
@@ -90,7 +100,8 @@ class Aggregator:
         await self.coordinator.close()
         await self._exporter.close()
         await asyncio.to_thread(self._store.close)
-        if self._config.port_file is not None:
+        # The files of a server that has been replaced may be those of its successor.
+        if self._config.port_file is not None and self._lock.is_held:
             self._config.port_file.unlink(missing_ok=True)
         self._lock.release()
         log.info("stopped")
@@ -103,6 +114,15 @@ class Aggregator:
         while not actor.is_settled:
             await actor.wait_for_change(None)
         return actor.state.phase
+
+    async def wait_until_fenced(self) -> None:
+        """Returns once another server owns the state directory.
+
+        A commit that is refused tells; where nothing is committed, the lock file does.
+        """
+        while self._lock.is_held and not self._fenced.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._fenced.wait(), _OWNERSHIP_CHECK_SECONDS)
 
 
 def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:
@@ -132,7 +152,8 @@ async def serve(
         ready: called with the address once calls are accepted.
 
     Returns:
-        0, or 7 if `exit_when_done` is set and the run has failed.
+        0; 5 if another server has taken the state directory; 7 if `exit_when_done` is set and the
+        run has failed.
     """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -141,16 +162,21 @@ async def serve(
     async with Aggregator(config, run) as aggregator:
         if ready is not None:
             ready(aggregator.address)
-        waits: list[asyncio.Future[object]] = [asyncio.ensure_future(stopping.wait())]
+        replaced = asyncio.ensure_future(aggregator.wait_until_fenced())
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stopping.wait()), replaced]
         if run is not None and config.exit_when_done:
             waits.append(asyncio.ensure_future(_settled_and_told(aggregator)))
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if fenced := replaced.done():
+            log.error("fenced", state_dir=str(config.state_dir))
         for wait in waits:
             wait.cancel()
         failed = run is not None and (
             aggregator.coordinator.run(run.name).state.phase is RunPhase.FAILED
         )
-    return 7 if failed and config.exit_when_done else 0
+    if fenced:
+        return ExitCode.FENCED
+    return ExitCode.RUN_FAILED if failed and config.exit_when_done else ExitCode.OK
 
 
 async def _settled_and_told(aggregator: Aggregator) -> None:

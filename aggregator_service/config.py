@@ -18,6 +18,9 @@ class AggregatorConfig:
     """host:port to serve on, port 0 for any free one; 127.0.0.1 is this machine only"""
     state_dir: Path = Path("fedlora-state")
     """database and adapters; one process owns it"""
+    take_over: bool = False
+    """start although another process holds state_dir: one that is frozen, or of a lost host; should
+    it wake, it is refused every write and ends"""
     export_dir: Path | None = None
     """where run directories for people are written, one per run; none if unset"""
     device: str = "auto"

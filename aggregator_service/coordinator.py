@@ -291,11 +291,19 @@ class Coordinator:
         return fixed.base_fingerprint if fixed else ""
 
     async def await_task(self, token: str, max_wait_seconds: float) -> Task:
-        """The worker's next task, as soon as there is one."""
+        """The worker's next task, as soon as there is one.
+
+        Raises:
+            FedLoraError: UNKNOWN_SESSION for a session that has not confirmed the adapter. A worker
+                asks only after that, so this state was restored from before it: the worker must
+                tell again who it is and what it holds.
+        """
         budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
         until = time.monotonic() + budget
         while True:
             actor, worker = self.session(token)
+            if not (actor.state.workers[worker].confirmed or actor.state.phase.is_final):
+                raise unknown_session()
             task = task_for(actor.state, worker, actor.now())
             left = until - time.monotonic()
             if task.kind is not TaskKind.WAIT or left <= 0:

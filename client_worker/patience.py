@@ -34,6 +34,8 @@ TRANSIENT = frozenset(
         Reason.UPLOAD_INCOMPLETE,
         Reason.UPLOAD_STALLED,
         Reason.OFFSET_MISMATCH,
+        # A server that has been replaced and is about to end: its successor will answer.
+        Reason.STATE_LOCKED,
     }
 )
 """reasons that another try may overcome"""

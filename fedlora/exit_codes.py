@@ -24,7 +24,7 @@ class ExitCode(enum.IntEnum):
     UNREACHABLE = 4
     """the server did not answer for as long as the configuration allows"""
     FENCED = 5
-    """a newer process has taken this worker's name"""
+    """a newer process has taken this worker's name, or this server's state"""
     DEVICE = 6
     """the device asked for is not there, or not alone"""
     RUN_FAILED = 7

@@ -12,6 +12,7 @@ from fedlora.errors import FedLoraError
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora_cli.commands import (
     aggregate,
+    backup,
     config,
     create,
     export,
@@ -47,6 +48,7 @@ app.command("run", rich_help_panel=_ONE_MACHINE)(run.run)
 app.command("serve", rich_help_panel=_MANY_MACHINES)(serve.serve)
 app.command("worker", rich_help_panel=_MANY_MACHINES)(worker.worker)
 app.command("workers", rich_help_panel=_MANY_MACHINES)(worker.workers)
+app.command("backup", rich_help_panel=_MANY_MACHINES)(backup.backup)
 app.command("create", rich_help_panel=_MANY_MACHINES)(create.create)
 app.command("stop", rich_help_panel=_MANY_MACHINES)(create.stop)
 app.command("runs", rich_help_panel=_LOOKING)(runs.runs)

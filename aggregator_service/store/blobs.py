@@ -1,13 +1,16 @@
 """Adapters and updates as files named by their digest.
 
-    root/blobs/ab/<sha256>       whole, durable, never changed
-    root/uploads/<digest>.part   an upload so far; named by a digest of its key
-    root/tmp/                    files in the making; swept at start
-    root/quarantine/             blobs that no longer have their digest
+    root/blobs/ab/<sha256>               whole, durable, never changed
+    root/uploads/<digest>.<owner>.part   an upload so far; named by a digest of its key
+    root/tmp/                            files in the making; swept at start
+    root/quarantine/                     blobs that no longer have their digest
 
 A file gets its final name in the order: file synced, renamed, directory synced. Only then does the
 caller write of it to the database, and only then is anybody told. No name here contains anything a
 client has written. All methods block; they are called from threads.
+
+Partial uploads carry the name of the store that writes them, new for each: what a frozen server
+still has open when it wakes is never a file that its successor goes on with.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["BlobStore", "UploadWriter"]
+__all__ = ["BlobStore", "UploadWriter", "blob_path"]
 
 _BLOCK_BYTES = 1024**2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -39,9 +42,10 @@ class BlobStore:
 
     Args:
         root: the state directory; created if it is not there.
+        keep_uploads: go on with the partial uploads of earlier servers, all of which have ended.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, keep_uploads: bool = True) -> None:
         self._blobs, self._uploads = root / "blobs", root / "uploads"
         self._tmp, self._quarantine = root / "tmp", root / "quarantine"
         with mapped_errors():
@@ -49,7 +53,8 @@ class BlobStore:
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(root)
             sync_folder(root.parent)
-        self._sweep()
+        self._owner = secrets.token_hex(4)
+        self._sweep(keep_uploads=keep_uploads)
         self._open: set[Path] = set()
         self._lock = threading.Lock()
 
@@ -57,9 +62,7 @@ class BlobStore:
 
     def path(self, sha256: str) -> Path:
         """Where the blob of a digest, 64 hexadecimal digits, lies or would lie."""
-        if not _SHA256.fullmatch(sha256):
-            raise AssertionError(f"{sha256[:80]!r} is no SHA-256")
-        return self._blobs / sha256[:2] / sha256
+        return blob_path(self._blobs, sha256)
 
     def verify(self, sha256: str) -> None:
         """Reads a blob and compares its digest.
@@ -147,19 +150,28 @@ class BlobStore:
 
     def _part(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
-        return self._uploads / f"{name}.part"
+        return self._uploads / f"{name}.{self._owner}.part"
 
     def _close(self, path: Path) -> None:
         with self._lock:
             self._open.discard(path)
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, keep_uploads: bool) -> None:
         for leftover in self._tmp.iterdir():
             leftover.unlink()
         abandoned = time.time() - _ABANDONED_SECONDS
         for part in self._uploads.iterdir():
-            if part.stat().st_mtime < abandoned:
+            if keep_uploads and part.stat().st_mtime >= abandoned:
+                part.rename(part.with_name(f"{part.name.partition('.')[0]}.{self._owner}.part"))
+            else:
                 part.unlink()
+
+
+def blob_path(blobs: Path, sha256: str) -> Path:
+    """Where the blob of a digest lies below the folder of all blobs."""
+    if not _SHA256.fullmatch(sha256):
+        raise AssertionError(f"{sha256[:80]!r} is no SHA-256")
+    return blobs / sha256[:2] / sha256
 
 
 def _digest(file: BinaryIO) -> str:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from aggregator_service.failpoints import ARMED, Failpoint, reach
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["mapped_errors", "rename_durably", "sync_file", "sync_folder", "write_all"]
+__all__ = [
+    "mapped_errors",
+    "rename_durably",
+    "start_writeback",
+    "sync_file",
+    "sync_folder",
+    "write_all",
+]
+
+_SYNC_FILE_RANGE_WRITE = 2
+"""sync_file_range(2): begin to write these pages and do not wait"""
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -60,6 +72,27 @@ def write_all(handle: int, data: bytes) -> None:
         reach(Failpoint.MID_CHUNK)
     while view:
         view = view[os.write(handle, view) :]
+
+
+def start_writeback(handle: int, offset: int, num_bytes: int) -> None:
+    """Asks the kernel to begin writing a part of a file to its disk.
+
+    Nothing is durable by it and errors are left to the fsync that follows, which finds less to do.
+    Where the system has no such call nothing happens.
+    """
+    if call := _sync_file_range():
+        call(handle, offset, num_bytes, _SYNC_FILE_RANGE_WRITE)
+
+
+@functools.cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except AttributeError:
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    found: Callable[[int, int, int, int], int] = call
+    return found
 
 
 def sync_folder(folder: Path) -> None:

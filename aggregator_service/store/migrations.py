@@ -1,18 +1,23 @@
-"""The database's schema, as numbered steps that each run once.
+"""The database's schema, as numbered versions that are each reached once.
 
-A step and the record that it has run are one transaction, so a kill in the middle leaves the step
-undone. Steps are never changed once released: a new one is added.
+What leads to a version, and the record that it was reached, are one transaction, so a kill in the
+middle leaves the version before. Released versions are never changed: a new one is added.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
+from aggregator_service.store.state_upgrades import name_tasks_and_bases
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["SCHEMA_VERSION", "migrate"]
+__all__ = ["SCHEMA_VERSION", "migrate", "schema_of"]
 
-_STEPS: tuple[tuple[str, ...], ...] = (
+Step = str | Callable[[sqlite3.Connection], object]
+"""a statement or, for what SQL cannot say, a function that neither begins nor ends a transaction"""
+
+_VERSIONS: tuple[tuple[Step, ...], ...] = (
     (
         """
         CREATE TABLE runs (
@@ -68,19 +73,25 @@ _STEPS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
     ),
+    (
+        # The epoch of the server that may write; each that opens the state takes the next.
+        "CREATE TABLE owner (epoch INTEGER NOT NULL) STRICT",
+        "INSERT INTO owner VALUES (0)",
+        name_tasks_and_bases,
+    ),
 )
 
-SCHEMA_VERSION = len(_STEPS)
+SCHEMA_VERSION = len(_VERSIONS)
 """version this program writes"""
 
 
-def migrate(connection: sqlite3.Connection) -> None:
-    """Brings a database to SCHEMA_VERSION.
+def schema_of(connection: sqlite3.Connection) -> int:
+    """The version of a database.
 
     Raises:
-        FedLoraError: STATE_CORRUPT for a database that a newer program has written.
+        FedLoraError: STATE_CORRUPT if a newer program has written it.
     """
-    (found,) = connection.execute("PRAGMA user_version").fetchone()
+    found = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if found > SCHEMA_VERSION:
         raise FedLoraError(
             Reason.STATE_CORRUPT,
@@ -88,11 +99,23 @@ def migrate(connection: sqlite3.Connection) -> None:
             f"{SCHEMA_VERSION}",
             hint="Upgrade fedlora, or choose another server.state_dir",
         )
-    for version in range(found, SCHEMA_VERSION):
+    return found
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Brings a database to SCHEMA_VERSION.
+
+    Raises:
+        FedLoraError: as `schema_of` does.
+    """
+    for version in range(schema_of(connection), SCHEMA_VERSION):
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement in _STEPS[version]:
-                connection.execute(statement)
+            for step in _VERSIONS[version]:
+                if isinstance(step, str):
+                    connection.execute(step)
+                else:
+                    step(connection)
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:

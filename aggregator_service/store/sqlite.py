@@ -4,6 +4,10 @@ One connection, in one thread, is the only writer there is: SQLite before 3.51.3
 that two connections write or checkpoint at once. `synchronous=FULL` makes an acknowledged update
 survive a loss of power, not only a kill. Domain objects are stored as JSON, made and read by
 pydantic; the columns beside it are the keys that must be unique.
+
+Whoever opens the file takes the next epoch, and every commit looks in its own transaction whether
+the epoch is still its own. So a server that was frozen while another took its place writes nothing
+when it wakes, and has never two writers beside each other.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.ports import Transaction
@@ -26,7 +30,10 @@ from aggregator_service.store.migrations import migrate
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
 
-__all__ = ["SqliteStateStore"]
+__all__ = ["DATABASE_NAME", "SqliteStateStore", "mapped_database_errors"]
+
+DATABASE_NAME = "fedlora.sqlite"
+"""the file in a state directory"""
 
 
 def _json(domain: Any) -> TypeAdapter[Any]:
@@ -54,10 +61,10 @@ class SqliteStateStore:
 
     def __init__(self, path: Path) -> None:
         # isolation_level None: transactions are begun and ended here, in words.
-        with _mapped_errors(path):
+        with mapped_database_errors(path):
             self._db = sqlite3.connect(path, isolation_level=None)
         try:
-            with _mapped_errors(path):
+            with mapped_database_errors(path):
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA foreign_keys = ON")
@@ -65,6 +72,7 @@ class SqliteStateStore:
                 if verdict != "ok":
                     raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
                 migrate(self._db)
+                self._epoch = self._take_epoch()
         except BaseException:
             self._db.close()
             raise
@@ -73,12 +81,13 @@ class SqliteStateStore:
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """See StateStore."""
         rows = self._db.execute("SELECT state, clock FROM runs ORDER BY created_at, run_id")
-        return tuple((_STATE.validate_json(state), clock) for state, clock in rows.fetchall())
+        return tuple((_load(_STATE, state), clock) for state, clock in rows.fetchall())
 
     def commit(self, transaction: Transaction) -> None:
         """See StateStore."""
         state, run_id = transaction.state, transaction.state.run_id
         with self._transaction() as db:
+            self._check_epoch()
             db.execute(
                 """
                 INSERT INTO runs (run_id, name, created_at, clock, state) VALUES (?, ?, ?, ?, ?)
@@ -133,7 +142,7 @@ class SqliteStateStore:
             "SELECT event FROM events WHERE run_id = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
             (run_id, min(first_sequence, 2**62), limit),
         )
-        return tuple(_EVENT.validate_json(event) for (event,) in rows.fetchall())
+        return tuple(_load(_EVENT, event) for (event,) in rows.fetchall())
 
     def updates(self, run_id: str, round: int) -> tuple[UpdateRecord, ...]:
         """See StateStore."""
@@ -141,7 +150,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND round = ? ORDER BY worker",
             (run_id, round),
         )
-        return tuple(_UPDATE.validate_json(record) for (record,) in rows.fetchall())
+        return tuple(_load(_UPDATE, record) for (record,) in rows.fetchall())
 
     def update_by_key(self, run_id: str, idempotency_key: str) -> UpdateRecord | None:
         """See StateStore."""
@@ -149,7 +158,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND idempotency_key = ?",
             (run_id, idempotency_key),
         ).fetchone()
-        return _UPDATE.validate_json(row[0]) if row else None
+        return _load(_UPDATE, row[0]) if row else None
 
     def adapter(self, run_id: str, version: int) -> AdapterRecord | None:
         """See StateStore."""
@@ -157,14 +166,14 @@ class SqliteStateStore:
             "SELECT record FROM adapters WHERE run_id = ? AND version = ?",
             (run_id, min(version, 2**62)),
         ).fetchone()
-        return _ADAPTER.validate_json(row[0]) if row else None
+        return _load(_ADAPTER, row[0]) if row else None
 
     def adapters(self, run_id: str) -> tuple[AdapterRecord, ...]:
         """See StateStore."""
         rows = self._db.execute(
             "SELECT record FROM adapters WHERE run_id = ? ORDER BY version", (run_id,)
         )
-        return tuple(_ADAPTER.validate_json(record) for (record,) in rows.fetchall())
+        return tuple(_load(_ADAPTER, record) for (record,) in rows.fetchall())
 
     def reports(self, run_id: str) -> tuple[RoundReport, ...]:
         """See StateStore."""
@@ -177,8 +186,8 @@ class SqliteStateStore:
         )
         return tuple(
             replace(
-                _REPORT.validate_json(report),
-                certificate=_CERTIFICATE.validate_json(certificate) if certificate else None,
+                _load(_REPORT, report),
+                certificate=_load(_CERTIFICATE, certificate) if certificate else None,
             )
             for report, certificate in rows.fetchall()
         )
@@ -192,9 +201,23 @@ class SqliteStateStore:
         """See StateStore."""
         self._db.close()
 
+    def _take_epoch(self) -> int:
+        # One statement is a transaction of its own, durable as any other.
+        ((epoch,),) = self._db.execute("UPDATE owner SET epoch = epoch + 1 RETURNING epoch")
+        return int(epoch)
+
+    def _check_epoch(self) -> None:
+        (epoch,) = self._db.execute("SELECT epoch FROM owner").fetchone()
+        if epoch != self._epoch:
+            raise FedLoraError(
+                Reason.STATE_LOCKED,
+                f"a newer server (epoch {epoch}) owns the state, this one has epoch {self._epoch}",
+                hint="Go to the newer server",
+            )
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _mapped_errors(self._path):
+        with mapped_database_errors(self._path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -210,7 +233,12 @@ class SqliteStateStore:
 
 
 @contextlib.contextmanager
-def _mapped_errors(path: Path) -> Iterator[None]:
+def mapped_database_errors(path: Path) -> Iterator[None]:
+    """Turns what SQLite says of a file into errors that name the file and the way out.
+
+    Raises:
+        FedLoraError: ALREADY_EXISTS, STATE_CORRUPT, OUT_OF_SPACE or UNAVAILABLE.
+    """
     try:
         yield
     except sqlite3.IntegrityError as error:
@@ -246,10 +274,27 @@ _REFUSALS: Final = {
         "cannot be written",
         "Check the permissions of the state directory",
     ),
+    sqlite3.SQLITE_BUSY: (
+        Reason.UNAVAILABLE,
+        "is held by another process in the middle of a write",
+        "End that process, or try again once it is done",
+    ),
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
 """SQLite's codes that are nobody's mistake: what it is here, and the way out"""
+
+
+def _load(adapter: TypeAdapter[Any], record: str) -> Any:
+    try:
+        return adapter.validate_json(record)
+    except (ValidationError, FedLoraError) as error:
+        # SQLite checks the shape of its pages, not what is written on them.
+        raise FedLoraError(
+            Reason.STATE_CORRUPT,
+            f"a stored record is damaged: {' '.join(str(error).split())[:300]}",
+            hint="Restore the state directory from a backup",
+        ) from error
 
 
 def _dump(adapter: TypeAdapter[Any], value: object) -> str:

@@ -4,6 +4,9 @@ What a client sends is checked while it comes: order of the chunks, header, ever
 disk lies a prefix of the payload at any time, so an upload can go on after a broken stream or a
 killed server; opening it again reads that prefix once, to bring the checks to where it ends.
 
+The disk writes along: left to itself Linux begins half a minute later, and the fsync at the commit
+would wait for the whole file (measured: 30 ms for 64 MiB and 240 ms for 512 MiB, against 2 ms).
+
 After an fsync that failed, nobody knows what is on the disk (Linux drops the dirty pages and the
 next fsync succeeds), so such a file is thrown away and never resumed.
 """
@@ -17,7 +20,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from aggregator_service.store.files import mapped_errors, rename_durably, sync_file, write_all
+from aggregator_service.store.files import (
+    mapped_errors,
+    rename_durably,
+    start_writeback,
+    sync_file,
+    write_all,
+)
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.verifier import PayloadVerifier
@@ -26,6 +35,9 @@ from fedlora.wire.stream import ChunkSequence
 __all__ = ["UploadWriter"]
 
 _BLOCK_BYTES = 1024**2
+
+_WRITEBACK_BYTES = 2 * 1024**2
+"""so much is handed to the disk at a time, and at most so much is left for the commit's fsync"""
 
 
 class UploadWriter:
@@ -67,6 +79,7 @@ class UploadWriter:
             except BaseException:
                 os.close(self._handle)
                 raise
+        self._handed_over = self.offset
 
     @property
     def offset(self) -> int:
@@ -99,6 +112,9 @@ class UploadWriter:
                 # The file may end in the middle of this chunk: only a new replay knows.
                 self._end(handle)
                 raise
+            if self.offset - self._handed_over >= _WRITEBACK_BYTES:
+                start_writeback(handle, self._handed_over, self.offset - self._handed_over)
+                self._handed_over = self.offset
 
     def commit(
         self, total_bytes: int, sha256: bytes, *, inspect: Callable[[Path], None] | None = None

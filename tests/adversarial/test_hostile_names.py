@@ -75,7 +75,7 @@ def test_the_key_of_an_upload_is_never_part_of_a_path(tmp_path: Path, name: str)
     assert files, "the watch must see the upload's own file"
     for path in files:
         assert Path(path).is_relative_to(tmp_path / "state")
-        assert re.fullmatch(r"[0-9a-f]{64}\.part", Path(path).name)
+        assert re.fullmatch(r"[0-9a-f]{64}\.[0-9a-f]{8}\.part", Path(path).name)
 
 
 def test_different_keys_are_different_uploads(tmp_path: Path):

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
-from support.processes import ServerProcess
+from support.processes import ServerProcess, free_address
 from support.runs import run_spec
 from support.worker_harness import Worker, worker
 
 from client_worker.patience import Patience
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.tasks import EvaluationScope
-
-
-def free_address() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def patient() -> Patience:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ class ServerProcess:
 
     def __init__(self, folder: Path, run: RunSpec, **settings: object) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self._port_file = folder / "address"
         config = folder / "run.toml"
         config.write_text(toml_of(run))
@@ -77,6 +79,16 @@ class ServerProcess:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
 
+    def pause(self) -> None:
+        """SIGSTOP: nothing runs until `resume`; locks, sockets and files stay as they are."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def terminate(self) -> int:
         """SIGTERM and the exit code."""
         assert self.process is not None
@@ -96,6 +108,13 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
+
+
+def free_address() -> str:
+    """A loopback address that nobody serves on, for a server that comes back under its own."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def toml_of(run: RunSpec) -> str:

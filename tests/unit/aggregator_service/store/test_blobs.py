@@ -166,3 +166,20 @@ def test_equal_files_are_one_blob(tmp_path: Path):
     writer.commit(len(DATA), DIGEST)
     assert files(tmp_path) == [DIGEST.hex()]
     store.verify(DIGEST.hex())
+
+
+def test_a_frozen_servers_uploads_are_never_those_of_its_successor(tmp_path: Path):
+    frozen = open_upload(BlobStore(tmp_path))
+    frozen.write(0, DATA[:100])
+    successor = BlobStore(tmp_path, keep_uploads=False)
+    assert successor.durable_bytes("k") == 0
+    writer = open_upload(successor)
+    writer.write(0, DATA[:50])
+    # It wakes with what its sockets still held, to the very end.
+    frozen.write(100, DATA[100:])
+    with pytest.raises(FileNotFoundError):
+        frozen.commit(len(DATA), DIGEST)
+    writer.write(50, DATA[50:])
+    assert writer.commit(len(DATA), DIGEST) == DIGEST.hex()
+    successor.verify(DIGEST.hex())
+    assert files(tmp_path) == [DIGEST.hex()]

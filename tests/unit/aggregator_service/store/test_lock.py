@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -74,3 +75,43 @@ def test_a_lock_file_without_a_name_still_locks(tmp_path: Path):
     (tmp_path / "lock").write_bytes(b"")
     assert "process unknown" in str(refusal(tmp_path))
     lock.release()
+
+
+def test_an_owner_that_hangs_is_replaced_and_learns_of_it(tmp_path: Path):
+    frozen = StateLock(tmp_path)
+    assert frozen.is_held
+    successor = StateLock(tmp_path, take_over=True)
+    assert successor.took_over
+    assert (frozen.is_held, successor.is_held) == (False, True)
+    assert f"process {os.getpid()}" in str(refusal(tmp_path))
+    frozen.release()
+    refusal(tmp_path)
+    successor.release()
+    StateLock(tmp_path).release()
+    assert [p.name for p in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_directory_that_nobody_holds_is_not_taken_from_anybody(tmp_path: Path):
+    StateLock(tmp_path).release()
+    lock = StateLock(tmp_path, take_over=True)
+    assert not lock.took_over
+    lock.release()
+    assert not lock.is_held
+
+
+def test_a_lock_whose_file_was_replaced_in_the_meantime_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    flock, owners = fcntl.flock, []
+
+    def overtaken(handle: int, operation: int) -> None:
+        # Between the opening of the file and its locking, another process takes the directory.
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "lock").unlink()
+        owners.append(StateLock(tmp_path))
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    refusal(tmp_path)
+    assert owners[0].is_held
+    owners[0].release()

@@ -55,8 +55,8 @@ STEPS = (
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch):
-    def use(*steps: tuple[str, ...]) -> None:
-        monkeypatch.setattr(migrations, "_STEPS", steps)
+    def use(*steps: tuple[migrations.Step, ...]) -> None:
+        monkeypatch.setattr(migrations, "_VERSIONS", steps)
         monkeypatch.setattr(migrations, "SCHEMA_VERSION", len(steps))
 
     return use
@@ -86,6 +86,27 @@ def test_a_step_that_fails_in_its_middle_has_not_run_and_can_be_run_again(
     steps(*STEPS)
     migrate(db)
     assert (version(db), tables(db)) == (3, {"one", "two", "three"})
+
+
+def test_a_step_may_be_a_function_and_is_part_of_the_same_transaction(
+    db: sqlite3.Connection, steps
+):
+    def double(connection: sqlite3.Connection) -> None:
+        for (x,) in connection.execute("SELECT x FROM one").fetchall():
+            connection.execute("UPDATE one SET x = ?", (2 * x,))
+
+    def fail(connection: sqlite3.Connection) -> None:
+        raise ValueError("a value that no row may have")
+
+    steps(STEPS[0], (double, "CREATE TABLE two (x INTEGER)", fail))
+    with pytest.raises(ValueError, match="no row"):
+        migrate(db)
+    assert (version(db), tables(db)) == (1, {"one"})
+    assert db.execute("SELECT x FROM one").fetchall() == [(1,)]
+    steps(STEPS[0], (double, "CREATE TABLE two (x INTEGER)"))
+    migrate(db)
+    assert (version(db), tables(db)) == (2, {"one", "two"})
+    assert db.execute("SELECT x FROM one").fetchall() == [(2,)]
 
 
 def test_a_process_that_dies_in_the_middle_of_a_step_leaves_it_undone(tmp_path: Path, steps):

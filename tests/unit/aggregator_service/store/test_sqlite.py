@@ -51,7 +51,7 @@ def test_every_commit_is_synced_not_only_written(tmp_path: Path):
 
 def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path):
     """Void unless at least 20 commits were acknowledged around each kill."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
     script = [sys.executable, str(TESTS / "support" / "store_process.py"), str(tmp_path)]
     acknowledged, generator = 0, random.Random(7)
     for _ in range(3):
@@ -132,6 +132,20 @@ def test_a_file_that_is_no_database_is_damaged(tmp_path: Path):
     assert caught.value.reason is Reason.STATE_CORRUPT
 
 
+def test_a_record_that_cannot_be_read_is_damaged(tmp_path: Path):
+    filled(tmp_path / "db")
+    for damage in ('{"run_id": 5', '{"run_id": "r"}', "\x00", ""):
+        db = sqlite3.connect(tmp_path / "db")
+        db.execute("UPDATE runs SET state = ?", (damage,))
+        db.commit()
+        db.close()
+        store = SqliteStateStore(tmp_path / "db")
+        with pytest.raises(FedLoraError, match=r"damaged.*Restore .* from a backup") as caught:
+            store.load_runs()
+        assert caught.value.reason is Reason.STATE_CORRUPT
+        store.close()
+
+
 def test_a_path_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
     (tmp_path / "db").mkdir()
     with pytest.raises(FedLoraError, match="cannot be opened") as caught:
@@ -145,3 +159,46 @@ def test_a_mistake_of_ours_is_not_blamed_on_the_disk(tmp_path: Path):
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
         store.reports("r")
     store.close()
+
+
+# --- one writer at a time -------------------------------------------------------------------
+
+
+def test_a_server_that_was_replaced_writes_nothing_more(tmp_path: Path):
+    old = SqliteStateStore(tmp_path / "db")
+    old.commit(Transaction(state=STATE, clock=1.0, events=events(1, 1)))
+    new = SqliteStateStore(tmp_path / "db")
+    late = Transaction(state=STATE, clock=9.0, events=events(2, 2))
+    for _ in range(2):
+        with pytest.raises(FedLoraError, match=r"epoch 2\) owns .* has epoch 1") as caught:
+            old.commit(late)
+        assert caught.value.reason is Reason.STATE_LOCKED
+    assert (new.load_runs(), new.events("r")) == (((STATE, 1.0),), events(1, 1))
+    new.commit(Transaction(state=STATE, clock=2.0, events=events(2, 2)))
+    old.close()
+    new.commit(Transaction(state=STATE, clock=3.0, events=events(3, 3)))
+    new.close()
+
+
+def test_epochs_are_counted_over_restarts(tmp_path: Path):
+    for _ in range(3):
+        SqliteStateStore(tmp_path / "db").close()
+    killed, newest = SqliteStateStore(tmp_path / "db"), SqliteStateStore(tmp_path / "db")
+    with pytest.raises(FedLoraError, match=r"\(epoch 5\) owns .* has epoch 4"):
+        killed.commit(Transaction(state=STATE, clock=1.0))
+    killed.close()
+    newest.close()
+
+
+def test_nobody_takes_the_state_from_a_server_in_the_middle_of_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, timeout=0.05))
+    old = SqliteStateStore(tmp_path / "db")
+    with old._transaction():
+        with pytest.raises(FedLoraError, match="in the middle of a write") as caught:
+            SqliteStateStore(tmp_path / "db")
+        assert caught.value.reason is Reason.UNAVAILABLE
+    old.commit(Transaction(state=STATE, clock=1.0))
+    old.close()

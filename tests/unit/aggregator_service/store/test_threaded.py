@@ -72,3 +72,21 @@ async def test_closing_waits_for_what_was_asked_before(tmp_path: Path):
     again = SqliteStateStore(tmp_path / "db")
     assert again.load_runs() == ((STATE, 2.0),)
     again.close()
+
+
+async def test_a_store_that_another_server_has_taken_says_so_once(tmp_path: Path):
+    threads: list[str] = []
+    store = ThreadedStore(
+        lambda: SqliteStateStore(tmp_path / "db"),
+        on_fenced=lambda: threads.append(threading.current_thread().name),
+    )
+    await store.call(lambda s: s.commit(Transaction(state=STATE, clock=1.0)))
+    assert threads == []
+    newer = SqliteStateStore(tmp_path / "db")
+    for _ in range(2):
+        with pytest.raises(FedLoraError) as caught:
+            await store.call(lambda s: s.commit(Transaction(state=STATE, clock=2.0)))
+        assert caught.value.reason is Reason.STATE_LOCKED
+    assert [name.split("_")[0] for name in threads] == ["store"]
+    newer.close()
+    store.close()

@@ -16,6 +16,8 @@ import pytest
 from safetensors.torch import save
 from support.adversarial_files import B, manifest, tensors
 
+from aggregator_service.store import files as files_module
+from aggregator_service.store import upload_writer
 from aggregator_service.store.blobs import BlobStore, UploadWriter
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
@@ -100,6 +102,34 @@ def test_a_suspended_upload_is_durable(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(os, "fsync", synced.append)
     writer.suspend()
     assert len(synced) == 1
+
+
+def test_the_disk_is_handed_every_byte_but_the_last_few_while_they_come(
+    tmp_path: Path, monkeypatch
+):
+    parts: list[tuple[int, int]] = []
+    monkeypatch.setattr(upload_writer, "_WRITEBACK_BYTES", 100)
+    monkeypatch.setattr(upload_writer, "start_writeback", lambda _, *part: parts.append(part))
+    store = BlobStore(tmp_path)
+    writer = open_upload(store)
+    for begin in range(0, 240, 30):
+        writer.write(begin, DATA[begin : begin + 30])
+    writer.suspend()
+    assert parts == [(0, 120), (120, 120)]
+    writer = open_upload(store)
+    writer.write(240, DATA[240:])
+    assert parts[2:] == [(240, len(DATA) - 240)]
+    writer.commit(len(DATA), DIGEST)
+
+
+def test_a_system_without_early_writeback_stores_the_same(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_bytes(DATA)
+    for has_it in (True, False):
+        if not has_it:
+            monkeypatch.setattr(files_module, "_sync_file_range", lambda: None)
+        with (tmp_path / "file").open("rb+") as file:
+            files_module.start_writeback(file.fileno(), 0, len(DATA))
+    assert (tmp_path / "file").read_bytes() == DATA
 
 
 # --- a disk that is full or fails -----------------------------------------------------------

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.runs import run_spec
+
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.store.backup import back_up
+from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
+from fedlora.errors import FedLoraError, Reason
+
+STATE = RunState(run_id="r", spec=run_spec(), created_at=0.0)
+
+
+class Server:
+    """A store and blobs in a state directory, as a server holds them open."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.blobs = BlobStore(root)
+        self.store = SqliteStateStore(root / DATABASE_NAME)
+        self.count = 0
+
+    def blob(self, text: str) -> str:
+        path = self.blobs.new_temporary()
+        path.write_text(text * 1000)
+        return self.blobs.adopt(path)
+
+    def commit(self, *, named_only_by_state: bool = False) -> set[str]:
+        """Commits an adapter with memory and an update; returns the digests it names."""
+        self.count += 1
+        number = self.count
+        files = [self.blob(f"{kind} {number}") for kind in ("adapter", "memory", "update")]
+        adapter = AdapterRecord(
+            version=number,
+            round=number,
+            sha256=files[0],
+            state_sha256=files[1],
+            total_bytes=9,
+            rank=4,
+        )
+        update = UpdateRecord(
+            update_id=f"u-{number}",
+            round=number,
+            worker="w",
+            idempotency_key=f"k-{number}",
+            sha256=files[2],
+            total_bytes=9,
+            base_version=0,
+            rank=4,
+            num_examples=1,
+        )
+        state = replace(STATE, adapter=adapter, updates={"w": update})
+        rows = {} if named_only_by_state else {"adapters": (adapter,), "updates": (update,)}
+        self.store.commit(Transaction(state=state, clock=float(number), **rows))
+        return set(files)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "state")
+    yield server
+    server.store.close()
+
+
+def files(root: Path) -> set[str]:
+    return {p.name for p in root.rglob("*") if p.is_file()}
+
+
+def test_a_backup_is_a_state_directory_of_its_own(server: Server, tmp_path: Path):
+    named = server.commit() | server.commit() | server.commit(named_only_by_state=True)
+    server.blob("named by nobody")
+    (server.root / "uploads" / "half.part").write_text("half")
+    told: list[tuple[int, int]] = []
+    done = back_up(
+        server.root, tmp_path / "deep" / "out", on_progress=lambda *now: told.append(now)
+    )
+    out = tmp_path / "deep" / "out"
+    assert files(out) == named | {DATABASE_NAME}
+    assert (done.runs, done.num_blobs) == (("test",), 9)
+    assert done.total_bytes == sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    assert len(told) == 9
+    assert told[-1][0] == told[-1][1] > 0
+    for name in named:
+        copy, original = BlobStore(out).path(name), server.blobs.path(name)
+        assert copy.read_bytes() == original.read_bytes()
+        assert not copy.samefile(original)
+    before = server.store.load_runs()
+    restored = SqliteStateStore(out / DATABASE_NAME)
+    assert restored.load_runs() == before
+    assert restored.updates("r", 2) == server.store.updates("r", 2)
+    restored.commit(Transaction(state=STATE, clock=99.0))
+    restored.close()
+    # Neither server has to do with the other.
+    assert server.store.load_runs() == before
+    server.commit()
+
+
+def test_a_server_that_has_ended_can_be_backed_up_too(server: Server, tmp_path: Path):
+    named = server.commit()
+    server.store.close()
+    back_up(server.root, tmp_path / "out")
+    assert files(tmp_path / "out") == named | {DATABASE_NAME}
+
+
+def test_every_backup_taken_while_the_server_commits_is_whole(server: Server, tmp_path: Path):
+    server.commit()
+    outs = [tmp_path / f"backup-{i}" for i in range(5)]
+    with ThreadPoolExecutor(1) as thread:
+        backups = [thread.submit(back_up, server.root, out) for out in outs]
+        while not backups[-1].done():
+            server.commit()
+    for backup in backups:
+        backup.result()
+    seen = []
+    for out in outs:
+        store, blobs = SqliteStateStore(out / DATABASE_NAME), BlobStore(out)
+        ((state, clock),) = store.load_runs()
+        assert state.adapter is not None
+        assert clock == state.adapter.version
+        for version in range(1, int(clock) + 1):
+            for update in store.updates("r", version):
+                blobs.verify(update.sha256)
+            adapter = store.adapter("r", version)
+            assert adapter is not None
+            blobs.verify(adapter.sha256)
+            blobs.verify(adapter.state_sha256)
+        seen.append(clock)
+        store.close()
+    assert len(set(seen)) >= 3, "the server did not commit meanwhile"
+
+
+def refusal(state_dir: Path, out: Path) -> FedLoraError:
+    """Why there is no backup; nothing of it is left."""
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(FedLoraError) as caught:
+        back_up(state_dir, out)
+    assert sorted(out.parent.iterdir()) == before
+    return caught.value
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_damaged_file_ends_the_backup_by_name(server: Server, tmp_path: Path, damage: str):
+    sha256 = sorted(server.commit())[1]
+    path = server.blobs.path(sha256)
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[500] ^= 1
+        path.write_bytes(data if damage == "changed" else data[:500])
+    error = refusal(server.root, tmp_path / "out")
+    assert error.reason is Reason.STATE_CORRUPT
+    assert sha256 in str(error)
+
+
+def test_a_folder_that_holds_something_is_left_alone(server: Server, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    back_up(server.root, tmp_path / "out")
+    kept = files(tmp_path / "out")
+    server.commit()
+    assert refusal(server.root, tmp_path / "out").reason is Reason.ALREADY_EXISTS
+    assert files(tmp_path / "out") == kept
+    (tmp_path / "file").write_text("mine")
+    assert refusal(server.root, tmp_path / "file").reason is Reason.ALREADY_EXISTS
+
+
+def test_a_folder_without_state_is_named(tmp_path: Path):
+    error = refusal(tmp_path / "nowhere", tmp_path / "out")
+    assert error.reason is Reason.NOT_FOUND
+    assert "nowhere" in str(error)
+
+
+def test_a_damaged_database_is_not_copied(server: Server, tmp_path: Path):
+    for _ in range(20):
+        server.commit()
+    server.store.close()
+    path = server.root / DATABASE_NAME
+    data = bytearray(path.read_bytes())
+    data[4096:8192] = b"\xff" * 4096
+    path.write_bytes(data)
+    error = refusal(server.root, tmp_path / "out")
+    assert error.reason is Reason.STATE_CORRUPT
+    assert str(path) in str(error)
+
+
+def test_the_state_of_a_newer_program_is_not_copied_in_part(server: Server, tmp_path: Path):
+    db = sqlite3.connect(server.root / DATABASE_NAME)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    assert "schema 99" in str(refusal(server.root, tmp_path / "out"))
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    server.commit()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refusal(server.root, tmp_path / "out").reason is Reason.OUT_OF_SPACE
+
+
+def test_all_of_it_is_synced_before_it_has_its_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    named = server.commit()
+    calls: list[tuple[str, str]] = []
+    sync, rename = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        calls.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+        sync(handle)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        calls.append(("rename", str(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_rename)
+    back_up(server.root, tmp_path / "out")
+    end = calls.index(("rename", str(tmp_path / "out")))
+    synced = {Path(path).name for call, path in calls[:end]}
+    assert named | {DATABASE_NAME, "blobs"} | {name[:2] for name in named} <= synced
+    assert calls[end + 1 :] == [("sync", str(tmp_path))]
