@@ -15,6 +15,7 @@ import structlog
 from aggregator_service.aggregation.base_weights import BaseWeights
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
+from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.exporter import RunExporter
 from aggregator_service.store.blobs import BlobStore
@@ -78,6 +79,7 @@ class Aggregator:
                     idle_timeout_seconds=config.idle_timeout_seconds,
                 ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
+                disk=DiskWatch(self._blobs.probe),
             )
             await self.coordinator.open()
             for actor in self.coordinator.runs():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.run_checks import check_run
+from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.rounds.assignment import (
     changed_parts,
@@ -77,6 +78,7 @@ class Coordinator:
         observer: told of every commit.
         limits: what workers are allowed.
         worker_timeout_seconds: silence after which a worker counts as lost.
+        disk: told of writes that fail.
     """
 
     def __init__(
@@ -88,16 +90,19 @@ class Coordinator:
         observer: Observer,
         limits: Limits,
         worker_timeout_seconds: float,
+        disk: DiskWatch,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.blobs = blobs
         self.limits = limits
+        self.disk = disk
         self._engine = engine
         self._observer = observer
         self._worker_timeout = worker_timeout_seconds
         self._wall = wall
         self._runs: dict[str, RunActor] = {}
+        self._draining = False
 
     # --- life ----------------------------------------------------------------------------
 
@@ -115,10 +120,26 @@ class Coordinator:
             while actor.has_live_workers and (left := until - time.monotonic()) > 0:
                 await actor.wait_for_change(left)
 
+    def drain(self) -> None:
+        """Lets nobody wait any longer: who polls for a task or watches a run is sent away."""
+        self._draining = True
+        for actor in self._runs.values():
+            actor.wake()
+
+    def check_serving(self) -> None:
+        """Raises UNAVAILABLE for calls that would wait, once the server is leaving."""
+        if self._draining:
+            raise FedLoraError(
+                Reason.UNAVAILABLE,
+                "the server is shutting down",
+                hint="Try again: a server that comes back goes on where this one ends",
+            )
+
     async def close(self) -> None:
         """Stops driving all runs."""
         for actor in self._runs.values():
             await actor.close()
+        await self.disk.close()
         self._engine.close()
 
     def _actor(self, state: RunState, clock: float) -> RunActor:
@@ -129,6 +150,7 @@ class Coordinator:
             engine=self._engine,
             observer=self._observer,
             worker_timeout_seconds=self._worker_timeout,
+            disk=self.disk,
             wall=self._wall,
         )
         self._runs[state.run_id] = actor
@@ -294,13 +316,14 @@ class Coordinator:
         """The worker's next task, as soon as there is one.
 
         Raises:
-            FedLoraError: UNKNOWN_SESSION for a session that has not confirmed the adapter. A worker
-                asks only after that, so this state was restored from before it: the worker must
-                tell again who it is and what it holds.
+            FedLoraError: UNAVAILABLE once the server is leaving; UNKNOWN_SESSION for a session that
+                has not confirmed the adapter. A worker asks only after that, so this state was
+                restored from before it: the worker must tell again who it is and what it holds.
         """
         budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
         until = time.monotonic() + budget
         while True:
+            self.check_serving()
             actor, worker = self.session(token)
             if not (actor.state.workers[worker].confirmed or actor.state.phase.is_final):
                 raise unknown_session()

@@ -7,6 +7,7 @@ memory, then effects. Whoever waits for something waits on `wait_for_change`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from aggregator_service.clock import RunClock
+from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.events import (
@@ -67,6 +69,7 @@ class RunActor:
         engine: aggregation, off the event loop.
         observer: told of every commit.
         worker_timeout_seconds: silence after which a worker counts as lost.
+        disk: told of writes that fail.
         monotonic, wall: time, replaced in tests.
     """
 
@@ -79,6 +82,7 @@ class RunActor:
         engine: AggregationEngine,
         observer: Observer,
         worker_timeout_seconds: float,
+        disk: DiskWatch,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -90,6 +94,7 @@ class RunActor:
         self._engine = engine
         self._observer = observer
         self._worker_timeout = worker_timeout_seconds
+        self._disk = disk
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._last_seen = {name: monotonic() for name in state.workers}
@@ -126,6 +131,10 @@ class RunActor:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await changed.wait()
+
+    def wake(self) -> None:
+        """Makes whoever waits for a change look again."""
+        self._notify()
 
     # --- changing ------------------------------------------------------------------------
 
@@ -191,7 +200,14 @@ class RunActor:
         """Notes that a worker was heard of just now."""
         self._last_seen[worker] = self._monotonic()
         if self._state.workers[worker].state is WorkerState.LOST:
-            self._spawn(self._apply_quietly(WorkerReturned(worker)))
+            self._spawn(self._return(worker))
+
+    async def _return(self, worker: str) -> None:
+        try:
+            await self._apply_quietly(WorkerReturned(worker))
+        except FedLoraError as error:
+            # It will be heard of again.
+            self._disk.noticed(error)
 
     def count_download(self, num_bytes: int) -> None:
         """Counts bytes of adapters sent to workers, for the round's report."""
@@ -245,10 +261,14 @@ class RunActor:
                 silent = self._monotonic() - heard
                 alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
                 if alive and silent > self._worker_timeout:
-                    await self._apply_quietly(WorkerLost(name))
+                    await self._disk.insist(
+                        "losing a worker", functools.partial(self._apply_quietly, WorkerLost(name))
+                    )
             deadline = self._state.deadline
             if deadline is not None and self.now() >= deadline:
-                await self._apply_quietly(DeadlineChecked())
+                await self._disk.insist(
+                    "a deadline", lambda: self._apply_quietly(DeadlineChecked())
+                )
                 deadline = self._state.deadline
             wait = self._worker_timeout / 4
             if deadline is not None:
@@ -256,13 +276,13 @@ class RunActor:
             await self.wait_for_change(wait)
 
     async def _apply_quietly(self, event: Event) -> None:
+        # Between the look and the lock the run may have moved on: then the event is void.
         try:
-            # Between the look and the lock the run may have moved on: then the event is void.
             if self._state.phase in TABLE[type(event)]:
                 await self.apply(event)
         except FedLoraError as error:
             if error.reason is not Reason.WRONG_PHASE:
-                log.warning("step_refused", event=type(event).__name__, error=str(error))
+                raise
 
     def _begin(self, effect: Effect) -> None:
         if isinstance(effect, Certify):
@@ -271,20 +291,22 @@ class RunActor:
             self._spawn(self._combine(effect))
 
     async def _combine(self, effect: Aggregate | Refine) -> None:
-        state, refines = self._state, isinstance(effect, Refine)
+        state = self._state
+
+        async def combine() -> AdapterAggregated | AdapterRefined:
+            if isinstance(effect, Refine):
+                return AdapterRefined(await self._engine.refine(state))
+            return AdapterAggregated(await self._engine.aggregate(state, self._store))
+
+        done: AdapterAggregated | AdapterRefined | AggregationFailed
         try:
-            if refines:
-                adapter = await self._engine.refine(state)
-            else:
-                adapter = await self._engine.aggregate(state, self._store)
+            done = await self._disk.insist("aggregation", combine)
         except FedLoraError as error:
-            await self._apply_quietly(AggregationFailed(str(error)))
+            done = AggregationFailed(str(error))
         except Exception:
             log.exception("aggregation_failed", run=state.spec.name, round=state.round)
-            await self._apply_quietly(AggregationFailed("internal error, see the server's log"))
-        else:
-            done = AdapterRefined(adapter) if refines else AdapterAggregated(adapter)
-            await self._apply_quietly(done)
+            done = AggregationFailed("internal error, see the server's log")
+        await self._disk.insist("a new version", lambda: self._apply_quietly(done))
 
     def _begin_certificate(self, round: int) -> None:
         self._certifying.add(round)
@@ -292,34 +314,38 @@ class RunActor:
 
     async def _certify(self, round: int) -> None:
         try:
-            certificate = await self._engine.certify(self._state, round, self._store)
-            overall = certificate.overall
-            fact = Fact(
-                type=EventType.CERTIFICATE_READY,
-                round=round,
-                detail={
-                    "relative_error": overall.relative_error,
-                    "factor_mean_error": overall.factor_mean_error,
-                    "lower_bound": overall.lower_bound,
-                    "relative_error_vs_change": overall.relative_error_vs_change,
-                    "factor_mean_error_vs_change": overall.factor_mean_error_vs_change,
-                    "lower_bound_vs_change": overall.lower_bound_vs_change,
-                    "seconds": certificate.seconds,
-                },
-            )
-            async with self._lock:
-                self._certifying.discard(round)
-                await self._commit(
-                    Transition(state=self._state, facts=(fact,)),
-                    self.now(),
-                    certificates=((round, certificate),),
-                )
+            await self._disk.insist("a certificate", lambda: self._measure(round))
         except Exception:
             # The adapter is published and right; only its measurement is missing.
             log.exception("certificate_failed", run=self._state.spec.name, round=round)
         finally:
             self._certifying.discard(round)
             self._notify()
+
+    async def _measure(self, round: int) -> None:
+        certificate = await self._engine.certify(self._state, round, self._store)
+        overall = certificate.overall
+        fact = Fact(
+            type=EventType.CERTIFICATE_READY,
+            round=round,
+            detail={
+                "relative_error": overall.relative_error,
+                "factor_mean_error": overall.factor_mean_error,
+                "lower_bound": overall.lower_bound,
+                "relative_error_vs_change": overall.relative_error_vs_change,
+                "factor_mean_error_vs_change": overall.factor_mean_error_vs_change,
+                "lower_bound_vs_change": overall.lower_bound_vs_change,
+                "seconds": certificate.seconds,
+            },
+        )
+        async with self._lock:
+            # With the certificate the run may be settled: whoever waits for that looks now.
+            self._certifying.discard(round)
+            await self._commit(
+                Transition(state=self._state, facts=(fact,)),
+                self.now(),
+                certificates=((round, certificate),),
+            )
 
     async def _commit(
         self,

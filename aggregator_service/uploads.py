@@ -38,6 +38,7 @@ _RESUMABLE = frozenset(
         Reason.UPLOAD_STALLED,
         Reason.OFFSET_MISMATCH,
         Reason.OUT_OF_SPACE,
+        Reason.DISK_FAILED,
         Reason.UNAVAILABLE,
     }
 )
@@ -112,6 +113,7 @@ class Uploads:
                 before_commit=lambda _: self._finish(writer, commit, header, record),
             )
         except FedLoraError as error:
+            self._coordinator.disk.noticed(error)
             end = writer.suspend if error.reason in _RESUMABLE else writer.discard
             await asyncio.to_thread(end)
             raise

@@ -31,6 +31,7 @@ TRANSIENT = frozenset(
         Reason.DEADLINE_EXCEEDED,
         Reason.INTERNAL,
         Reason.OUT_OF_SPACE,
+        Reason.DISK_FAILED,
         Reason.UPLOAD_INCOMPLETE,
         Reason.UPLOAD_STALLED,
         Reason.OFFSET_MISMATCH,

@@ -82,6 +82,8 @@ class Reason(enum.StrEnum):
     """the peer did not answer in time; try again"""
     OUT_OF_SPACE = "OUT_OF_SPACE"
     """no room to store what came"""
+    DISK_FAILED = "DISK_FAILED"
+    """the disk of the state directory does not read or write; try again"""
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     """the device asked for is not there, or not alone"""
     MISSING_EXTRA = "MISSING_EXTRA"

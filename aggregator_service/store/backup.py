@@ -65,7 +65,7 @@ def back_up(
     Raises:
         FedLoraError: NOT_FOUND if state_dir holds no state, ALREADY_EXISTS if `out` is not empty,
             STATE_CORRUPT for a database that is damaged or of a newer program, or a blob that is
-            damaged; OUT_OF_SPACE or UNAVAILABLE for the disk. There is no `out` then.
+            damaged; OUT_OF_SPACE or DISK_FAILED for the disk. There is no `out` then.
     """
     database = state_dir / DATABASE_NAME
     if not database.is_file():

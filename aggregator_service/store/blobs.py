@@ -16,6 +16,7 @@ still has open when it wakes is never a file that its successor goes on with.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
 import threading
@@ -69,7 +70,7 @@ class BlobStore:
 
         Raises:
             FedLoraError: STATE_CORRUPT if it is missing or has other bytes; it is then put
-                aside, so that it can be looked at but never used. UNAVAILABLE if the disk fails.
+                aside, so that it can be looked at but never used. DISK_FAILED if the disk fails.
         """
         path = self.path(sha256)
         try:
@@ -90,11 +91,26 @@ class BlobStore:
         """A path for a file in the making, on the same file system as the blobs."""
         return self._tmp / secrets.token_hex(16)
 
+    def probe(self) -> None:
+        """Writes a little, durably, and takes it away again.
+
+        Raises:
+            FedLoraError: OUT_OF_SPACE or DISK_FAILED.
+        """
+        path = self.new_temporary()
+        try:
+            with mapped_errors(), path.open("wb") as file:
+                file.write(bytes(_BLOCK_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            path.unlink(missing_ok=True)
+
     def adopt(self, path: Path) -> str:
         """Makes a finished file a blob, durable on return; returns its digest, hexadecimal.
 
         Raises:
-            FedLoraError: OUT_OF_SPACE or UNAVAILABLE.
+            FedLoraError: OUT_OF_SPACE or DISK_FAILED.
         """
         with mapped_errors():
             with path.open("rb+") as file:

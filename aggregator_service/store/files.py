@@ -33,7 +33,7 @@ def mapped_errors() -> Iterator[None]:
     """Turns what a full or failing disk says into errors that a peer can act upon.
 
     Raises:
-        FedLoraError: OUT_OF_SPACE for a full disk, quota or size limit, UNAVAILABLE for a disk
+        FedLoraError: OUT_OF_SPACE for a full disk, quota or size limit, DISK_FAILED for a disk
             that fails.
     """
     try:
@@ -47,7 +47,7 @@ def mapped_errors() -> Iterator[None]:
             ) from error
         if error.errno == errno.EIO:
             raise FedLoraError(
-                Reason.UNAVAILABLE,
+                Reason.DISK_FAILED,
                 f"the server's disk fails: {error.strerror}",
                 hint="Look at the disk of the state directory and try again",
             ) from error

@@ -56,7 +56,7 @@ class SqliteStateStore:
 
     Raises:
         FedLoraError: STATE_CORRUPT if the file is no database, a damaged one, or one of a newer
-            program; OUT_OF_SPACE or UNAVAILABLE if the disk is full or fails.
+            program; OUT_OF_SPACE or DISK_FAILED if the disk is full or fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -237,7 +237,7 @@ def mapped_database_errors(path: Path) -> Iterator[None]:
     """Turns what SQLite says of a file into errors that name the file and the way out.
 
     Raises:
-        FedLoraError: ALREADY_EXISTS, STATE_CORRUPT, OUT_OF_SPACE or UNAVAILABLE.
+        FedLoraError: ALREADY_EXISTS, STATE_CORRUPT, OUT_OF_SPACE or DISK_FAILED.
     """
     try:
         yield
@@ -260,22 +260,22 @@ _REFUSALS: Final = {
         "Free space in the state directory and try again",
     ),
     sqlite3.SQLITE_IOERR: (
-        Reason.UNAVAILABLE,
+        Reason.DISK_FAILED,
         "cannot be read or written",
         "Look at the disk of the state directory and try again",
     ),
     sqlite3.SQLITE_CANTOPEN: (
-        Reason.UNAVAILABLE,
+        Reason.DISK_FAILED,
         "cannot be opened",
         "Check the permissions of the state directory",
     ),
     sqlite3.SQLITE_READONLY: (
-        Reason.UNAVAILABLE,
+        Reason.DISK_FAILED,
         "cannot be written",
         "Check the permissions of the state directory",
     ),
     sqlite3.SQLITE_BUSY: (
-        Reason.UNAVAILABLE,
+        Reason.DISK_FAILED,
         "is held by another process in the middle of a write",
         "End that process, or try again once it is done",
     ),

@@ -55,7 +55,7 @@ class UploadWriter:
 
     Raises:
         FedLoraError: INVALID_PAYLOAD for a size that no such payload has, OUT_OF_SPACE,
-            UNAVAILABLE.
+            DISK_FAILED.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class UploadWriter:
         Raises:
             FedLoraError: OFFSET_MISMATCH, TOO_LARGE or INVALID_ARGUMENT for a chunk that does not
                 follow: nothing has changed. INVALID_PAYLOAD, MANIFEST_MISMATCH or NOT_FINITE for
-                wrong bytes: the upload is gone. OUT_OF_SPACE or UNAVAILABLE for the disk: what
+                wrong bytes: the upload is gone. OUT_OF_SPACE or DISK_FAILED for the disk: what
                 came before is kept. UPLOAD_INCOMPLETE if the upload has ended.
         """
         with self._lock:
@@ -129,7 +129,7 @@ class UploadWriter:
 
         Raises:
             FedLoraError: UPLOAD_INCOMPLETE (it can go on), DIGEST_MISMATCH, OUT_OF_SPACE or
-                UNAVAILABLE (it is gone).
+                DISK_FAILED (it is gone).
         """
         with self._lock:
             handle = self._open_handle()

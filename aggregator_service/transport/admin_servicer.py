@@ -99,6 +99,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         sequence = max(1, request.first_sequence)
         async with actor.subscribe_progress() as progress:
             while True:
+                self._coordinator.check_serving()
                 settled = actor.is_settled
                 while events := await self._coordinator.events(actor, sequence):
                     for event in events:

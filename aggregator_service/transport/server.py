@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -23,8 +25,8 @@ _ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 class GrpcServer:
     """Serves a coordinator.
 
-    Health answers SERVING for "", FederationService and AdminService while calls are accepted,
-    NOT_SERVING from the moment a stop begins.
+    Health answers SERVING for "", FederationService and AdminService while calls are accepted and
+    the disk takes what they bring, NOT_SERVING from the moment a stop begins.
     """
 
     def __init__(self, coordinator: Coordinator, config: AggregatorConfig) -> None:
@@ -45,6 +47,8 @@ class GrpcServer:
             names = (_FEDERATION, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self._address = config.address
+        self._coordinator = coordinator
+        self._reporting: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Binds and serves; returns the address, with the port taken.
@@ -62,11 +66,26 @@ class GrpcServer:
                 hint="Choose a free port, or 0 for any: server.address",
             ) from error
         await self._server.start()
-        for name in ("", _FEDERATION, _ADMIN):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._report()
+        self._reporting = asyncio.get_running_loop().create_task(self._keep_reporting())
         return f"{host}:{port}"
 
     async def stop(self) -> None:
         """Refuses new calls, gives those in flight their grace, ends."""
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self._health.enter_graceful_shutdown()
+        # Only work in flight gets the grace; who merely waits comes back by itself.
+        self._coordinator.drain()
         await self._server.stop(self._grace)
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            await self._coordinator.disk.wait_for_change()
+            await self._report()
+
+    async def _report(self) -> None:
+        serving = self._coordinator.disk.takes_writes
+        status = health_pb2.HealthCheckResponse
+        for name in ("", _FEDERATION, _ADMIN):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)

@@ -13,9 +13,12 @@ from support.processes import ServerProcess
 from support.runs import LAYOUT, run_spec
 
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore, blob_path
+from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.sqlite import DATABASE_NAME
+from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.spec import AdaptedModule
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
@@ -81,20 +84,25 @@ async def test_of_200_bits_none_is_ever_aggregated(tmp_path: Path):
         for sha256 in (state.adapter.sha256, *(u.sha256 for u in state.updates.values()))
     }
     engine = AggregationEngine(blobs, device="cpu", threads=1)
-    sound = await engine.aggregate(state)
+    store = ThreadedStore(InMemoryStateStore)
+    await store.call(
+        lambda s: s.commit(Transaction(state=state, clock=0.0, adapters=(state.adapter,)))
+    )
+    sound = await engine.aggregate(state, store)
     for seed in range(200):
         chance = random.Random(seed)
         sha256 = chance.choice(sorted(whole))
         flip(blobs.path(sha256), chance.randrange(8 * len(whole[sha256])))
         with pytest.raises(FedLoraError, match=sha256) as caught:
-            await engine.aggregate(state)
+            await engine.aggregate(state, store)
         assert caught.value.reason is Reason.STATE_CORRUPT, f"seed {seed}"
         assert not blobs.path(sha256).exists()
         assert len(list((tmp_path / "quarantine").iterdir())) == seed + 1
         blobs.path(sha256).write_bytes(whole[sha256])
-    again = await engine.aggregate(state)
+    again = await engine.aggregate(state, store)
     assert (again.sha256, again.weights) == (sound.sha256, sound.weights)
     engine.close()
+    store.close()
 
 
 @pytest.mark.parametrize("method", ["fedit", "flora_na"])

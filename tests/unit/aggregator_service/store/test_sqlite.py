@@ -150,7 +150,7 @@ def test_a_path_that_cannot_be_opened_is_not_called_damaged(tmp_path: Path):
     (tmp_path / "db").mkdir()
     with pytest.raises(FedLoraError, match="cannot be opened") as caught:
         SqliteStateStore(tmp_path / "db")
-    assert caught.value.reason is Reason.UNAVAILABLE
+    assert caught.value.reason is Reason.DISK_FAILED
 
 
 def test_a_mistake_of_ours_is_not_blamed_on_the_disk(tmp_path: Path):
@@ -199,6 +199,6 @@ def test_nobody_takes_the_state_from_a_server_in_the_middle_of_a_commit(
     with old._transaction():
         with pytest.raises(FedLoraError, match="in the middle of a write") as caught:
             SqliteStateStore(tmp_path / "db")
-        assert caught.value.reason is Reason.UNAVAILABLE
+        assert caught.value.reason is Reason.DISK_FAILED
     old.commit(Transaction(state=STATE, clock=1.0))
     old.close()

@@ -160,7 +160,7 @@ def test_what_fits_on_a_full_disk_is_kept_and_the_upload_goes_on_there(tmp_path:
     [
         (errno.ENOSPC, Reason.OUT_OF_SPACE),
         (errno.EDQUOT, Reason.OUT_OF_SPACE),
-        (errno.EIO, Reason.UNAVAILABLE),
+        (errno.EIO, Reason.DISK_FAILED),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
