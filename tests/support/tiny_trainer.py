@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from client_worker.training.loop import TaskAbandoned
+from fedlora.adapters.names import parse_key
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Registration
 from fedlora.tensors.manifest import DataType, TensorManifest
 from fedlora.tensors.safetensors_io import encode
@@ -61,9 +63,17 @@ class TinyTrainer:
     def adapter(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self._tensors.items()}
 
-    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        return self.adapter()
+
+    def load_adapter(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        private: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         assert set(tensors) == set(self._tensors)
-        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        laid_over = {**tensors, **(private or {})}
+        self._tensors = {name: tensor.clone() for name, tensor in laid_over.items()}
         self.loads.append(float(next(iter(self._tensors.values())).sum()))
 
     def train(
@@ -71,6 +81,7 @@ class TinyTrainer:
         *,
         round: int,
         seed: int,
+        plan: RoundPlan,
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
     ) -> TinyOutcome:
@@ -82,7 +93,10 @@ class TinyTrainer:
                 raise TaskAbandoned
             on_progress(step, STEPS, {"loss": 1.0 / step, "odd": float("nan")})
         noise = adapter(seed=seed, rank=self.registration.rank)
-        self._tensors = {name: t + noise[name] for name, t in self._tensors.items()}
+        parts = {*plan.trained, *plan.private}
+        for name, tensor in self._tensors.items():
+            if parse_key(name).part in parts:
+                self._tensors[name] = tensor + noise[name]
         self.trained.append((round, seed))
         metrics = {"train_loss": 0.5, "train_seconds": 0.1, "grad_norm": float("inf")}
         return TinyOutcome(num_examples=64, metrics=metrics)
