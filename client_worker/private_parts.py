@@ -73,9 +73,12 @@ class PrivateParts:
         """
         self._open(run_id, manifest)
         for part in reversed(self._parts):
-            fits = not manifest.difference(TensorManifest.of(part.tensors))
-            if fits and part.task_id != task.task_id:
-                return part
+            if part.task_id == task.task_id:
+                continue
+            if difference := manifest.difference(TensorManifest.of(part.tensors)):
+                log.warning("private_part_foreign", error=difference, action=_INSTEAD)
+                continue
+            return part
         return None
 
     def keep(self, run_id: str, task: Task, tensors: Mapping[str, Tensor]) -> None:

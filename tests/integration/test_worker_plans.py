@@ -25,13 +25,15 @@ from support.worker_harness import worker
 from support.worker_runs import classifier_spec, labelled_rows, trainer_for, worker_run, write_jsonl
 from torch import Tensor
 
-from aggregator_service.aggregation.registry import create_recipe
+from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.registry import METHODS, create_recipe
 from aggregator_service.transport import server as transport_server
 from client_worker.data.config import DataConfig
+from client_worker.training.features import FEATURES
 from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part, parse_key
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.plan import RoundPlan, plan_for
+from fedlora.runs.plan import RoundPlan, WorkerFeature, plan_for
 from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec
 from fedlora.runs.tasks import Registration
 
@@ -124,7 +126,20 @@ async def federate(tmp_path: Path, bert: Path, method: str) -> Finished:
     return Finished(plans, versions, trainers, lived)
 
 
-@pytest.mark.parametrize("method", ["ffa_lora", "fedsa_lora", "rolora"])
+def asked(method: str) -> frozenset[WorkerFeature]:
+    plans = compose(METHODS[method]).plans()
+    return frozenset[WorkerFeature]().union(*(plan.features for plan in plans))
+
+
+FOLLOWED = sorted(name for name in METHODS if asked(name) and asked(name) <= FEATURES)
+"""methods that ask for more than training A and B, and for no more than the worker says it can"""
+
+
+def test_the_methods_are_those_meant():
+    assert {"ffa_lora", "fedsa_lora", "rolora", "lorar", "bound_weights"} <= {*FOLLOWED}
+
+
+@pytest.mark.parametrize("method", FOLLOWED)
 async def test_nothing_frozen_or_private_is_ever_sent(
     tmp_path: Path, bert: Path, recording: Recording, method: str
 ):
@@ -135,6 +150,7 @@ async def test_nothing_frozen_or_private_is_ever_sent(
     for update in updates:
         plan = plan_for(done.plans, update.header.round)
         assert parts_in(update.tensors) == {*plan.trained, None}
+        assert {*plan.required_metrics} <= update.header.metrics.keys()
         # What was sent is what was trained, and it has moved.
         given = done.versions[update.header.base_version]
         assert all(not torch.equal(t, given[name]) for name, t in update.tensors.items())

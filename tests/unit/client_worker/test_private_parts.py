@@ -127,6 +127,13 @@ def test_a_part_of_another_run_or_rank_is_foreign(tmp_path: Path):
     assert {line["event"] for line in lines} == {"private_part_foreign"}
 
 
+def test_a_worker_that_was_given_another_rank_says_so_and_begins_anew(opened):
+    opened().keep("run-1", train_task(1), values(1))
+    with capture_logs() as lines:
+        assert opened().before("run-1", train_task(2), WIDER) is None
+    assert [line["event"] for line in lines] == ["private_part_foreign"]
+
+
 def test_a_process_that_dies_while_it_writes_has_changed_nothing(tmp_path: Path, monkeypatch):
     PrivateParts(tmp_path).keep("run-1", train_task(1), values(1))
 
