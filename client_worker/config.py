@@ -33,7 +33,7 @@ class WorkerConfig:
     max_rank: int = 0
     """largest LoRA rank this worker trains; 0 for the run's"""
     cache_dir: Path | None = None
-    """keeps adapters and unsent updates over a restart; nothing is kept if unset"""
+    """keeps adapters, private parts and unsent updates over a restart; nothing is kept if unset"""
     alive_file: Path | None = None
     """touched at each answer of the server, for health checks; none if unset"""
     wait_for_server_seconds: float = 120.0

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.tasks import (
     Acknowledgement,
     AdapterHeader,
@@ -48,11 +49,19 @@ class Federation(Protocol):
         ...
 
     def pull_adapter(
-        self, token: str, version: int, *, folder: Path, expected_bytes: int
+        self,
+        token: str,
+        version: int,
+        *,
+        folder: Path,
+        expected_bytes: int,
+        held_version: int | None = None,
     ) -> tuple[AdapterHeader, Path]:
         """A version of the global adapter as a verified file in `folder`.
 
-        A download that was cut goes on where it ended. `expected_bytes` sets the deadline.
+        A download that was cut goes on where it ended. `expected_bytes` sets the deadline. Of a
+        version that the caller holds whole the server leaves out what has not changed since; the
+        header's held_version says whether it did.
         """
         ...
 
@@ -107,8 +116,16 @@ class Trainer(Protocol):
         """The adapter as it is now, under PEFT's names, in the run's wire dtype."""
         ...
 
-    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Puts an adapter into the model."""
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        """The same in the precision of training, for what never crosses the wire."""
+        ...
+
+    def load_adapter(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        private: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Puts an adapter into the model; `private` takes the place of some of its tensors."""
         ...
 
     def train(
@@ -116,10 +133,11 @@ class Trainer(Protocol):
         *,
         round: int,
         seed: int,
+        plan: RoundPlan,
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
     ) -> Outcome:
-        """One round of local training.
+        """One round of local training, of the parts that the plan says and no other.
 
         Raises:
             TaskAbandoned: soon after `should_abandon` has returned True.

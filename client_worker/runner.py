@@ -18,14 +18,16 @@ import structlog
 from client_worker.asking import Asking, RefusedError
 from client_worker.config import WorkerConfig
 from client_worker.heartbeat import Heartbeats
+from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.membership import Membership, assignment_of
 from client_worker.outbox import Outbox
 from client_worker.patience import TRANSIENT, Patience
 from client_worker.ports import Federation, TrainerFactory
+from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session, State
 from client_worker.stop import Stopped, StopRequest
-from client_worker.tasks import LoadedTrainer, TaskWork
+from client_worker.tasks import TaskWork
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Capabilities, Registration, Task, TaskKind
@@ -90,14 +92,18 @@ class Runner:
         )
         # Workers of one machine may share a cache folder; what follows is one worker's own.
         folder = config.cache_dir / "workers" / name if config.cache_dir else None
+        private = PrivateParts(folder / "private" if folder else None)
         self._work = TaskWork(
             federation=federation,
             asking=self._asking,
             session=self._session,
             heartbeats=self._heartbeats,
             progress=self._progress,
+            loader=AdapterLoader(
+                federation, self._asking, private, folder=(folder or scratch) / "adapters"
+            ),
+            private=private,
             outbox=Outbox(folder / "outbox" if folder else None),
-            downloads=(folder or scratch) / "adapters",
             stop=stop,
         )
 

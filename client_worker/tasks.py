@@ -1,7 +1,7 @@
 """The work of a task: initialize, train, evaluate.
 
 Each moves the session from READY and back, and ends with the server's acknowledgement or with its
-word that the task no longer counts.
+word that the task no longer counts. What is trained, sent and kept is the task's plan's to say.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from client_worker.asking import Asking, RefusedError
 from client_worker.heartbeat import Heartbeats
-from client_worker.membership import Assignment
+from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate
-from client_worker.ports import Federation, Trainer
+from client_worker.parts import pick, private_manifest, sent_manifest
+from client_worker.ports import Federation
+from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
-from fedlora.errors import FedLoraError, Reason
+from fedlora.errors import Reason
 from fedlora.runs.tasks import (
     Acknowledgement,
     Evaluation,
@@ -33,29 +33,14 @@ from fedlora.runs.tasks import (
     Task,
     UpdateHeader,
 )
-from fedlora.tensors.manifest import TensorManifest
-from fedlora.tensors.safetensors_io import decode, encode
+from fedlora.tensors.safetensors_io import encode
 
-__all__ = ["LoadedTrainer", "TaskWork"]
+__all__ = ["TaskWork"]
 
 log = structlog.get_logger(__name__)
 
 _STALE = frozenset({Reason.WRONG_ROUND, Reason.WRONG_TASK, Reason.WRONG_PHASE})
 """the task was overtaken: drop what was made for it and ask for the next"""
-
-
-@dataclass(slots=True)
-class LoadedTrainer:
-    """A trainer, what it was made for, and which adapter is in it."""
-
-    trainer: Trainer
-    assignment: Assignment
-    manifest: TensorManifest
-    """tensors of an adapter of this run at this worker's rank"""
-    version: tuple[str, int] | None = None
-    """run id and version of the adapter; None if it is freshly attached or trained"""
-    pristine: bool = True
-    """as attached: neither trained nor replaced"""
 
 
 class TaskWork:
@@ -67,8 +52,9 @@ class TaskWork:
         session: moved along.
         heartbeats: know whether the task in hand still counts.
         progress: told how far training has got.
+        loader: puts into the model what a task begins from.
+        private: keeps what is trained and never sent.
         outbox: keeps an update until it is acknowledged.
-        downloads: folder for adapters.
         stop: ends training early.
     """
 
@@ -80,8 +66,9 @@ class TaskWork:
         session: Session,
         heartbeats: Heartbeats,
         progress: ProgressReporter,
+        loader: AdapterLoader,
+        private: PrivateParts,
         outbox: Outbox,
-        downloads: Path,
         stop: StopRequest,
     ) -> None:
         self._federation = federation
@@ -89,8 +76,9 @@ class TaskWork:
         self._session = session
         self._heartbeats = heartbeats
         self._progress = progress
+        self._loader = loader
+        self._private = private
         self._outbox = outbox
-        self._downloads = downloads
         self._stop = stop
 
     def initialize(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
@@ -101,14 +89,14 @@ class TaskWork:
 
     def train(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Trains from the task's version and submits, or submits what a restart cut short."""
-        update = self._outbox.find(task, loaded.manifest)
+        update = self._outbox.find(task, sent_manifest(loaded.manifest, task.plan))
         if update is not None:
             log.info("update_found", bytes=update.payload.total_bytes)
             self._session.handle(Event.UPDATE_AT_HAND)
             self._submit(task, update, registration)
             return
         self._session.handle(Event.TRAIN_GIVEN)
-        self._bring(task.adapter_version, loaded, registration)
+        self._loader.bring(task, loaded, registration)
         try:
             update = self._trained(task, loaded)
         except TaskAbandoned:
@@ -117,6 +105,11 @@ class TaskWork:
             self._session.handle(Event.DROPPED)
             log.info("abandoned")
             return
+        # First of the two, and before anything is sent: see `client_worker.private_parts`.
+        private = private_manifest(loaded.manifest, task.plan)
+        if private.tensors:
+            values = pick(loaded.trainer.trained_values(), private)
+            self._private.keep(registration.run_id, task, values)
         self._outbox.keep(task, update)
         self._session.handle(Event.TRAINED)
         self._submit(task, update, registration)
@@ -124,7 +117,7 @@ class TaskWork:
     def evaluate(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Scores the task's version and reports it."""
         self._session.handle(Event.EVALUATE_GIVEN)
-        self._bring(task.adapter_version, loaded, registration)
+        self._loader.bring(task, loaded, registration)
         with self._stop.window():
             scores = loaded.trainer.evaluate(
                 EvaluationScope.GLOBAL, shard_index=task.shard_index, shard_count=task.shard_count
@@ -143,34 +136,13 @@ class TaskWork:
 
     # --- steps ---------------------------------------------------------------------------
 
-    def _bring(self, version: int, loaded: LoadedTrainer, registration: Registration) -> None:
-        """Puts a version of the global adapter into the model, unless it is there already."""
-        wanted = (registration.run_id, version)
-        if loaded.version == wanted:
-            return
-        header, path = self._asking.ask(
-            f"pulling adapter version {version}",
-            lambda token: self._federation.pull_adapter(
-                token, version, folder=self._downloads, expected_bytes=loaded.manifest.data_bytes
-            ),
-        )
-        if difference := loaded.manifest.difference(header.manifest):
-            raise FedLoraError(
-                Reason.MANIFEST_MISMATCH,
-                f"adapter version {version} does not fit the adapter attached here: {difference}",
-                hint="Use the same versions of transformers and peft on all workers",
-            )
-        loaded.version, loaded.pristine = None, False
-        loaded.trainer.load_adapter(decode(path, header.manifest))
-        loaded.version = wanted
-        log.info("adapter_loaded", version=version, bytes=header.total_bytes)
-
     def _trained(self, task: Task, loaded: LoadedTrainer) -> TrainedUpdate:
         """Trains, scores the result on this worker's held-out data, encodes it."""
-        loaded.version, loaded.pristine = None, False
+        loaded.began_from, loaded.pristine = None, False
         outcome = loaded.trainer.train(
             round=task.round,
             seed=task.seed,
+            plan=task.plan,
             on_progress=lambda step, steps, metrics: self._progress.offer(
                 Progress(
                     task_id=task.task_id,
@@ -188,7 +160,9 @@ class TaskWork:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
         return TrainedUpdate(
-            payload=encode(loaded.trainer.adapter()),
+            payload=encode(
+                pick(loaded.trainer.adapter(), sent_manifest(loaded.manifest, task.plan))
+            ),
             num_examples=outcome.num_examples,
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),

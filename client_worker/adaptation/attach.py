@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from client_worker.adaptation.base_model import LoadedBase
-from fedlora.adapters.names import PREFIX, Factor, parse_key
+from fedlora.adapters.names import PREFIX, Factor, Part, parse_key
 from fedlora.adapters.spec import AdaptedModule, AdapterKind, AdapterLayout, AdapterSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.seeds import derive_seed
@@ -51,16 +51,27 @@ class AdaptedModel:
         self._dtype = dtype
         self._manifest = layout.manifest(rank, dtype)
 
-    def state(self) -> dict[str, Tensor]:
-        """The adapter under PEFT's names: on the CPU, contiguous, in the wire's dtype, a copy."""
-        state = _peft_state(self.module)
+    def state(self, dtype: DataType | None = None) -> dict[str, Tensor]:
+        """The adapter under PEFT's names: on the CPU, contiguous, a copy.
+
+        Args:
+            dtype: element type; None takes the wire's.
+        """
+        state, wanted = _peft_state(self.module), (dtype or self._dtype).torch_dtype
         return {
-            name: state[name].detach().to("cpu", self._dtype.torch_dtype, copy=True).contiguous()
+            name: state[name].detach().to("cpu", wanted, copy=True).contiguous()
             for name in sorted(state)
         }
 
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(
+        self, tensors: Mapping[str, Tensor], instead: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Puts an adapter in, all of it or none.
+
+        Args:
+            tensors: the whole adapter, in the wire's dtype.
+            instead: tensors of this worker's own that take the place of some of them, of the same
+                shapes, in whatever precision they were kept.
 
         Raises:
             FedLoraError: MANIFEST_MISMATCH unless names, shapes and dtypes are exactly this
@@ -73,7 +84,7 @@ class AdaptedModel:
                 hint="Workers of a run need the same base model, rank and peft version",
             )
         # peft reports what it did not take, and does not raise.
-        result = set_peft_model_state_dict(self.module, dict(tensors))
+        result = set_peft_model_state_dict(self.module, {**tensors, **(instead or {})})
         left = [*result.unexpected_keys, *(k for k in result.missing_keys if _is_adapter(k))]
         if left:
             raise AssertionError(f"peft left {left} out of an adapter that fits its own layout")
@@ -106,8 +117,18 @@ class AdaptedModel:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
 
-    def trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The adapter's factors, and the parameters of modules_to_save."""
+    def trainable(
+        self, parts: Collection[Part] = (Part.A, Part.B)
+    ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Frees these parts of every module for training and freezes the others.
+
+        Returns:
+            The factors to train, and the parameters of modules_to_save, which always are.
+        """
+        for layer in self.module.modules():
+            if isinstance(layer, LoraLayer):
+                layer.lora_A.requires_grad_(Part.A in parts)
+                layer.lora_B.requires_grad_(Part.B in parts)
         factors: list[nn.Parameter] = []
         head: list[nn.Parameter] = []
         for name, parameter in self.module.named_parameters():

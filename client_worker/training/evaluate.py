@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from client_worker.data.batches import by_length
-from client_worker.data.collate import pad
+from client_worker.data.collate import Batch, pad
 from client_worker.data.encoding import EncodedExample
-from client_worker.training.objective import forward, score_sums
+from client_worker.training.loop import TaskAbandoned
+from client_worker.training.objective import example_losses, forward, score_sums
 from client_worker.training.precision import Precision
 
-__all__ = ["score", "shard"]
+__all__ = ["losses", "score", "shard"]
 
 _BATCH_TOKENS = 4096
 """tokens of one forward pass, about: enough to keep a device busy, little memory"""
@@ -23,6 +24,16 @@ _BATCH_TOKENS = 4096
 def shard(examples: Sequence[EncodedExample], index: int, count: int) -> list[EncodedExample]:
     """Every `count`-th example from `index` on: disjoint over the indices, all of them together."""
     return list(examples[index::count])
+
+
+def _batches(
+    examples: Sequence[EncodedExample], *, pad_id: int, per_token: bool
+) -> Iterator[Batch]:
+    """All examples, those of like length together, in batches for a forward pass."""
+    longest = max(e.num_tokens for e in examples)
+    size = max(1, _BATCH_TOKENS // longest)
+    for chosen in by_length([e.num_tokens for e in examples], size):
+        yield pad([examples[i] for i in chosen], pad_id=pad_id, per_token=per_token)
 
 
 @torch.no_grad()
@@ -50,11 +61,8 @@ def score(
         accuracy and loss (nats) of a classifier; loss, token_accuracy and perplexity of an LM.
     """
     model.eval()
-    longest = max(e.num_tokens for e in examples)
-    size = max(1, _BATCH_TOKENS // longest)
     loss, correct = 0.0, 0.0
-    for chosen in by_length([e.num_tokens for e in examples], size):
-        batch = pad([examples[i] for i in chosen], pad_id=pad_id, per_token=per_token)
+    for batch in _batches(examples, pad_id=pad_id, per_token=per_token):
         placed = batch.to(precision.device)
         with precision.autocast():
             logits = forward(model, placed.inputs)
@@ -66,3 +74,38 @@ def score(
     # exp overflows beyond 709 nats, which is no model but noise.
     perplexity = math.exp(mean_loss) if mean_loss < 700 else math.inf
     return {"loss": mean_loss, "token_accuracy": mean_correct, "perplexity": perplexity}
+
+
+@torch.no_grad()
+def losses(
+    model: nn.Module,
+    examples: Sequence[EncodedExample],
+    *,
+    precision: Precision,
+    pad_id: int,
+    per_token: bool,
+    should_abandon: Callable[[], bool],
+) -> Tensor:
+    """The loss of each example, in no order that means anything; float64, on the CPU.
+
+    Args:
+        model: put in evaluation mode.
+        examples: at least one.
+        precision: device and autocast.
+        pad_id: token to pad with.
+        per_token: targets are tokens (causal LM); an example's loss is their mean.
+        should_abandon: asked before each batch.
+
+    Raises:
+        TaskAbandoned: once `should_abandon` says so.
+    """
+    model.eval()
+    found = []
+    for batch in _batches(examples, pad_id=pad_id, per_token=per_token):
+        if should_abandon():
+            raise TaskAbandoned
+        placed = batch.to(precision.device)
+        with precision.autocast():
+            logits = forward(model, placed.inputs)
+        found.append(example_losses(logits, placed).cpu())
+    return torch.cat(found)

@@ -10,4 +10,10 @@ from fedlora.runs.plan import WorkerFeature
 
 __all__ = ["FEATURES"]
 
-FEATURES: frozenset[WorkerFeature] = frozenset()
+FEATURES = frozenset(
+    {
+        WorkerFeature.PARTIAL_TRAINING,
+        WorkerFeature.PRIVATE_PARTS,
+        WorkerFeature.ROUND_METRICS,
+    }
+)

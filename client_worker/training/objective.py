@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from client_worker.data.collate import Batch
 from client_worker.data.encoding import IGNORED
 
-__all__ = ["ScoreSums", "forward", "label_offsets", "loss_sum", "score_sums"]
+__all__ = ["ScoreSums", "example_losses", "forward", "label_offsets", "loss_sum", "score_sums"]
 
 _ABSENT = -1e4
 """offset of a label the worker does not have: its probability, and so its gradient, is exactly 0
@@ -69,15 +69,22 @@ def loss_sum(logits: Tensor, targets: Tensor, offsets_V: Tensor | None = None) -
     )
 
 
-def score_sums(logits: Tensor, batch: Batch) -> ScoreSums:
-    """Loss and accuracy of a padded batch, one example a row."""
+def example_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """The loss of each example of a padded batch, one a row: the mean over its own targets."""
     targets_BT = batch.targets.view(batch.num_examples, -1)
     losses_BT = cross_entropy(
         logits.flatten(0, -2), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
     ).view_as(targets_BT)
     counts_B = (targets_BT != IGNORED).sum(1).clamp(min=1)
+    return (losses_BT.sum(1) / counts_B).double()
+
+
+def score_sums(logits: Tensor, batch: Batch) -> ScoreSums:
+    """Loss and accuracy of a padded batch, one example a row."""
+    targets_BT = batch.targets.view(batch.num_examples, -1)
+    counts_B = (targets_BT != IGNORED).sum(1).clamp(min=1)
     correct_BT = (logits.argmax(-1).view_as(targets_BT) == targets_BT) & (targets_BT != IGNORED)
     return ScoreSums(
-        loss=float((losses_BT.sum(1) / counts_B).double().sum()),
+        loss=float(example_losses(logits, batch).sum()),
         correct=float((correct_BT.sum(1) / counts_B).double().sum()),
     )

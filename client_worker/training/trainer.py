@@ -16,16 +16,21 @@ from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
 from client_worker.device import torch_device
-from client_worker.training.evaluate import score, shard
+from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
+from client_worker.training.round_metrics import RoundMetrics
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, EvaluationSplit
+from fedlora.tensors.manifest import DataType
 
 __all__ = ["LocalTrainer", "TaskAbandoned", "TrainingOutcome"]
+
+_WHOLE = RoundPlan()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,7 @@ class TrainingOutcome:
     """size of the data trained on, n_u of the weighted mean; passes over it do not count"""
     num_steps: int
     metrics: Mapping[str, float]
-    """train_loss, train_seconds, examples_per_second, peak_device_bytes"""
+    """train_loss, train_seconds, examples_per_second, peak_device_bytes, and what the plan asks"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,19 +155,30 @@ class LocalTrainer:
         """The adapter as it is now, under PEFT's names: on the CPU, in the run's wire dtype."""
         return self._model.state()
 
-    def load_adapter(self, tensors: Mapping[str, Tensor]) -> None:
+    def trained_values(self) -> dict[str, Tensor]:
+        """The same in the precision of training, float32."""
+        return self._model.state(DataType.F32)
+
+    def load_adapter(
+        self, tensors: Mapping[str, Tensor], private: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Puts an adapter into the model, all of it or none.
+
+        Args:
+            tensors: the global adapter.
+            private: tensors that take the place of the global ones, as `trained_values` gave them.
 
         Raises:
             FedLoraError: MANIFEST_MISMATCH unless names, shapes and dtypes are this adapter's.
         """
-        self._model.load_state(tensors)
+        self._model.load_state(tensors, private)
 
     def train(
         self,
         *,
         round: int,
         seed: int,
+        plan: RoundPlan = _WHOLE,
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
     ) -> TrainingOutcome:
@@ -171,6 +187,7 @@ class LocalTrainer:
         Args:
             round: counted from 1; decides the learning rate.
             seed: of everything random in the round.
+            plan: which parts are trained, the others stay bit for bit; A and B if none is given.
             on_progress: called after each step with steps done, steps in all, metrics.
             should_abandon: asked before each step.
 
@@ -179,9 +196,20 @@ class LocalTrainer:
             FedLoraError: NOT_FINITE if the loss is not.
         """
         self._precision.forget_peak()
+        figures = RoundMetrics(
+            plan,
+            lambda: losses(
+                self._model.module,
+                self._data.train,
+                precision=self._precision,
+                pad_id=self._model.pad_id,
+                per_token=self._per_token,
+                should_abandon=should_abandon,
+            ),
+        )
         result = train_round(
             self._model.module,
-            self._model.trainable(),
+            self._model.trainable({*plan.trained, *plan.private}),
             self._data.train,
             self._run.training,
             Course(round=round, num_rounds=self._run.rounds.num_rounds, seed=seed),
@@ -200,6 +228,7 @@ class LocalTrainer:
                 "train_seconds": result.seconds,
                 "examples_per_second": result.num_processed / result.seconds,
                 "peak_device_bytes": float(self._precision.peak_bytes()),
+                **figures.at_end(),
             },
         )
 

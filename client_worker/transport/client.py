@@ -163,7 +163,13 @@ class FederationClient:
     # --- payloads ------------------------------------------------------------------------
 
     def pull_adapter(
-        self, token: str, version: int, *, folder: Path, expected_bytes: int
+        self,
+        token: str,
+        version: int,
+        *,
+        folder: Path,
+        expected_bytes: int,
+        held_version: int | None = None,
     ) -> tuple[AdapterHeader, Path]:
         """A version of the global adapter as a verified file.
 
@@ -172,6 +178,8 @@ class FederationClient:
             version: of the adapter.
             folder: keeps adapters by digest and the beginnings of interrupted downloads.
             expected_bytes: about how much will come; sets the deadline.
+            held_version: an earlier version that the caller holds whole; what has not changed
+                since may be left out, and the header then repeats the number.
 
         Raises:
             FedLoraError: NOT_FOUND; UNAVAILABLE or UPLOAD_INCOMPLETE if the stream was cut, to be
@@ -179,10 +187,13 @@ class FederationClient:
         """
         adapters = AdapterFolder(folder)
         # By session, so by run and rank: an equal version of another run is another adapter.
-        partial = adapters.partial(self._address, token, version)
+        partial = adapters.partial(self._address, token, version, held_version)
         offset = partial.stat().st_size if partial.exists() else 0
         request = pb.PullAdapterRequest(
-            session_token=token, adapter_version=version, start_offset=offset
+            session_token=token,
+            adapter_version=version,
+            start_offset=offset,
+            held_version=held_version,
         )
         responses = self._stub.PullAdapter(request, timeout=transfer_seconds(expected_bytes))
         with stream(responses, peer=self._address, guard=self._guard) as messages:

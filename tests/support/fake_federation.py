@@ -139,6 +139,8 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         self.plan = deque(plan)
         self.keep_waiting = keep_waiting
         self.adapters = adapters or {}
+        self.changes: dict[tuple[int, int], tuple[bytes, TensorManifest]] = {}
+        """what a worker that holds the first of two versions is sent of the second"""
         self.abandon: set[str] = set()
         self.calls: list[tuple[str, Any]] = []
         self.streams: list[Received] = []
@@ -264,7 +266,9 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
     ) -> Iterator[pb.PullAdapterResponse]:
         fault = self._begin("PullAdapter", request)
         self._refuse(fault, context, if_=lambda f: not (f.after_bytes or f.flip_byte))
-        data, manifest = self.adapters[request.adapter_version]
+        over = request.held_version if request.HasField("held_version") else None
+        change = None if over is None else self.changes.get((over, request.adapter_version))
+        data, manifest = change or self.adapters[request.adapter_version]
         header = AdapterHeader(
             run_id=self.run_id,
             adapter_version=request.adapter_version,
@@ -273,6 +277,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
             total_bytes=len(data),
             sha256=hashlib.sha256(data).digest(),
             manifest=manifest,
+            held_version=over if change else None,
         )
         yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
         if fault and fault.flip_byte:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from client_worker.training.loop import TaskAbandoned
+from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Registration
 from fedlora.tensors.manifest import DataType, TensorManifest
 from fedlora.tensors.safetensors_io import encode
@@ -38,6 +41,7 @@ class TinyTrainer:
         registration: what it is made for.
         on_step: called in each step of training, for a test to act or wait in.
         endless: trains until it is told to abandon.
+        endless_from: first round that is so.
     """
 
     layout = LAYOUT
@@ -48,6 +52,7 @@ class TinyTrainer:
         *,
         on_step: Callable[[int], None] = lambda _: None,
         endless: bool = False,
+        endless_from: int = 1,
     ) -> None:
         self.registration = registration
         self.loads: list[float] = []
@@ -55,15 +60,23 @@ class TinyTrainer:
         self.evaluated: list[tuple[EvaluationScope, int, int]] = []
         self.thread = threading.current_thread()
         self._on_step = on_step
-        self._endless = endless
+        self._endless_from = endless_from if endless else math.inf
         self._tensors = adapter(seed=0, rank=registration.rank)
 
     def adapter(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self._tensors.items()}
 
-    def load_adapter(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def trained_values(self) -> dict[str, torch.Tensor]:
+        return self.adapter()
+
+    def load_adapter(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        private: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         assert set(tensors) == set(self._tensors)
-        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        laid_over = {**tensors, **(private or {})}
+        self._tensors = {name: tensor.clone() for name, tensor in laid_over.items()}
         self.loads.append(float(next(iter(self._tensors.values())).sum()))
 
     def train(
@@ -71,21 +84,29 @@ class TinyTrainer:
         *,
         round: int,
         seed: int,
+        plan: RoundPlan,
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
     ) -> TinyOutcome:
         step = 0
-        while step < STEPS or self._endless:
+        while step < STEPS or round >= self._endless_from:
             step += 1
             self._on_step(step)
             if should_abandon():
                 raise TaskAbandoned
             on_progress(step, STEPS, {"loss": 1.0 / step, "odd": float("nan")})
         noise = adapter(seed=seed, rank=self.registration.rank)
-        self._tensors = {name: t + noise[name] for name, t in self._tensors.items()}
+        parts = {*plan.trained, *plan.private}
+        for name, tensor in self._tensors.items():
+            if parse_key(name).part in parts:
+                self._tensors[name] = tensor + self._share(name) * noise[name]
         self.trained.append((round, seed))
         metrics = {"train_loss": 0.5, "train_seconds": 0.1, "grad_norm": float("inf")}
         return TinyOutcome(num_examples=64, metrics=metrics)
+
+    def _share(self, name: str) -> float:
+        """How much of the noise a tensor takes."""
+        return 1.0
 
     def evaluate(
         self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
@@ -101,6 +122,16 @@ class TinyTrainer:
         )
 
 
+class CoupledTrainer(TinyTrainer):
+    """Moves each tensor by what the others are, as real training does.
+
+    So a part that is sent shows what became of one that is not.
+    """
+
+    def _share(self, name: str) -> float:
+        return sum(float(t.abs().mean()) for n, t in self._tensors.items() if n != name)
+
+
 def adapter(*, seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
     """An adapter of the tiny layout with seeded entries."""
     generator = torch.Generator().manual_seed(seed)
@@ -108,8 +139,11 @@ def adapter(*, seed: int, rank: int = 4) -> dict[str, torch.Tensor]:
     return {t.name: torch.randn(t.shape, generator=generator) for t in manifest.tensors}
 
 
-def adapter_file(*, seed: int, rank: int = 4) -> tuple[bytes, TensorManifest]:
-    """The same as a payload and its manifest."""
-    payload = encode(adapter(seed=seed, rank=rank))
+def adapter_file(
+    *, seed: int, rank: int = 4, parts: Collection[Part] = (Part.A, Part.B)
+) -> tuple[bytes, TensorManifest]:
+    """The same, or some of its parts, as a payload and its manifest."""
+    tensors = adapter(seed=seed, rank=rank)
+    payload = encode({name: t for name, t in tensors.items() if parse_key(name).part in parts})
     data = b"".join(bytes(piece) for _, piece in payload.chunks(0, 1024))
     return data, payload.manifest

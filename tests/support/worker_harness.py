@@ -16,6 +16,7 @@ from client_worker.data.config import DataConfig
 from client_worker.patience import Patience
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
+from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from fedlora.runs.tasks import Capabilities, Registration
 
@@ -85,7 +86,9 @@ def worker(
             name=name,
             federation=client,
             create_trainer=create or make,
-            capabilities=Capabilities(device_name="cpu", max_rank=max_rank),
+            capabilities=Capabilities(
+                device_name="cpu", max_rank=max_rank, features=tuple(sorted(FEATURES))
+            ),
             stop=stop,
             patience=patience or Patience(limit_seconds=30.0, sleep=lambda _: None),
             scratch=tmp_path / "scratch",

@@ -1,10 +1,12 @@
-"""`python worker_process.py ADDRESS [train|load]`: a real worker process with a tiny trainer.
+"""`python worker_process.py ADDRESS [MODE] [--cache-dir FOLDER]`: a worker process, a tiny trainer.
 
-It trains without end, or with "load" loads without end.
+MODE says where it never comes to an end: `load`, in loading; `train`, in training; `train:2`, in
+training of round 2. With `work` it does all there is to do.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 def main() -> int:
-    from support.tiny_trainer import TinyTrainer
+    from support.tiny_trainer import CoupledTrainer, TinyTrainer
 
     from client_worker.app import run_worker
     from client_worker.config import WorkerConfig
@@ -21,14 +23,25 @@ def main() -> int:
     from fedlora.runs.tasks import Registration
     from fedlora.telemetry import configure_logging
 
+    parser = argparse.ArgumentParser()
+    parser.add_argument("address")
+    parser.add_argument("mode", nargs="?", default="train")
+    parser.add_argument("--cache-dir", type=Path)
+    arguments = parser.parse_args()
+    mode, _, round = arguments.mode.partition(":")
+
     def create(registration: Registration) -> TinyTrainer:
-        if sys.argv[2:] == ["load"]:
+        if mode == "load":
             threading.Event().wait()
-        return TinyTrainer(registration, endless=True)
+        return CoupledTrainer(registration, endless=mode == "train", endless_from=int(round or 1))
 
     configure_logging()
     config = WorkerConfig(
-        server=sys.argv[1], name="w", device="cpu", data=DataConfig(path="unused")
+        server=arguments.address,
+        name="w",
+        device="cpu",
+        cache_dir=arguments.cache_dir,
+        data=DataConfig(path="unused"),
     )
     return run_worker(config, create_trainer=create)
 

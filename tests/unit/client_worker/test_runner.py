@@ -1,10 +1,12 @@
 """A worker's main line against a real server: rounds, outages, fences, refusals, exit codes."""
 
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.fake_federation import (
     INITIALIZE,
     FakeFederation,
@@ -18,8 +20,10 @@ from support.worker_harness import FakeTime, worker
 
 from client_worker.patience import Patience
 from client_worker.session import State
+from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import EvaluationScope, Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType
@@ -27,6 +31,7 @@ from fedlora.tensors.safetensors_io import decode, encode
 
 VERSIONS = {v: adapter_file(seed=10 + v) for v in range(3)}
 MANIFEST = LAYOUT.manifest(4, DataType.F32)
+PULL = "PullAdapter"
 WAIT = Task(task_id="", kind=TaskKind.WAIT, reason="others train")
 
 
@@ -441,6 +446,142 @@ def test_a_stop_in_mid_training_drops_the_work_and_leaves_with_0(tmp_path: Path)
             assert w.runner.run() is ExitCode.OK
     assert not server.updates
     assert server.requests("Leave")[0].reason == "stopped by SIGTERM"
+
+
+# --- plans -------------------------------------------------------------------------------
+
+PRIVATE_B = RoundPlan(trained=(Part.A,), private=(Part.B,), published=(Part.A,))
+
+
+def planned(plan: RoundPlan, *rounds: int) -> list[Task]:
+    return [replace(train_task(r, version=r - 1), plan=plan) for r in rounds]
+
+
+def sent(server: FakeFederation) -> list[dict[str, torch.Tensor]]:
+    return [decode(data, header.manifest) for header, data, _ in server.updates.values()]
+
+
+def part_of(tensors: dict[str, torch.Tensor], part: Part) -> torch.Tensor:
+    (tensor,) = (t for n, t in tensors.items() if parse_key(n).part is part)
+    return tensor
+
+
+def test_an_update_holds_what_the_plan_trains_and_the_rest_stays_with_the_worker(tmp_path: Path):
+    plan = [*planned(RoundPlan(trained=(Part.B,)), 1), *planned(RoundPlan(trained=(Part.A,)), 2)]
+    with FakeFederation(plan, adapters=VERSIONS) as server, worker(server.address, tmp_path) as w:
+        assert w.runner.run() == 0
+    first, second = sent(server)
+    assert [parse_key(n).part for n in (*first, *second)] == [Part.B, Part.A]
+    given = decode(VERSIONS[1][0], MANIFEST)
+    expected = part_of(given, Part.A) + part_of(adapter(seed=102), Part.A)
+    assert torch.equal(part_of(second, Part.A), expected)
+
+
+def test_a_private_part_goes_on_from_round_to_round_and_into_evaluations(tmp_path: Path):
+    evaluation = replace(evaluate_task(1, version=1), plan=PRIVATE_B)
+    plan = [*planned(PRIVATE_B, 1), evaluation, *planned(PRIVATE_B, 2)]
+    seen = []
+
+    class Scored(TinyTrainer):
+        def evaluate(self, scope, **shard):
+            seen.append((scope, part_of(self.adapter(), Part.B)))
+            return super().evaluate(scope, **shard)
+
+    with (
+        FakeFederation(plan, adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, create=Scored) as w,
+    ):
+        assert w.runner.run() == 0
+    after_1 = part_of(adapter(seed=10), Part.B) + part_of(adapter(seed=101), Part.B)
+    after_2 = after_1 + part_of(adapter(seed=102), Part.B)
+    assert [scope for scope, _ in seen] == [
+        EvaluationScope.LOCAL,
+        EvaluationScope.GLOBAL,
+        EvaluationScope.LOCAL,
+    ]
+    for (_, got), expected in zip(seen, (after_1, after_1, after_2), strict=True):
+        assert torch.equal(got, expected)
+    assert all(parse_key(n).part is Part.A for tensors in sent(server) for n in tensors)
+
+
+def test_a_private_part_is_durable_before_its_update_is_sent(tmp_path: Path):
+    cache = tmp_path / "cache"
+    kept_by_then = []
+
+    class Looking(FakeFederation):
+        def GetUploadStatus(self, request, context):
+            kept_by_then.append(len(list(cache.rglob("*.private"))))
+            return super().GetUploadStatus(request, context)
+
+    with (
+        Looking(planned(PRIVATE_B, 1), adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, cache_dir=cache) as w,
+    ):
+        assert w.runner.run() == 0
+    assert kept_by_then == [1]
+
+
+def test_a_task_trained_again_after_a_restart_gives_the_same_bytes(tmp_path: Path):
+    cache = tmp_path / "cache"
+    with FakeFederation(planned(PRIVATE_B, 1, 2), adapters=VERSIONS) as server:
+        with worker(server.address, tmp_path, cache_dir=cache) as undisturbed:
+            assert undisturbed.runner.run() == 0
+        (undisturbed_part,) = {p.name for p in cache.rglob("00000002*.private")}
+    cache = tmp_path / "other"
+    with FakeFederation(planned(PRIVATE_B, 1, 2), adapters=VERSIONS) as server:
+        broken = Fault(FedLoraError(Reason.STATE_CORRUPT, "broken"))
+
+        def break_in_round_2(step: int) -> None:
+            if server.plan[0].round == 2 and step == STEPS:
+                server.fail("GetUploadStatus", broken)
+
+        with worker(server.address, tmp_path, cache_dir=cache, on_step=break_in_round_2) as w:
+            assert w.runner.run() is ExitCode.REFUSED
+        # The private part is there, the update that went with it is not.
+        shutil.rmtree(cache / "workers" / "w" / "outbox")
+        with worker(server.address, tmp_path, cache_dir=cache) as again:
+            assert again.runner.run() == 0
+    assert again.trainers[0].trained == [(2, 102)]
+    assert undisturbed_part.split(".")[1] in {
+        p.name.split(".")[1] for p in cache.rglob("*.private")
+    }
+
+
+def test_a_worker_names_the_version_it_holds_and_lays_over_it_what_comes(tmp_path: Path):
+    plan = [train_task(1, version=0), train_task(2, version=2)]
+    with FakeFederation(plan, adapters=VERSIONS) as server:
+        server.changes[0, 2] = adapter_file(seed=12, parts=(Part.B,))
+        with worker(server.address, tmp_path) as w:
+            assert w.runner.run() == 0
+    asked = [r.held_version if r.HasField("held_version") else None for r in server.requests(PULL)]
+    assert asked == [None, 0]
+    noise, held = adapter(seed=102), decode(VERSIONS[0][0], MANIFEST)
+    _, second = sent(server)
+    # What it had trained in between has left no trace.
+    assert torch.equal(part_of(second, Part.A), part_of(held, Part.A) + part_of(noise, Part.A))
+    new = adapter(seed=12)
+    assert torch.equal(part_of(second, Part.B), part_of(new, Part.B) + part_of(noise, Part.B))
+
+
+def test_a_version_that_is_held_is_not_fetched_again_after_training(tmp_path: Path):
+    plan = [train_task(1, version=0), train_task(2, version=0)]
+    with FakeFederation(plan, adapters=VERSIONS) as server, worker(server.address, tmp_path) as w:
+        assert w.runner.run() == 0
+    assert server.count(PULL) == 1
+    assert len(w.trainers[0].loads) == 2
+
+
+def test_what_another_session_was_given_is_held_no_longer(tmp_path: Path):
+    plan = [train_task(1, version=0), train_task(2, version=1)]
+    with FakeFederation(plan, adapters=VERSIONS) as server:
+
+        def forget(step: int) -> None:
+            if server.plan[0].round == 1 and step == STEPS:
+                server.forget_sessions()
+
+        with worker(server.address, tmp_path, on_step=forget) as w:
+            assert w.runner.run() == 0
+    assert [r.HasField("held_version") for r in server.requests(PULL)] == [False, False]
 
 
 # --- restarts ----------------------------------------------------------------------------

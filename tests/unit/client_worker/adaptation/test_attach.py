@@ -8,6 +8,7 @@ from support.worker_runs import causal_spec, classifier_spec
 
 from client_worker.adaptation.attach import attach_adapter
 from client_worker.adaptation.base_model import load_base
+from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -152,6 +153,31 @@ def test_only_the_adapter_and_the_modules_to_save_are_trained(bert):
     assert sorted(p.shape for p in head) == [(3,), (3, 24)]
     trained = {n for n, p in model.module.named_parameters() if p.requires_grad}
     assert all(".lora_" in n or ".modules_to_save." in n for n in trained)
+
+
+@pytest.mark.parametrize("part", [Part.A, Part.B])
+def test_one_part_alone_is_freed_and_the_next_round_may_free_the_other(bert, part):
+    model = attached(classifier_spec(bert))
+    other = Part.B if part is Part.A else Part.A
+    for parts in ([part], [other], [part]):
+        factors, head = model.trainable(parts)
+        names = {id(p): n for n, p in model.module.named_parameters()}
+        (wanted,) = parts
+        assert {names[id(p)].split(".lora_")[1][0].lower() for p in factors} == {wanted.value}
+        assert len(factors) == len(model.layout.modules)
+        assert len(head) == 2
+        trained = [p for p in model.module.parameters() if p.requires_grad]
+        assert {id(p) for p in trained} == {id(p) for p in (*factors, *head)}
+
+
+def test_a_workers_own_tensors_take_the_place_of_the_global_ones_in_full_precision(bert):
+    model = attached(classifier_spec(bert), dtype=DataType.BF16)
+    given = perturbed(model.state())
+    name = next(n for n in given if "lora_B" in n)
+    own = {name: torch.full(given[name].shape, 1 / 3)}
+    model.load_state(given, own)
+    assert torch.equal(model.state(DataType.F32)[name], own[name])
+    assert all(torch.equal(t, given[n]) for n, t in model.state().items() if n != name)
 
 
 def test_no_module_is_trained_in_full_that_the_run_does_not_name(bert, tmp_path):

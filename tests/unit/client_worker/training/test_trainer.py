@@ -17,7 +17,11 @@ from support.worker_runs import (
 )
 
 from client_worker.data.config import DataConfig
+from client_worker.training.evaluate import score
+from client_worker.training.trainer import TaskAbandoned
+from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -200,3 +204,109 @@ def test_broken_data_are_told_before_the_model_is_looked_at(labelled):
         trainer_for(run, replace(labelled, text_column="txet"))
     with pytest.raises(FedLoraError, match="no-such-model' does not exist"):
         trainer_for(run, labelled)
+
+
+# --- plans -------------------------------------------------------------------------------
+
+
+def moved(before, after) -> set[Part | None]:
+    return {parse_key(n).part for n, t in before.items() if not torch.equal(t, after[n])}
+
+
+def test_what_a_plan_does_not_name_stays_bit_for_bit_and_plans_may_alternate(bert, labelled):
+    trainer = trainer_for(worker_run(classifier_spec(bert), weight_decay=0.1), labelled)
+    # A's gradient is zero while B is: the first round moves B whatever is trained.
+    for round, part in enumerate((Part.B, Part.A, Part.B), start=1):
+        before = trainer.adapter()
+        one_round(trainer, round=round, plan=RoundPlan(trained=(part,)))
+        assert moved(before, trainer.adapter()) == {part, None}
+
+
+def test_private_parts_are_trained_like_those_that_are_sent(bert, labelled):
+    run = worker_run(classifier_spec(bert))
+    one, two = trainer_for(run, labelled), trainer_for(run, labelled)
+    one_round(one)
+    one_round(two, plan=RoundPlan(trained=(Part.A,), private=(Part.B,)))
+    assert moved(one.adapter(), two.adapter()) == set()
+
+
+def test_a_frozen_part_gets_no_gradient_from_an_earlier_round(bert, labelled):
+    run = worker_run(classifier_spec(bert))
+    used, fresh = trainer_for(run, labelled), trainer_for(run, labelled)
+    start = used.adapter()
+    one_round(used, plan=RoundPlan(trained=(Part.B,)))
+    used.load_adapter(start)
+    one_round(used)
+    one_round(fresh)
+    assert moved(used.adapter(), fresh.adapter()) == set()
+
+
+def test_the_private_part_keeps_its_precision_where_the_wire_has_less(bert, labelled):
+    run = replace(worker_run(classifier_spec(bert)), wire_dtype=DataType.BF16)
+    trainer = trainer_for(run, labelled)
+    start = trainer.adapter()
+    one_round(trainer)
+    private = {n: t for n, t in trainer.trained_values().items() if "lora_B" in n}
+    sent = trainer.adapter()
+    assert any(not torch.equal(t, sent[n].float()) for n, t in private.items())
+    trainer.load_adapter(start, private)
+    values = trainer.trained_values()
+    assert all(torch.equal(values[n], t) for n, t in private.items())
+    assert all(torch.equal(t, start[n]) for n, t in trainer.adapter().items() if n not in private)
+
+
+ASKED = ("loss_at_start", "loss_reduction", "score_mean", "score_variance")
+
+
+def test_the_figures_that_a_plan_asks_for_are_those_of_the_training_data(bert, tmp_path):
+    data = DataConfig(
+        path=str(write_jsonl(tmp_path / "a.jsonl", labelled_rows(20))), held_out_fraction=0.5
+    )
+    run = worker_run(classifier_spec(bert, lora_dropout=0.5), local_epochs=5.0)
+
+    def scored(rows):
+        return score(
+            trainer._model.module,
+            rows,
+            precision=trainer._precision,
+            pad_id=trainer._model.pad_id,
+            per_token=False,
+        )["loss"]
+
+    trainer = trainer_for(run, data)
+    before = scored(trainer._data.train)
+    plan = RoundPlan(required_metrics=ASKED, settings={"score_bound": 100.0})
+    metrics = one_round(trainer, plan=plan).metrics
+    after = [scored([row]) for row in trainer._data.train]
+    assert metrics["loss_at_start"] == pytest.approx(before, rel=1e-5)
+    mean = sum(after) / len(after)
+    assert metrics["loss_reduction"] == pytest.approx(before - mean, rel=1e-4)
+    squares = [loss**2 for loss in after]
+    mean = sum(squares) / len(squares)
+    assert metrics["score_mean"] == pytest.approx(mean, rel=1e-4)
+    variance = sum((s - mean) ** 2 for s in squares) / len(squares)
+    assert metrics["score_variance"] == pytest.approx(variance, rel=1e-3)
+
+
+def test_scores_are_clipped_where_the_plan_says(llama, completions):
+    trainer = trainer_for(worker_run(causal_spec(llama)), completions)
+    plan = RoundPlan(required_metrics=ASKED, settings={"score_bound": 0.25})
+    metrics = one_round(trainer, plan=plan).metrics
+    assert metrics["score_mean"] == 0.25
+    assert metrics["score_variance"] == 0
+
+
+def test_measuring_changes_nothing_of_the_training(bert, labelled):
+    run = worker_run(classifier_spec(bert, lora_dropout=0.3))
+    one, two = trainer_for(run, labelled), trainer_for(run, labelled)
+    one_round(one)
+    one_round(two, plan=RoundPlan(required_metrics=ASKED))
+    assert moved(one.adapter(), two.adapter()) == set()
+
+
+def test_a_round_is_left_while_it_is_still_measured(bert, labelled):
+    trainer = trainer_for(worker_run(classifier_spec(bert)), labelled)
+    before = trainer.adapter()
+    with pytest.raises(TaskAbandoned):
+        one_round(trainer, plan=RoundPlan(required_metrics=ASKED), should_abandon=lambda: True)
+    assert moved(before, trainer.adapter()) == set()

@@ -11,6 +11,7 @@ from support.tiny_trainer import LAYOUT, adapter, adapter_file
 from client_worker.patience import Patience
 from client_worker.transport.calls import transfer_seconds
 from client_worker.transport.client import FederationClient
+from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import (
@@ -301,6 +302,31 @@ def test_an_adapter_on_disk_is_not_fetched_again_unless_it_is_damaged(published)
     last.write_bytes(data[:-1])
     assert pull()[1].read_bytes() == data
     assert server.count("PullAdapter") == 3
+
+
+def test_of_a_version_that_is_held_only_the_change_comes(published, tmp_path: Path):
+    server = published[0]
+    change, manifest = adapter_file(seed=7, parts=(Part.B,))
+    server.changes[1, 3] = (change, manifest)
+    with FederationClient(server.address) as client:
+        token = joined(client).session_token
+
+        def pull(held: int):
+            return client.pull_adapter(
+                token, 3, folder=tmp_path, expected_bytes=1000, held_version=held
+            )
+
+        # Neither takes the other's beginning for its own.
+        server.fail("PullAdapter", Fault(after_bytes=300), Fault(after_bytes=300))
+        for held in (1, 2):
+            with pytest.raises(FedLoraError):
+                pull(held)
+        header, path = pull(1)
+        assert (header.held_version, header.manifest) == (1, manifest)
+        assert path.read_bytes() == change
+        header, path = pull(2)
+        assert header.held_version is None
+        assert path.read_bytes() == server.adapters[3][0]
 
 
 def test_old_adapters_make_room(tmp_path: Path):

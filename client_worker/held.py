@@ -1,0 +1,78 @@
+"""The global adapter as this worker holds it: whole, on the CPU, beside the one being trained.
+
+Of a later version the server sends only the parts that have changed since the one held; they are
+laid over it. A worker that has missed rounds names the version it still has, however old, and is
+sent what any of those rounds has moved.
+
+What is held belongs to a session. A server that has forgotten a session was put back to an earlier
+state, and may have given a number twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.tasks import AdapterHeader
+from fedlora.tensors.manifest import TensorManifest
+
+__all__ = ["HeldAdapter", "laid_over"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HeldAdapter:
+    """One version, every tensor of it. Equal is only the same one: tensors are not compared."""
+
+    session_token: str = ""
+    version: int = -1
+    tensors: Mapping[str, Tensor]
+
+    def is_version(self, session_token: str, version: int) -> bool:
+        """Whether it is what the session means by that number."""
+        return (self.session_token, self.version) == (session_token, version)
+
+    def base_for(self, session_token: str, version: int) -> int | None:
+        """The version to name when asking for another; None if this one is no help."""
+        earlier = self.session_token == session_token and 0 <= self.version < version
+        return self.version if earlier else None
+
+
+def laid_over(
+    held: HeldAdapter,
+    header: AdapterHeader,
+    payload: Mapping[str, Tensor],
+    *,
+    session_token: str,
+    manifest: TensorManifest,
+) -> HeldAdapter:
+    """What the worker holds once a download has come.
+
+    Args:
+        held: what it held, and named in its request if `HeldAdapter.base_for` allowed it.
+        header: of the download.
+        payload: its tensors.
+        session_token: session of the request.
+        manifest: the run's whole adapter at this worker's rank.
+
+    Raises:
+        FedLoraError: MANIFEST_MISMATCH if the outcome is not the whole adapter.
+    """
+    base = held.base_for(session_token, header.adapter_version)
+    if header.held_version not in (None, base):
+        raise FedLoraError(
+            Reason.MANIFEST_MISMATCH,
+            f"adapter version {header.adapter_version} came as a change to version "
+            f"{header.held_version}, expected {'all of it' if base is None else f'one to {base}'}",
+        )
+    tensors = dict(payload) if header.held_version is None else {**held.tensors, **payload}
+    if difference := manifest.difference(TensorManifest.of(tensors)):
+        raise FedLoraError(
+            Reason.MANIFEST_MISMATCH,
+            f"adapter version {header.adapter_version} does not fit the adapter attached here: "
+            f"{difference}",
+            hint="Use the same versions of transformers and peft on all workers",
+        )
+    return HeldAdapter(session_token=session_token, version=header.adapter_version, tensors=tensors)
