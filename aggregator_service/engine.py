@@ -31,6 +31,7 @@ from aggregator_service.aggregation.stale_updates import Discount, LateContribut
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
@@ -448,7 +449,12 @@ class AggregationEngine:
         return self._blobs.path(sha256)
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+        def mapped() -> T:
+            # Files are written all along: a disk that refuses is no mistake of ours.
+            with mapped_errors():
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(executor, mapped)
 
 
 async def _versions(

@@ -125,12 +125,16 @@ class RunActor:
         alive = (WorkerState.JOINING, WorkerState.READY)
         return any(w.state in alive for w in self._state.workers.values())
 
+    @property
+    def next_change(self) -> asyncio.Event:
+        """Set once anything about the run changes after this: take it, then look, then wait."""
+        return self._changed
+
     async def wait_for_change(self, timeout_seconds: float | None) -> None:
         """Returns once anything about the run has changed, or after the time given."""
-        changed = self._changed
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
-                await changed.wait()
+                await self.next_change.wait()
 
     def wake(self) -> None:
         """Makes whoever waits for a change look again."""

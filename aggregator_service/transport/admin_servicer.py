@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.rounds.summary import describe
-from aggregator_service.run_actor import RunActor
 from aggregator_service.transport.errors import Context, answering, streaming
 from fedlora.adapters.peft_files import adapter_config_json
 from fedlora.errors import FedLoraError, Reason
@@ -99,6 +98,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         sequence = max(1, request.first_sequence)
         async with actor.subscribe_progress() as progress:
             while True:
+                change = actor.next_change
                 self._coordinator.check_serving()
                 settled = actor.is_settled
                 while events := await self._coordinator.events(actor, sequence):
@@ -107,7 +107,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                     sequence = events[-1].sequence + 1
                 if settled or not request.follow:
                     return
-                for event in await _next_progress(actor, progress):
+                for event in await _next_progress(change, progress):
                     yield _event(event)
 
     @streaming
@@ -141,16 +141,14 @@ def _event(event: RunEvent) -> pb.WatchRunResponse:
     return pb.WatchRunResponse(event=to_message(event, pb.RunEvent))
 
 
-async def _next_progress(actor: RunActor, queue: asyncio.Queue[RunEvent]) -> list[RunEvent]:
+async def _next_progress(change: asyncio.Event, queue: asyncio.Queue[RunEvent]) -> list[RunEvent]:
     """Waits for progress or for a change of the run; returns the progress there is."""
-    waiters = {
-        asyncio.ensure_future(queue.get()),
-        asyncio.ensure_future(actor.wait_for_change(30.0)),
-    }
-    done, pending = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-    for waiter in pending:
-        waiter.cancel()
-    events = [e for w in done if (e := w.result()) is not None]
+    progress = asyncio.ensure_future(queue.get())
+    changed = asyncio.ensure_future(change.wait())
+    await asyncio.wait({progress, changed}, return_when=asyncio.FIRST_COMPLETED)
+    changed.cancel()
+    events = [progress.result()] if progress.done() else []
+    progress.cancel()
     while not queue.empty():
         events.append(queue.get_nowait())
     return events

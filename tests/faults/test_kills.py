@@ -7,7 +7,10 @@ end in the very bytes of the run that nobody killed.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,22 @@ async def killed_twice(folder: Path, rules: list[str], undisturbed: History) -> 
 @pytest.mark.parametrize("point", Failpoint)
 async def test_a_server_killed_at(point: Failpoint, tmp_path: Path, undisturbed: History):
     await killed_twice(tmp_path / "killed", kills(point, 2, seed=0), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_a_server_killed_at_random_moments(tmp_path: Path):
+    """As many kills as FEDLORA_SOAK_KILLS says, some twenty acknowledged updates apart."""
+    count = int(os.environ.get("FEDLORA_SOAK_KILLS", "50"))
+    seed = secrets.randbits(32)
+    draw = random.Random(seed)
+    spec = replace(SPEC, rounds=replace(SPEC.rounds, num_rounds=2 * count + 2))
+    words = [f"kill after {draw.randrange(20, 25)}" for _ in range(count)]
+    whole = await live_through(tmp_path / "whole", spec, NAMES)
+    history = await live_through(tmp_path / "killed", spec, NAMES, words)
+    assert len(history.kills) == count, f"seed {seed}"
+    judge(history, spec, NAMES)
+    assert history.adapters == whole.adapters, f"seed {seed}"
 
 
 @pytest.mark.slow

@@ -1,10 +1,16 @@
-"""A federation that lives through kills of its server, and the history that it leaves.
+"""A federation that lives through the ends of its server, and the history that it leaves.
 
-The server is the real process; it dies by SIGKILL at the failpoints it is started with, one after
-the other, and is started again. Its workers are scripted: what one sends is a function of its name,
-the round and the bytes that it was given, so a history with kills must end in the same bytes as
-one without. What a worker was told is written down, and `judge` holds the state directory
-against it.
+The server is the real process. What happens to each of its lives is said in a word:
+
+    renamed=kill@17             dies by SIGKILL at that passage of that failpoint
+    blob_unsynced=ENOSPC@9x5    five of its operations fail there; it lives
+    kill after 17               SIGKILL at the 17th acknowledgement of this life, wherever it is
+    term after 17               SIGTERM then
+
+and it is started again until the run is over. Its workers are scripted: what one sends is a
+function of its name, the round and the bytes that it was given, so a history with kills must end in
+the same bytes as one without. What a worker was told is written down, and `judge` holds the state
+directory against it.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import hashlib
 import json
 import signal
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -46,9 +53,10 @@ _AWAY = frozenset(
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
 )
-"""what a call ends with whose server was killed"""
+"""what a call ends with whose server was killed, is leaving, or has a disk that refuses"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,9 @@ class History:
     sent: set[str] = field(default_factory=set)
     """digests of everything that anybody began to send"""
     kills: list[int] = field(default_factory=list)
-    """how many updates had been acknowledged at each"""
+    """how many updates had been acknowledged at each end of the server but the last"""
+    drains: list[float] = field(default_factory=list)
+    """seconds from each SIGTERM to the end of the process"""
     adapters: list[str] = field(default_factory=list)
     """digests of the published versions, in order"""
 
@@ -87,6 +97,10 @@ class _Life:
 
     served: Served
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    acknowledged: int = 0
+    signal: tuple[signal.Signals, int] | None = None
+    """what it is sent, and at which acknowledgement"""
+    signalled: float = 0.0
 
 
 class _Federation:
@@ -103,13 +117,14 @@ class _Federation:
         """Keeps a server up until the workers are done, then ends it in good order."""
         async with AsyncExitStack() as channels:
             while True:
-                armed = self._kills.pop(0) if self._kills else ""
-                await asyncio.to_thread(self.server.start, armed)
+                word = self._kills.pop(0) if self._kills else ""
+                planned = _signal_of(word)
+                await asyncio.to_thread(self.server.start, "" if planned else word)
                 process = self.server.process
                 assert process is not None
                 # Open to the end: closing one would cancel calls that are yet to learn of a kill.
                 served = await channels.enter_async_context(connected(self.server.address))
-                life = _Life(served)
+                life = _Life(served, signal=planned)
                 self._life.set_result(life)
                 died = asyncio.ensure_future(asyncio.to_thread(process.wait))
                 await asyncio.wait({died, workers}, return_when=asyncio.FIRST_COMPLETED)
@@ -118,7 +133,10 @@ class _Federation:
                     await self._end(served)
                     await died
                     return
-                assert died.result() == -signal.SIGKILL, self.server.log[-3000:]
+                code = 0 if planned and planned[0] is signal.SIGTERM else -signal.SIGKILL
+                assert died.result() == code, self.server.log[-3000:]
+                if code == 0:
+                    self.history.drains.append(time.monotonic() - life.signalled)
                 self.history.kills.append(len(self.history.acknowledged))
                 self._life = asyncio.get_running_loop().create_future()
                 life.ended.set()
@@ -148,6 +166,11 @@ class _Federation:
                     update = await _Update.made(worker, task)
                 # Like the real worker: until it is acknowledged, or refused as too late.
                 await self._submit(worker, update)
+                life.acknowledged += 1
+                if life.signal is not None and life.acknowledged == life.signal[1]:
+                    assert self.server.process is not None
+                    life.signalled = time.monotonic()
+                    self.server.process.send_signal(life.signal[0])
             except grpc.aio.AioRpcError as error:
                 if error.code() in _AWAY:
                     await _until_it_answers(life)
@@ -208,7 +231,7 @@ class _Update:
 async def live_through(
     folder: Path, spec: RunSpec, names: Sequence[str], kills: Sequence[str] = ()
 ) -> History:
-    """Runs a federation to its end; the server dies as each of `kills` (failpoints) says."""
+    """Runs a federation to its end, with what `kills` says of one life of the server each."""
     folder.mkdir(parents=True)
     federation = _Federation(folder, spec, kills)
     workers = asyncio.gather(*(federation.work(name) for name in names))
@@ -219,6 +242,13 @@ async def live_through(
         if federation.server.process is not None and federation.server.process.poll() is None:
             federation.server.kill()
     return federation.history
+
+
+def _signal_of(word: str) -> tuple[signal.Signals, int] | None:
+    """What "kill after 17" or "term after 17" says; None for a failpoint's rule."""
+    name, _, count = word.partition(" after ")
+    kinds = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+    return (kinds[name], int(count)) if count else None
 
 
 async def _until_it_answers(life: _Life) -> None:

@@ -1,0 +1,80 @@
+"""SIGTERM at any moment: work in flight gets its grace, nobody waits, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import save
+from support.federation import random_adapter, reason_of, serving, upload
+from support.kill_history import judge, live_through
+from support.runs import run_spec
+
+from fedlora.proto.v1 import admin_pb2
+
+NAMES = tuple(f"w-{i:02d}" for i in range(12))
+GRACE_SECONDS = 10.0
+"""server.shutdown_grace_seconds as shipped"""
+
+
+async def terminated(folder: Path, count: int, seed: int) -> None:
+    draw = random.Random(seed)
+    spec = run_spec(method="flora_na", num_rounds=2 * count, num_workers=12, evaluate=False)
+    words = [f"term after {draw.randrange(1, 24)}" for _ in range(count)]
+    whole = await live_through(folder / "whole", spec, NAMES)
+    history = await live_through(folder / "terminated", spec, NAMES, words)
+    assert len(history.drains) == count, words
+    assert max(history.drains) <= GRACE_SECONDS + 1, history.drains
+    judge(history, spec, NAMES)
+    assert history.adapters == whole.adapters, "bit for bit"
+
+
+async def test_a_server_that_is_terminated_in_mid_round_loses_nothing(tmp_path: Path):
+    await terminated(tmp_path, 4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_server_that_is_terminated_twenty_times_loses_nothing(tmp_path: Path):
+    await terminated(tmp_path, 20, seed=2)
+
+
+async def test_an_upload_in_flight_ends_well_while_those_who_wait_are_sent_away(tmp_path: Path):
+    spec = replace(run_spec())
+    async with serving(tmp_path, spec, shutdown_grace_seconds=20.0) as served:
+        worker, other = [await served.worker(f"w-{i}") for i in range(2)]
+        health = health_pb2_grpc.HealthStub(served.channel)
+        statuses = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
+        watch = aiter(statuses)
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+        task = await worker.task()
+        polls = asyncio.ensure_future(other.task(max_wait_seconds=30))
+        follows = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test", follow=True))
+        await anext(aiter(follows))
+        tensors = random_adapter(4, seed=0)
+        data = save(tensors)
+        messages = upload(worker.header(task, tensors, data, num_examples=0), data)
+        push = served.federation.PushUpdate(timeout=60)
+        for message in messages[:3]:
+            await push.write(message)
+        stopping = asyncio.ensure_future(served.aggregator._server.stop())
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        statuses.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await polls
+        assert reason_of(caught.value) == "UNAVAILABLE"
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in follows:
+                pass
+        assert not stopping.done(), "an upload is in flight"
+        for message in messages[3:]:
+            await push.write(message)
+        await push.done_writing()
+        answer = await push
+        assert answer.total_bytes == len(data)
+        await stopping
