@@ -64,7 +64,8 @@ class RunView:
             worker.completed_steps = int(_number(event.detail, "completed_steps") or 0)
             worker.total_steps = int(_number(event.detail, "total_steps") or 0)
             worker.loss = _number(event.detail, "loss")
-            worker.activity = "training" if self.phase == "training" else worker.activity
+            # Also while others score a version: a late worker trains on.
+            worker.activity = "training"
             return
         activity = _WORKER_ACTIVITY.get(event.type)
         if activity:
@@ -121,6 +122,8 @@ def notice_of(event: RunEvent, view: RunView) -> str:
             return ""
         case EventType.WORKER_LOST:
             return f"{event.worker} is lost: no sign of life for too long"
+        case EventType.TASK_REASSIGNED:
+            return f"{event.worker} takes part in round {event.round} for {event.detail['from']}"
         case EventType.WORKER_LEFT:
             reason = event.detail.get("reason")
             return f"{event.worker} has left{f': {reason}' if reason else ''}"

@@ -28,7 +28,9 @@ def round_table(rounds: Sequence[RoundReport]) -> str:
     head += ["gap", "error", "averaging A, B", "least possible", "up", "down", "seconds"]
     rows = []
     for r in rounds:
-        row = [str(r.round), f"{len(r.updates)}/{len(r.cohort)}"]
+        late = sum(u.staleness > 0 for u in r.updates)
+        came = f"{len(r.updates) - late}/{len(r.cohort)}" + (f" + {late} late" if late else "")
+        row = [str(r.round), came]
         if score:
             row += [
                 score.number(r.metrics.get(f"{group}_{score.metric}"))
@@ -73,13 +75,13 @@ def worker_table(run: Run, rounds: Sequence[RoundReport]) -> str:
                 f"{examples or '–'}{bar}",
                 format_percent(weight),
                 str(w.rank or "–"),
-                str(w.num_updates),
+                f"{w.num_updates}/{w.num_tasks}",
                 format_seconds(sum(trained) / len(trained)) if trained else "–",
                 format_number(updates[-1].metrics.get("train_loss")) if updates else "–",
             ]
         )
     head = ["worker", "state", "device", "data part", "examples", "mean weight", "rank"]
-    head += ["updates", "training per round", "last training loss"]
+    head += ["updates of rounds asked for", "training per round", "last training loss"]
     return _table(head, rows, escaped=True) if rows else '<p class="empty">None has joined.</p>'
 
 
