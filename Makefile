@@ -10,7 +10,7 @@ PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.t
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
 SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker
 
-.PHONY: help install run test test-slow test-docker check format proto proto-check docs images clean
+.PHONY: help install run test test-slow soak test-docker check format proto proto-check docs images clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,11 @@ test: install  ## unit, law, integration and end-to-end tests
 
 test-slow: install  ## the tests that CI has no time for
 	$(BIN)/python -m pytest -q -m slow
+
+soak: install  ## an hour of faults: kills, cuts, outages, full disks; writes docs/soak.md
+	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
+	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -m "slow or not slow" tests/faults && \
+	$(BIN)/python tests/support/fault_log.py "$$log" docs/soak.md
 
 test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation
 	$(BIN)/python -m pytest -q -m docker

@@ -84,14 +84,21 @@ class Uploads:
         actor, worker = self._coordinator.session(header.session_token)
         self._check_header(header)
         reach(Failpoint.HEADER_READ)
-        known = await self._coordinator.store.call(
-            lambda s: s.update_by_key(actor.state.run_id, header.idempotency_key)
-        )
-        if known is not None:
+        if known := await self._known(actor, header.idempotency_key):
             return await self._replay(known, worker, header, messages)
-        rank = check_update(actor.state, worker, header, actor.now())
-        writer = await self._open(actor, worker, header)
         try:
+            rank = check_update(actor.state, worker, header, actor.now())
+            writer = await self._open(actor, worker, header)
+        except FedLoraError:
+            # Another stream of this key may have won the round's place since.
+            if known := await self._known(actor, header.idempotency_key):
+                return await self._replay(known, worker, header, messages)
+            raise
+        try:
+            # From here on nobody else writes under the key; until here somebody may have.
+            if known := await self._known(actor, header.idempotency_key):
+                await asyncio.to_thread(writer.discard)
+                return await self._replay(known, worker, header, messages)
             commit = await self._receive_chunks(writer, header, messages)
             record = UpdateRecord(
                 update_id=secrets.token_hex(16),
@@ -131,9 +138,7 @@ class Uploads:
         """How much of an upload is here."""
         actor, worker = self._coordinator.session(token)
         run_id = actor.state.run_id
-        known = await self._coordinator.store.call(
-            lambda s: s.update_by_key(run_id, idempotency_key)
-        )
+        known = await self._known(actor, idempotency_key)
         if known is not None and known.worker == worker:
             return UploadStatus(
                 state=UploadState.COMMITTED,
@@ -146,6 +151,10 @@ class Uploads:
         return UploadStatus(state=state, durable_bytes=durable)
 
     # --- steps ---------------------------------------------------------------------------
+
+    async def _known(self, actor: RunActor, key: str) -> UpdateRecord | None:
+        run_id = actor.state.run_id
+        return await self._coordinator.store.call(lambda s: s.update_by_key(run_id, key))
 
     def _check_header(self, header: UpdateHeader) -> None:
         limits = self._coordinator.limits

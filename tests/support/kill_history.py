@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import signal
 import sqlite3
 import time
@@ -30,6 +31,7 @@ from pathlib import Path
 import grpc
 import torch
 from safetensors.torch import load, save
+from support.fault_log import record
 from support.federation import (
     ScriptedWorker,
     Served,
@@ -75,6 +77,8 @@ class History:
     """What the workers know of a run."""
 
     folder: Path
+    words: tuple[str, ...] = ()
+    """what was to happen to the lives of the server"""
     acknowledged: list[Acknowledged] = field(default_factory=list)
     sent: set[str] = field(default_factory=set)
     """digests of everything that anybody began to send"""
@@ -84,6 +88,12 @@ class History:
     """seconds from each SIGTERM to the end of the process"""
     adapters: list[str] = field(default_factory=list)
     """digests of the published versions, in order"""
+
+    @property
+    def num_faults(self) -> int:
+        """Faults injected: ends of the process, and operations that were made to fail."""
+        refused = (re.search(r"=E\w+@\d+x(\d+)$", word) for word in self.words)
+        return len(self.kills) + sum(int(match[1]) for match in refused if match)
 
     def around(self, kill: int) -> int:
         """Updates acknowledged between the kill before one and the kill after it."""
@@ -107,7 +117,7 @@ class _Federation:
     """The server's processes, and the workers that speak to them."""
 
     def __init__(self, folder: Path, spec: RunSpec, kills: Sequence[str]) -> None:
-        self.history = History(folder)
+        self.history = History(folder, tuple(kills))
         self.server = ServerProcess(folder, spec)
         self._spec = spec
         self._kills = list(kills)
@@ -244,6 +254,15 @@ async def live_through(
     return federation.history
 
 
+def _is_stored(update: Acknowledged, row: dict[str, object] | None) -> bool:
+    return row is not None and (
+        row["worker"],
+        row["round"],
+        row["idempotency_key"],
+        row["sha256"],
+    ) == (update.worker, update.round, update.key, update.sha256)
+
+
 def _signal_of(word: str) -> tuple[signal.Signals, int] | None:
     """What "kill after 17" or "term after 17" says; None for a failpoint's rule."""
     name, _, count = word.partition(" after ")
@@ -280,14 +299,17 @@ def judge(history: History, spec: RunSpec, names: Sequence[str]) -> None:
     finally:
         database.close()
     counted = {row["update_id"]: row for row in rows}
-    for update in history.acknowledged:
-        row = counted[update.update_id]
-        assert (row["worker"], row["round"], row["idempotency_key"], row["sha256"]) == (
-            update.worker,
-            update.round,
-            update.key,
-            update.sha256,
-        ), f"acknowledged and stored differ: {update}"
+    lost = [u for u in history.acknowledged if not _is_stored(u, counted.get(u.update_id))]
+    places = Counter((row["round"], row["worker"]) for row in rows)
+    twice = [place for place, times in places.items() if times > 1]
+    record(
+        faults=history.num_faults,
+        acknowledged=len(history.acknowledged),
+        lost=len(lost),
+        twice=len(twice),
+    )
+    assert not lost, "acknowledged and not stored as it was sent"
+    assert not twice
     # Everybody is asked until it is answered: in the end all that counts was acknowledged.
     assert set(counted) == {u.update_id for u in history.acknowledged}
     assert {row["sha256"] for row in rows} <= history.sent
