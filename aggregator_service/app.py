@@ -55,23 +55,26 @@ class Aggregator:
 
     async def __aenter__(self) -> Self:
         """Opens the state, serves, and starts the run given."""
-        config = self._config
+        config, loop = self._config, asyncio.get_running_loop()
         config.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = StateLock(config.state_dir, take_over=config.take_over)
-        loop = asyncio.get_running_loop()
-        try:
+        async with contextlib.AsyncExitStack() as opened:
+            self._lock = StateLock(config.state_dir, take_over=config.take_over)
+            opened.callback(self._lock.release)
+            opened.callback(self._remove_port_file)
             # The epoch first: from then on nothing that another server does can be acknowledged.
-            self._store = ThreadedStore(
+            store = ThreadedStore(
                 lambda: SqliteStateStore(config.state_dir / DATABASE_NAME),
                 on_fenced=functools.partial(loop.call_soon_threadsafe, self._fenced.set),
             )
-            self._blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
-            self._exporter = RunExporter(config.export_dir, self._blobs)
+            opened.push_async_callback(asyncio.to_thread, store.close)
+            blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
+            exporter = RunExporter(config.export_dir, blobs, store)
+            opened.push_async_callback(exporter.close)
             self.coordinator = Coordinator(
-                store=self._store,
-                blobs=self._blobs,
-                engine=_engine(config, self._blobs),
-                observer=self._exporter,
+                store=store,
+                blobs=blobs,
+                engine=_engine(config, blobs),
+                observer=exporter,
                 limits=Limits(
                     max_update_bytes=config.max_update_bytes,
                     max_chunk_bytes=MAX_CHUNK_BYTES,
@@ -81,32 +84,30 @@ class Aggregator:
                 worker_timeout_seconds=config.worker_timeout_seconds,
                 disk=DiskWatch(self._blobs.probe),
             )
+            opened.push_async_callback(self.coordinator.close)
             await self.coordinator.open()
             for actor in self.coordinator.runs():
-                await self._exporter.restore(actor.state, self._store)
+                exporter.restore(actor.state)
             if self._run is not None:
                 await self.coordinator.create_run(self._run, start=True)
-            self._server = GrpcServer(self.coordinator, config)
-            self.address = await self._server.start()
-        except BaseException:
-            self._lock.release()
-            raise
-        if config.port_file is not None:
-            _write_atomically(config.port_file, self.address)
+            server = GrpcServer(self.coordinator, config)
+            self.address = await server.start()
+            opened.push_async_callback(server.stop)
+            if config.port_file is not None:
+                _write_atomically(config.port_file, self.address)
+            self._opened = opened.pop_all()
         log.info("serving", address=self.address, state_dir=str(config.state_dir))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Drains, then releases everything in the order of dependence."""
-        await self._server.stop()
-        await self.coordinator.close()
-        await self._exporter.close()
-        await asyncio.to_thread(self._store.close)
-        # The files of a server that has been replaced may be those of its successor.
+        await self._opened.aclose()
+        log.info("stopped")
+
+    def _remove_port_file(self) -> None:
+        # That of a server which has been replaced may be its successor's.
         if self._config.port_file is not None and self._lock.is_held:
             self._config.port_file.unlink(missing_ok=True)
-        self._lock.release()
-        log.info("stopped")
 
     async def wait_until_settled(self) -> RunPhase:
         """Returns once the run given has ended and is certified."""

@@ -1,16 +1,21 @@
 """Keeps the run directories for people up to date, behind the runs and never in their way.
 
-Everything it writes can be written again from the store, so it may lose its work at any moment: a
-restarted server begins by writing all of it anew (`restore`).
+Everything it writes comes from the store, so it may lose its work at any moment. A run directory
+says itself how far it is; what it lacks, all of it where the folder is gone, is read from the store
+piece by piece in the exporter's own thread, while the server serves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -27,22 +32,62 @@ __all__ = ["RunExporter"]
 
 log = structlog.get_logger(__name__)
 
-_EVENTS_A_PAGE = 1000
+T = TypeVar("T")
+
+# One call of the store, behind which an update may wait, takes some 10 ms for as many.
+_EVENTS_AT_A_TIME = 100
+_REPORTS_AT_A_TIME = 20
+
+_PAGE_SHARE = 0.1
+"""of the time; the report's page shows all rounds, so writing it takes longer with each"""
+
+_REPORTED = (EventType.ROUND_COMPLETED, EventType.CERTIFICATE_READY)
+
+
+@dataclass(slots=True)
+class _Export:
+    """A run, as far as its directory holds it."""
+
+    directory: RunDirectory
+    found: int
+    """number of the last event in the directory when this process came"""
+    last: int
+    """number of the last event of which everything is written"""
+    reports: dict[int, RoundReport] = field(default_factory=dict)
+    """by round; those of earlier processes are read once the page needs them"""
+    stale: bool = False
+    """the page lacks a round"""
+    page_due: float = 0.0
+    waiting: RunState | None = None
+    """what the page is to show once it is due"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _News:
+    """Events, and what they have brought."""
+
+    events: tuple[RunEvent, ...]
+    adapters: tuple[AdapterRecord, ...]
+    reports: tuple[RoundReport, ...]
 
 
 class RunExporter:
-    """Writes run directories: `<export_dir>/<run name>/`.
+    """Writes run directories: `<export_dir>/<run name>/`. Made on the event loop.
 
     Args:
         export_dir: where they go; None writes nothing.
         blobs: where adapters are read.
+        store: where everything else is read.
     """
 
-    def __init__(self, export_dir: Path | None, blobs: BlobStore) -> None:
+    def __init__(self, export_dir: Path | None, blobs: BlobStore, store: ThreadedStore) -> None:
         self._export_dir = export_dir
         self._blobs = blobs
+        self._store = store
+        self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
-        self._reports: dict[str, dict[int, RoundReport]] = {}
+        self._closing = threading.Event()
+        self._exports: dict[str, _Export] = {}
 
     # --- told by the runs, on the event loop ---------------------------------------------
 
@@ -50,26 +95,26 @@ class RunExporter:
         self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
     ) -> None:
         """Queues what has become durable."""
-        if self._export_dir is not None and (events or reports):
+        if events or reports:
             self._submit(functools.partial(self._write, state, tuple(events), tuple(reports)))
 
-    async def restore(self, state: RunState, store: ThreadedStore) -> None:
-        """Queues all of a stored run."""
-        if self._export_dir is None:
-            return
-        run_id, events = state.run_id, list[RunEvent]()
-        while page := await store.call(functools.partial(_page, run_id, len(events) + 1)):
-            events += page
-        reports = await store.call(lambda s: s.reports(run_id))
-        adapters = await store.call(lambda s: s.adapters(run_id))
-        self._submit(functools.partial(self._restore, state, tuple(events), reports, adapters))
+    def restore(self, state: RunState) -> None:
+        """Queues what the directory of a stored run lacks."""
+        self._submit(functools.partial(self._catch_up, state))
 
     async def close(self) -> None:
-        """Writes what is queued, then ends."""
+        """Writes what is queued, then ends; a directory that is far behind stays behind."""
+        self._closing.set()
+        self._submit(self._write_waiting)
         await asyncio.to_thread(self._thread.shutdown)
 
+    def _due(self, export: _Export) -> None:
+        if not self._closing.is_set():
+            self._submit(functools.partial(self._write_due, export))
+
     def _submit(self, work: Callable[[], None]) -> None:
-        self._thread.submit(self._guarded, work)
+        if self._export_dir is not None:
+            self._thread.submit(self._guarded, work)
 
     # --- in the exporter's thread --------------------------------------------------------
 
@@ -77,50 +122,94 @@ class RunExporter:
         try:
             work()
         except Exception:
-            # A full disk for reports must not stop a run; a restart writes them again.
+            # A full disk for reports must not stop a run; the next event finds the gap.
             log.exception("export_failed", export_dir=str(self._export_dir))
 
     def _write(
         self, state: RunState, events: tuple[RunEvent, ...], reports: tuple[RoundReport, ...]
     ) -> None:
-        directory = self._directory(state)
-        if any(e.type is EventType.RUN_CREATED for e in events):
-            directory.write_config(state.spec)
-        for event in events:
-            directory.append_event(event)
-        for event in events:
-            if event.type is EventType.ADAPTER_PUBLISHED and state.adapter is not None:
-                self._export(directory, state, state.adapter)
-        known = self._reports.setdefault(state.run_id, {})
-        known |= {r.round: r for r in reports}
-        for report in reports:
-            directory.append_metrics(report)
-        self._finish(directory, state, changed=bool(reports))
+        export = self._opened(state)
+        if events and events[0].sequence != export.last + 1:
+            # After a failure, or while a directory that was behind overtook what was queued.
+            self._catch_up(state)
+            return
+        published = any(e.type is EventType.ADAPTER_PUBLISHED for e in events)
+        adapters = (state.adapter,) if published and state.adapter else ()
+        self._advance(export, state, _News(events=events, adapters=adapters, reports=reports))
 
-    def _restore(
-        self,
-        state: RunState,
-        events: tuple[RunEvent, ...],
-        reports: tuple[RoundReport, ...],
-        adapters: tuple[AdapterRecord, ...],
-    ) -> None:
-        directory = self._directory(state)
-        directory.write_config(state.spec)
-        for event in events:
-            directory.append_event(event)
-        for adapter in adapters:
-            self._export(directory, state, adapter)
-        self._reports[state.run_id] = {r.round: r for r in reports}
-        for report in reports:
-            directory.append_metrics(report)
-        self._finish(directory, state, changed=True)
+    def _catch_up(self, state: RunState) -> None:
+        """Writes what the store has and the directory lacks."""
+        export = self._opened(state)
+        while export.last < state.last_sequence:
+            if self._closing.is_set():
+                return
+            news = self._ask(functools.partial(_news_after, state.run_id, export.last))
+            self._advance(export, state, news)
+        self._finish(export, state)
 
-    def _finish(self, directory: RunDirectory, state: RunState, *, changed: bool) -> None:
-        if state.phase.is_final and state.adapter is not None:
+    def _advance(self, export: _Export, state: RunState, news: _News) -> None:
+        """Writes what events have brought, and then the events."""
+        for adapter in news.adapters:
+            self._export(export.directory, state, adapter)
+        export.reports |= {r.round: r for r in news.reports}
+        export.directory.append_metrics(news.reports)
+        export.stale |= any(e.type in _REPORTED and e.sequence > export.found for e in news.events)
+        last = max([export.last, *(e.sequence for e in news.events)])
+        if last >= state.last_sequence:
+            self._finish(export, state)
+        export.directory.append_events(news.events)
+        export.last = last
+
+    def _finish(self, export: _Export, state: RunState) -> None:
+        """Writes what shows the run as a whole."""
+        directory, final = export.directory, state.phase.is_final
+        if final and state.adapter is not None:
             self._export(directory, state, state.adapter, "final")
-        if changed or state.phase.is_final:
-            known = self._reports.get(state.run_id, {})
-            directory.write_report(describe(state), [known[r] for r in sorted(known)])
+        if final or not directory.has_report:
+            export.stale |= not directory.is_shown(describe(state))
+        wait = export.page_due - time.monotonic()
+        if not export.stale:
+            return
+        if final or wait <= 0:
+            self._write_page(export, state)
+        else:
+            if export.waiting is None:
+                self._loop.call_soon_threadsafe(self._loop.call_later, wait, self._due, export)
+            export.waiting = state
+
+    def _write_due(self, export: _Export) -> None:
+        if export.waiting is not None:
+            self._write_page(export, export.waiting)
+
+    def _write_waiting(self) -> None:
+        for export in self._exports.values():
+            self._write_due(export)
+
+    def _write_page(self, export: _Export, state: RunState) -> None:
+        began = time.monotonic()
+        missing = [r for r in range(1, state.round + 1) if r not in export.reports]
+        for i in range(0, len(missing), _REPORTS_AT_A_TIME):
+            if self._closing.is_set():
+                return
+            some = missing[i : i + _REPORTS_AT_A_TIME]
+            found = self._ask(functools.partial(_reports_of, state.run_id, some))
+            export.reports |= {r.round: r for r in found}
+        rounds = [export.reports[r] for r in sorted(export.reports)]
+        export.directory.write_report(describe(state), rounds)
+        export.stale, export.waiting = False, None
+        ended = time.monotonic()
+        export.page_due = ended + (ended - began) / _PAGE_SHARE
+
+    def _opened(self, state: RunState) -> _Export:
+        if self._export_dir is None:
+            raise AssertionError("nothing is queued without an export directory")
+        if state.run_id not in self._exports:
+            directory = RunDirectory(self._export_dir / state.spec.name)
+            (first,) = self._ask(lambda s: s.events(state.run_id, limit=1))
+            found, last = directory.begin(first)
+            directory.write_config(state.spec)
+            self._exports[state.run_id] = _Export(directory=directory, found=found, last=last)
+        return self._exports[state.run_id]
 
     def _export(
         self, directory: RunDirectory, state: RunState, adapter: AdapterRecord, name: str = ""
@@ -130,11 +219,25 @@ class RunExporter:
         name = name or f"rounds/{adapter.round:04d}"
         directory.export_adapter(name, self._blobs.path(sha256), spec, rank)
 
-    def _directory(self, state: RunState) -> RunDirectory:
-        if self._export_dir is None:
-            raise AssertionError("nothing is queued without an export directory")
-        return RunDirectory(self._export_dir / state.spec.name)
+    def _ask(self, work: Callable[[StateStore], T]) -> T:
+        return asyncio.run_coroutine_threadsafe(self._store.call(work), self._loop).result()
 
 
-def _page(run_id: str, first_sequence: int, store: StateStore) -> tuple[RunEvent, ...]:
-    return store.events(run_id, first_sequence=first_sequence, limit=_EVENTS_A_PAGE)
+# --- in the store's thread ----------------------------------------------------------------
+
+
+def _news_after(run_id: str, sequence: int, store: StateStore) -> _News:
+    events = store.events(run_id, first_sequence=sequence + 1, limit=_EVENTS_AT_A_TIME)
+    published = [e for e in events if e.type is EventType.ADAPTER_PUBLISHED]
+    adapters = [store.adapter(run_id, int(str(e.detail["adapter_version"]))) for e in published]
+    rounds = sorted({e.round for e in events if e.type in _REPORTED})
+    return _News(
+        events=events,
+        adapters=tuple(a for a in adapters if a is not None),
+        reports=_reports_of(run_id, rounds, store),
+    )
+
+
+def _reports_of(run_id: str, rounds: Sequence[int], store: StateStore) -> tuple[RoundReport, ...]:
+    found = (store.report(run_id, round) for round in rounds)
+    return tuple(report for report in found if report is not None)

@@ -194,11 +194,9 @@ class RunActor:
                 await self._commit(Transition(state=self._state, facts=(fact,)), self.now())
         for effect in pending_effects(self._state):
             self._begin(effect)
-        certified = await self._store.call(lambda s: s.certified_rounds(self._state.run_id))
-        for adapter in await self._store.call(lambda s: s.adapters(self._state.run_id)):
-            aggregated = adapter.round and not adapter.is_refinement
-            if aggregated and adapter.round not in certified:
-                self._begin_certificate(adapter.round)
+        run_id = self._state.run_id
+        for round in await self._store.call(lambda s: s.uncertified_rounds(run_id)):
+            self._begin_certificate(round)
 
     def touch(self, worker: str) -> None:
         """Notes that a worker was heard of just now."""
@@ -396,7 +394,9 @@ class RunActor:
         self._state = state
         if certificates or reports:
             # Report and certificate become ready in either order; whoever looks gets both.
-            reports = await self._store.call(lambda s: s.reports(state.run_id))
+            changed = sorted({*(r.round for r in reports), *(round for round, _ in certificates)})
+            found = await self._store.call(lambda s: [s.report(state.run_id, r) for r in changed])
+            reports = tuple(report for report in found if report is not None)
         self._notify()
         for event in events:
             log.info(

@@ -8,7 +8,9 @@
     report.html      all of it on one page
 
 Nothing here is the state of a run: a server can write all of it again, and every method may be
-called again with what it was given before. Files are replaced whole; only events.jsonl grows.
+called again with what it was given before. The folder remembers how far it is: what an event brings
+is written before the event's line, so that the last line says what need not be written again.
+Files are replaced whole; only events.jsonl and metrics.jsonl grow.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from fedlora.adapters.peft_files import write_peft_folder
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.config import load_config, run_entries, toml_text
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.report import RoundReport, Run, RunEvent
+from fedlora.runs.report import EventType, RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
 
 __all__ = ["RunDirectory", "read_events", "read_rounds", "read_run"]
@@ -36,6 +38,9 @@ _WEIGHTS = "adapter_model.safetensors"
 
 # A line of events.jsonl is far shorter; enough of the file's end to hold its last line.
 _TAIL_BYTES = 256 * 1024
+
+_UNSETTLED_SECONDS = 60.0
+"""what was written so shortly before a machine stopped may not have reached its disk"""
 
 
 class RunDirectory:
@@ -62,29 +67,62 @@ class RunDirectory:
                 pass
         _replace(path, toml_text(run_entries(spec)))
 
-    def append_event(self, event: RunEvent) -> None:
-        """Adds a stored event to events.jsonl; one that is there already is left alone.
+    def begin(self, first: RunEvent) -> tuple[int, int]:
+        """Prepares the files of a run to go on.
 
-        The first event of another run under the same name begins the file anew.
+        Lines that may not have reached the disk are cut off. The files of another run under the
+        same name, and ones that cannot be read, are begun anew.
+
+        Args:
+            first: the run's first event.
+
+        Returns:
+            Numbers of the last event that was here, and of the last one that still is; 0 for none.
         """
-        path = self.root / "events.jsonl"
-        last = self._last_sequence(path)
-        if event.sequence == 1 and last and _first_record(path) != to_record(event):
-            for stale in (path, self.root / "metrics.jsonl", self.root / "run.json"):
-                stale.unlink(missing_ok=True)
-            last = 0
-        if event.sequence <= last:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_line(event))
+        events, metrics = self.root / "events.jsonl", self.root / "metrics.jsonl"
+        try:
+            if _first_record(events) == to_record(first):
+                return self._cut_unsettled(events, metrics)
+        except ValueError:
+            pass
+        for stale in (events, metrics, self.root / "run.json"):
+            stale.unlink(missing_ok=True)
+        return 0, 0
 
-    def append_metrics(self, report: RoundReport) -> None:
-        """Puts a round's line into metrics.jsonl, in place of an earlier one of that round."""
+    def _cut_unsettled(self, events: Path, metrics: Path) -> tuple[int, int]:
+        found = json.loads(_tail(events)[1][-1])
+        settled = found["time"] - _UNSETTLED_SECONDS
+        end, lines = _tail(events, enough=lambda event: event["time"] < settled)
+        rounds = []
+        while lines and (event := json.loads(lines[-1]))["time"] >= settled:
+            end -= len(lines.pop())
+            if event["type"] == EventType.ROUND_COMPLETED:
+                rounds.append(event["round"])
+        if rounds:
+            _cut_rounds(metrics, from_round=min(rounds))
+        os.truncate(events, end)
+        return found["sequence"], json.loads(lines[-1])["sequence"] if lines else 0
+
+    def append_events(self, events: Sequence[RunEvent]) -> None:
+        """Adds stored events to events.jsonl; those that are there already are left alone."""
+        path = self.root / "events.jsonl"
+        last = self.last_sequence
+        _append(path, [_line(e) for e in events if e.sequence > last])
+
+    def append_metrics(self, reports: Sequence[RoundReport]) -> None:
+        """Puts rounds' lines into metrics.jsonl, in place of earlier ones of those rounds."""
+        if not reports:
+            return
         path = self.root / "metrics.jsonl"
-        lines = {record["round"]: json.dumps(record) + "\n" for record in _records(path)}
-        lines[report.round] = _line(report)
-        _replace(path, "".join(lines[r] for r in sorted(lines)))
+        new = {report.round: _line(report) for report in reports}
+        end, lines = _tail(path, enough=lambda report: report["round"] <= min(new))
+        old = {json.loads(line)["round"]: line for line in lines}
+        if not old or max(old) < min(new):
+            _append(path, [new[r] for r in sorted(new)])
+        else:
+            merged = {**old, **new}
+            start = end - sum(map(len, lines))
+            _replace_from(path, start, [merged[r] for r in sorted(merged)])
 
     def export_adapter(self, name: str, weights: Path, spec: AdapterSpec, rank: int) -> None:
         """Writes an adapter as a folder that `PeftModel.from_pretrained` reads.
@@ -108,21 +146,23 @@ class RunDirectory:
         _replace(self.root / "run.json", json.dumps(to_record(run), indent=1) + "\n")
         _replace(self.root / "report.html", report_html(run, rounds))
 
-    def _last_sequence(self, path: Path) -> int:
-        """Number of the last event written; half a line left by a crash is cut off."""
-        try:
-            with path.open("rb+") as file:
-                end = file.seek(0, os.SEEK_END)
-                start = max(0, end - _TAIL_BYTES)
-                file.seek(start)
-                tail = file.read()
-                whole = tail.rfind(b"\n") + 1
-                if whole < len(tail):
-                    file.truncate(start + whole)
-        except FileNotFoundError:
-            return 0
-        lines = tail[:whole].splitlines()
+    @property
+    def last_sequence(self) -> int:
+        """Number of the last event that is here; 0 for none."""
+        _, lines = _tail(self.root / "events.jsonl")
         return int(json.loads(lines[-1])["sequence"]) if lines else 0
+
+    @property
+    def has_report(self) -> bool:
+        """Whether `write_report` has been here."""
+        return (self.root / "run.json").exists() and (self.root / "report.html").exists()
+
+    def is_shown(self, run: Run) -> bool:
+        """Whether `write_report` has shown the run as it stands."""
+        if not self.has_report:
+            return False
+        shown = json.loads((self.root / "run.json").read_text(encoding="utf-8"))
+        return bool(shown == to_record(run))
 
 
 def read_run(root: Path) -> Run:
@@ -149,20 +189,82 @@ def read_events(root: Path) -> tuple[RunEvent, ...]:
     return tuple(from_record(record, RunEvent) for record in _records(root / "events.jsonl"))
 
 
-def _line(value: object) -> str:
-    return json.dumps(to_record(value), allow_nan=False) + "\n"
+def _line(value: object) -> bytes:
+    return json.dumps(to_record(value), allow_nan=False).encode() + b"\n"
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        with path.open("rb") as file:
+            # Half a line was being written when the machine stopped.
+            yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            # Half a line is an event that was being written when the machine stopped.
-            if line.endswith("\n"):
-                yield json.loads(line)
+    return map(json.loads, _lines(path))
 
 
 def _first_record(path: Path) -> object:
-    return next(iter(_records(path)), None)
+    return next(_records(path), None)
+
+
+def _tail(
+    path: Path, *, enough: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> tuple[int, list[bytes]]:
+    """Where a file's last whole line ends, and the last lines.
+
+    Args:
+        path: the file; there may be none.
+        enough: whether a line lies far enough back for the first of those wanted.
+    """
+    if not path.exists():
+        return 0, []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        length = _TAIL_BYTES
+        while True:
+            start = max(0, size - length)
+            file.seek(start)
+            tail = file.read(size - start)
+            # What stands before the first line's end may be half a line.
+            begin = 0 if start == 0 else tail.find(b"\n") + 1
+            end = tail.rfind(b"\n") + 1
+            lines = tail[begin:end].splitlines(keepends=True)
+            if start == 0 or (lines and enough(json.loads(lines[0]))):
+                return start + end, lines
+            length *= 4
+
+
+def _cut_rounds(path: Path, *, from_round: int) -> None:
+    end, lines = _tail(path, enough=lambda report: report["round"] < from_round)
+    while lines and json.loads(lines[-1])["round"] >= from_round:
+        end -= len(lines.pop())
+    if path.exists():
+        os.truncate(path, end)
+
+
+def _append(path: Path, lines: Sequence[bytes]) -> None:
+    """Adds lines where the last whole one ends; half a line left by a crash is cut off."""
+    end, _ = _tail(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.truncate(end)
+        file.writelines(lines)
+
+
+def _replace_from(path: Path, start: int, lines: Sequence[bytes]) -> None:
+    """Replaces all that follows a byte of a file, which changes at once or not at all."""
+    temporary = _beside(path)
+    with path.open("rb") as old, temporary.open("wb") as new:
+        # Unread: of ten thousand rounds these are tens of megabytes.
+        done = 0
+        while done < start:
+            done += os.sendfile(new.fileno(), old.fileno(), done, start - done)
+        new.seek(start)
+        new.writelines(lines)
+        new.flush()
+        os.fsync(new.fileno())
+    temporary.replace(path)
 
 
 def _same_file(there: Path, weights: Path) -> bool:
@@ -173,6 +275,14 @@ def _same_file(there: Path, weights: Path) -> bool:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary = _beside(path)
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        # Else a power cut may leave the new name with nothing behind it.
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")

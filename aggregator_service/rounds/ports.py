@@ -75,8 +75,12 @@ class StateStore(Protocol):
         """All completed rounds in order, each with its certificate once there is one."""
         ...
 
-    def certified_rounds(self, run_id: str) -> frozenset[int]:
-        """Rounds that have a certificate, whether or not they are completed."""
+    def report(self, run_id: str, round: int) -> RoundReport | None:
+        """A completed round, with its certificate once there is one; None before that."""
+        ...
+
+    def uncertified_rounds(self, run_id: str) -> tuple[int, ...]:
+        """Rounds, in order, that have published what they aggregated and have no certificate."""
         ...
 
     def close(self) -> None:

@@ -110,9 +110,15 @@ class InMemoryStateStore:
             if key[0] == run_id
         )
 
-    def certified_rounds(self, run_id: str) -> frozenset[int]:
+    def report(self, run_id: str, round: int) -> RoundReport | None:
         """See StateStore."""
-        return frozenset(round for run, round in self._tables.certificates if run == run_id)
+        return next((r for r in self.reports(run_id) if r.round == round), None)
+
+    def uncertified_rounds(self, run_id: str) -> tuple[int, ...]:
+        """See StateStore."""
+        aggregated = {a.round for a in self.adapters(run_id) if a.round and not a.is_refinement}
+        certified = {round for run, round in self._tables.certificates if run == run_id}
+        return tuple(sorted(aggregated - certified))
 
     def close(self) -> None:
         """See StateStore."""

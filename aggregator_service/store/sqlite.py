@@ -184,18 +184,29 @@ class SqliteStateStore:
             """,
             (run_id,),
         )
-        return tuple(
-            replace(
-                _load(_REPORT, report),
-                certificate=_load(_CERTIFICATE, certificate) if certificate else None,
-            )
-            for report, certificate in rows.fetchall()
-        )
+        return tuple(_whole_report(*row) for row in rows.fetchall())
 
-    def certified_rounds(self, run_id: str) -> frozenset[int]:
+    def report(self, run_id: str, round: int) -> RoundReport | None:
+        """See StateStore."""
+        row = self._db.execute(
+            """
+            SELECT report, certificate FROM reports LEFT JOIN certificates USING (run_id, round)
+            WHERE run_id = ? AND round = ?
+            """,
+            (run_id, min(round, 2**62)),
+        ).fetchone()
+        return _whole_report(*row) if row else None
+
+    def uncertified_rounds(self, run_id: str) -> tuple[int, ...]:
         """See StateStore."""
         rows = self._db.execute("SELECT round FROM certificates WHERE run_id = ?", (run_id,))
-        return frozenset(round for (round,) in rows.fetchall())
+        certified = {round for (round,) in rows.fetchall()}
+        rows = self._db.execute("SELECT record FROM adapters WHERE run_id = ?", (run_id,))
+        # Read as JSON only, since there may be tens of thousands of which none is wanted. SQLite's
+        # own functions will not do: they refuse the NaN that a measurement may be.
+        adapters = (json.loads(record) for (record,) in rows.fetchall())
+        aggregated = {a["round"] for a in adapters if a["round"] and not a["is_refinement"]}
+        return tuple(sorted(aggregated - certified))
 
     def close(self) -> None:
         """See StateStore."""
@@ -283,6 +294,11 @@ _REFUSALS: Final = {
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
 """SQLite's codes that are nobody's mistake: what it is here, and the way out"""
+
+
+def _whole_report(report: str, certificate: str | None) -> RoundReport:
+    found: RoundReport = _load(_REPORT, report)
+    return replace(found, certificate=_load(_CERTIFICATE, certificate) if certificate else None)
 
 
 def _load(adapter: TypeAdapter[Any], record: str) -> Any:

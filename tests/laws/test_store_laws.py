@@ -114,7 +114,8 @@ def contents(store: StateStore) -> object:
         [[store.updates(i, r) for r in range(4)] for i in ids],
         [store.adapters(i) for i in ids],
         [repr(store.reports(i)) for i in ids],
-        [store.certified_rounds(i) for i in ids],
+        [[repr(store.report(i, r)) for r in range(4)] for i in ids],
+        [store.uncertified_rounds(i) for i in ids],
     )
 
 
@@ -127,7 +128,8 @@ class TestRuns:
         assert store.adapter("nobody", 1) is None
         assert store.adapters("nobody") == ()
         assert store.reports("nobody") == ()
-        assert store.certified_rounds("nobody") == frozenset()
+        assert store.report("nobody", 1) is None
+        assert store.uncertified_rounds("nobody") == ()
 
     def test_a_state_comes_back_equal_with_its_clock(self, store: StateStore, state: RunState):
         full = replace(
@@ -277,13 +279,26 @@ class TestHistory:
         proof = {r: sample_certificate(r) for r in (1, 2)}
         commit(store, state, reports=(bare[1],))
         commit(store, state, certificates=((1, proof[1]), (2, proof[2])))
-        assert store.certified_rounds(state.run_id) == {1, 2}
+        assert store.report(state.run_id, 1) == replace(bare[1], certificate=proof[1])
+        assert store.report(state.run_id, 2) is None
         commit(store, state, reports=(bare[3], bare[2]))
         assert store.reports(state.run_id) == (
             replace(bare[1], certificate=proof[1]),
             replace(bare[2], certificate=proof[2]),
             bare[3],
         )
+
+    def test_rounds_without_a_certificate_are_those_that_have_aggregated(
+        self, store: StateStore, state: RunState
+    ):
+        odd = replace(adapter(3), measurements={"m": {"sweeps": math.nan}})
+        refined = replace(adapter(5), round=4, is_refinement=True)
+        versions = (adapter(0), adapter(1), adapter(2), odd, adapter(4), refined)
+        commit(store, state, adapters=versions)
+        assert store.uncertified_rounds(state.run_id) == (1, 2, 3, 4)
+        proofs = tuple((r, sample_certificate(r)) for r in (2, 4))
+        commit(store, state, certificates=proofs)
+        assert store.uncertified_rounds(state.run_id) == (1, 3)
 
     def test_a_certificate_measured_again_replaces_the_first(
         self, store: StateStore, state: RunState

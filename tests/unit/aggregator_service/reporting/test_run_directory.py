@@ -50,43 +50,89 @@ def test_a_fuller_configuration_of_the_same_run_is_kept(directory):
 
 
 def test_events_that_are_there_are_not_added_again(directory):
-    for sequence in (1, 2, 3, 1, 2, 3, 4, 4):
-        directory.append_event(event(sequence))
+    for sequences in ((1, 2), (3,), (1, 2, 3, 4), (4,), ()):
+        directory.append_events([event(s) for s in sequences])
     assert read_events(directory.root) == tuple(event(s) for s in (1, 2, 3, 4))
+    assert directory.last_sequence == 4
 
 
 def test_half_a_line_of_a_crash_is_cut_off(directory):
-    directory.append_event(event(1))
-    directory.append_event(event(2))
+    directory.append_events([event(1), event(2)])
     file = directory.root / "events.jsonl"
     whole = file.read_bytes()
     for end in range(whole.index(b"\n") + 1, len(whole)):
         file.write_bytes(whole[:end])
         assert read_events(directory.root) == (event(1),)
-        directory.append_event(event(2))
+        directory.append_events([event(2)])
         assert file.read_bytes() == whole
 
 
-def test_the_first_event_of_another_run_begins_anew(directory):
-    directory.append_event(event(1))
-    directory.append_event(event(2))
-    directory.append_metrics(sample_round(1))
-    directory.append_event(event(1, time=900.0))
-    assert read_events(directory.root) == (event(1, time=900.0),)
-    assert read_rounds(directory.root) == ()
+def test_a_line_longer_than_what_is_read_of_a_file_at_first_is_found(directory):
+    long = replace(event(2), detail={"text": "x" * 2_000_000})
+    directory.append_events([event(1), long])
+    assert directory.last_sequence == 2
+    directory.append_events([event(3)])
+    assert read_events(directory.root) == (event(1), long, event(3))
+
+
+def test_another_runs_files_are_begun_anew(directory):
+    directory.append_events([event(1), event(2)])
+    directory.append_metrics([sample_round(1)])
+    assert directory.begin(event(1, time=900.0)) == (0, 0)
+    assert (read_events(directory.root), read_rounds(directory.root)) == ((), ())
+
+
+@pytest.mark.parametrize("damage", [b"\x00" * 50 + b"\n", b"{]\n", b"\xff\n"])
+def test_files_that_a_power_cut_has_spoiled_are_begun_anew(directory, damage):
+    directory.append_events([event(1), event(2)])
+    with (directory.root / "events.jsonl").open("ab") as file:
+        file.write(damage)
+    assert directory.begin(event(1)) == (0, 0)
+    assert directory.last_sequence == 0
+
+
+def test_what_was_written_within_a_minute_of_the_end_is_cut_off(directory):
+    def completed(sequence: int, round: int, time: float) -> RunEvent:
+        made = event(sequence, time=time)
+        return replace(made, type=EventType.ROUND_COMPLETED, round=round, detail={"x": "y" * 999})
+
+    assert directory.begin(event(1)) == (0, 0)
+    settled = [event(1), *(completed(s, round=s, time=200.0 * s) for s in range(2, 900))]
+    late_certificate = replace(event(903, time=200_000.0), round=5)
+    recent = [completed(s, round=s, time=200_000.0) for s in range(900, 903)]
+    directory.append_events([*settled, *recent, late_certificate])
+    directory.append_metrics([sample_round(r) for r in range(2, 903)])
+    assert directory.begin(event(1)) == (903, 899)
+    assert read_events(directory.root) == tuple(settled)
+    assert [r.round for r in read_rounds(directory.root)] == list(range(2, 900))
 
 
 def test_a_round_has_one_line_whatever_the_order_and_the_repeats(directory):
-    for report in (sample_round(2), sample_round(1, certified=False), sample_round(1)):
-        directory.append_metrics(report)
-    assert read_rounds(directory.root) == (sample_round(1), sample_round(2))
+    bare = [sample_round(max(1, r), certified=False) for r in range(20)]
+    whole = [sample_round(max(1, r)) for r in range(20)]
+    for reports in ([bare[3]], [bare[1]], [whole[1], bare[2]], [], [bare[4]], [whole[4]]):
+        directory.append_metrics(reports)
+    assert read_rounds(directory.root) == (whole[1], bare[2], bare[3], whole[4])
+    directory.append_metrics(bare[5:])
+    directory.append_metrics([whole[19]])
+    directory.append_metrics([whole[2], whole[5]])
+    expected = (whole[1], whole[2], bare[3], whole[4], whole[5], *bare[6:19], whole[19])
+    assert read_rounds(directory.root) == expected
+
+
+def test_half_a_line_of_metrics_is_cut_off_too(directory):
+    directory.append_metrics([sample_round(1), sample_round(2)])
+    file = directory.root / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    directory.append_metrics([sample_round(3)])
+    assert read_rounds(directory.root) == (sample_round(1), sample_round(3))
 
 
 def test_a_figure_that_is_not_there_is_null_and_reads_back_as_nan(directory):
     report = sample_round(1)
     certificate = report.certificate
     overall = replace(certificate.overall, gap_closed=math.nan, measurements={"sweeps": math.inf})
-    directory.append_metrics(replace(report, certificate=replace(certificate, overall=overall)))
+    directory.append_metrics([replace(report, certificate=replace(certificate, overall=overall))])
     line = (directory.root / "metrics.jsonl").read_text()
 
     def refuse(constant):
@@ -100,7 +146,11 @@ def test_a_figure_that_is_not_there_is_null_and_reads_back_as_nan(directory):
 
 
 def test_the_report_and_the_run_are_written_beside_it(directory):
+    assert not directory.has_report
+    assert not directory.is_shown(sample_run())
     directory.write_report(sample_run(), [sample_round(1)])
+    assert directory.is_shown(sample_run())
+    assert not directory.is_shown(sample_run(reason="another"))
     assert read_run(directory.root) == sample_run()
     assert "<svg" in (directory.root / "report.html").read_text()
     assert not [p for p in directory.root.iterdir() if p.name.startswith(".")]

@@ -1,0 +1,275 @@
+"""A run directory comes to be what the store says, whatever happened to it or to the exporter."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save
+from support.federation import random_adapter
+from support.runs import LAYOUT, run_spec
+from support.sample_run import sample_certificate, sample_round
+
+from aggregator_service import exporter as exporter_module
+from aggregator_service.exporter import RunExporter
+from aggregator_service.reporting.run_directory import RunDirectory, read_events, read_rounds
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.rounds.state import AdapterRecord, RunState
+from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.memory import InMemoryStateStore
+from aggregator_service.store.threaded import ThreadedStore
+from fedlora.runs.report import EventType, RoundReport, RunEvent
+from fedlora.runs.spec import RunPhase
+
+NAME = "test"
+FINAL = 6
+"""rounds of the run"""
+
+
+class CountingStore(InMemoryStateStore):
+    """Counts the rounds that are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    def report(self, run_id: str, round: int) -> RoundReport | None:
+        self.read += 1
+        return super().report(run_id, round)
+
+
+class History:
+    """A run that has been, and a server that tells its exporter of it step by step."""
+
+    def __init__(self, root: Path, *, first_event_at: float = 0.0) -> None:
+        self.started = first_event_at
+        self.root = root / "runs"
+        self.directory = self.root / NAME
+        self.store = CountingStore()
+        self.threaded = ThreadedStore(lambda: self.store)
+        self.blobs = BlobStore(root / "state")
+        self.state = RunState(run_id="r", spec=run_spec(NAME), created_at=0.0, layout=LAYOUT)
+
+    @asynccontextmanager
+    async def exporter(self) -> AsyncIterator[RunExporter]:
+        exporter = RunExporter(self.root, self.blobs, self.threaded)
+        try:
+            yield exporter
+        finally:
+            await exporter.close()
+
+    def steps(self) -> list[tuple[RunState, tuple[RunEvent, ...], tuple[RoundReport, ...]]]:
+        """Commits the whole run, and returns what an exporter is told."""
+        told = [self._commit(RunPhase.TRAINING, 0, EventType.RUN_CREATED)]
+        for round in range(1, FINAL + 1):
+            told.append(self._commit(RunPhase.TRAINING, round, EventType.ROUND_STARTED))
+            told.append(self._publish(round))
+            bare = sample_round(round, certified=False)
+            told.append(
+                self._commit(RunPhase.TRAINING, round, EventType.ROUND_COMPLETED, reports=(bare,))
+            )
+            told.append(
+                self._commit(
+                    RunPhase.TRAINING,
+                    round,
+                    EventType.CERTIFICATE_READY,
+                    certificates=((round, sample_certificate(round)),),
+                )
+            )
+        told.append(self._commit(RunPhase.COMPLETED, FINAL, EventType.RUN_COMPLETED))
+        return told
+
+    def _publish(self, round: int):
+        path = self.blobs.new_temporary()
+        path.write_bytes(save(random_adapter(4, seed=round), {"format": "pt"}))
+        adapter = AdapterRecord(
+            version=round, round=round, sha256=self.blobs.adopt(path), total_bytes=9, rank=4
+        )
+        self.state = replace(self.state, adapter=adapter, version=round)
+        return self._commit(
+            RunPhase.TRAINING, round, EventType.ADAPTER_PUBLISHED, adapters=(adapter,)
+        )
+
+    def _commit(self, phase: RunPhase, round: int, event_type: EventType, **parts):
+        sequence = self.state.last_sequence + 1
+        detail = {"adapter_version": round} if "adapters" in parts else {}
+        # Rounds are two minutes apart, so most of them are settled.
+        event = RunEvent(
+            sequence=sequence,
+            type=event_type,
+            time=self.started + 120.0 * round,
+            round=round,
+            detail=detail,
+        )
+        self.state = replace(self.state, phase=phase, round=round, last_sequence=sequence)
+        self.store.commit(Transaction(state=self.state, clock=1.0, events=(event,), **parts))
+        changed = self.store.report("r", round) if {"reports", "certificates"} & {*parts} else None
+        return self.state, (event,), (changed,) if changed else ()
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    return History(tmp_path)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+async def all_written(exporter: RunExporter) -> None:
+    """Returns once all that was queued is done; closing would end what is far behind."""
+    await asyncio.wrap_future(exporter._thread.submit(lambda: None))
+
+
+async def written(history: History) -> dict[str, bytes]:
+    """The directory, written by an exporter that was never disturbed."""
+    async with history.exporter() as exporter:
+        for step in history.steps():
+            exporter.committed(*step)
+    return contents(history.directory)
+
+
+async def restored(history: History) -> dict[str, bytes]:
+    history.store.read = 0
+    async with history.exporter() as exporter:
+        exporter.restore(history.state)
+        await all_written(exporter)
+    return contents(history.directory)
+
+
+async def test_a_run_is_written_as_it_goes(history: History):
+    files = await written(history)
+    assert [e.sequence for e in read_events(history.directory)] == list(range(1, 27))
+    assert read_rounds(history.directory) == tuple(sample_round(r) for r in range(1, FINAL + 1))
+    weights = "adapter_model.safetensors"
+    folders = {Path(f).parent.as_posix() for f in files if Path(f).name == weights}
+    assert folders == {"final", *(f"rounds/{r:04d}" for r in range(1, FINAL + 1))}
+    assert files[f"final/{weights}"] == files[f"rounds/{FINAL:04d}/{weights}"]
+    assert RunDirectory(history.directory).has_report
+
+
+async def test_a_directory_that_is_gone_is_written_again(history: History):
+    files = await written(history)
+    shutil.rmtree(history.directory)
+    assert await restored(history) == files
+
+
+async def test_of_a_directory_that_is_complete_next_to_nothing_is_read(history: History):
+    files = await written(history)
+    assert await restored(history) == files
+    # The last round, which may not have reached the disk before a power cut.
+    assert history.store.read == 1
+
+
+@pytest.mark.parametrize("kept", range(27))
+async def test_an_exporter_that_was_killed_anywhere_is_made_good(history: History, kept: int):
+    told = history.steps()
+    async with history.exporter() as exporter:
+        for step in told:
+            exporter.committed(*step)
+    files = contents(history.directory)
+    shutil.rmtree(history.directory)
+    async with history.exporter() as exporter:
+        for step in told[:kept]:
+            exporter.committed(*step)
+    assert await restored(history) == files
+
+
+async def test_what_was_written_within_a_minute_of_a_power_cut_is_written_again(history: History):
+    files = await written(history)
+    (history.directory / "rounds" / "0006" / "adapter_model.safetensors").unlink()
+    metrics = history.directory / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-100])
+    assert await restored(history) == files
+
+
+async def test_events_that_an_exporter_missed_are_fetched(history: History):
+    told = history.steps()
+    async with history.exporter() as exporter:
+        for step in (told[0], *told[9:12], told[20], told[-1]):
+            exporter.committed(*step)
+        await all_written(exporter)
+    files = contents(history.directory)
+    shutil.rmtree(history.directory)
+    assert await restored(history) == files
+
+
+async def test_a_disk_that_is_full_for_a_while_leaves_no_gap(history: History, monkeypatch):
+    told = history.steps()
+    full = {7, 8, 15}
+
+    def append_or_fail(directory: RunDirectory, events) -> None:
+        if full & {e.sequence for e in events}:
+            full.difference_update(e.sequence for e in events)
+            raise OSError(28, "No space left on device")
+        append(directory, events)
+
+    append = RunDirectory.append_events
+    monkeypatch.setattr(RunDirectory, "append_events", append_or_fail)
+    async with history.exporter() as exporter:
+        for step in told:
+            exporter.committed(*step)
+        await all_written(exporter)
+    files = contents(history.directory)
+    assert not full
+    monkeypatch.undo()
+    shutil.rmtree(history.directory)
+    assert await restored(history) == files
+
+
+async def test_the_files_of_another_run_of_that_name_are_not_mixed_with_ours(
+    history: History, tmp_path: Path
+):
+    await written(history)
+    other = History(tmp_path / "other", first_event_at=7.0)
+    other.root, other.directory = history.root, history.directory
+    told = other.steps()
+    async with other.exporter() as exporter:
+        for step in told[:5]:
+            exporter.committed(*step)
+    assert read_events(history.directory) == tuple(events[0] for _, events, _ in told[:5])
+    assert [r.round for r in read_rounds(history.directory)] == [1]
+
+
+async def test_an_exporter_far_behind_is_closed_at_once_and_goes_on_next_time(
+    history: History, monkeypatch: pytest.MonkeyPatch
+):
+    files = await written(history)
+    shutil.rmtree(history.directory)
+    monkeypatch.setattr(exporter_module, "_EVENTS_AT_A_TIME", 3)
+    reached, go_on = threading.Event(), threading.Event()
+    report = history.store.report
+
+    def slow(run_id: str, round: int) -> RoundReport | None:
+        if round == 3:
+            reached.set()
+            assert go_on.wait(30)
+        return report(run_id, round)
+
+    monkeypatch.setattr(history.store, "report", slow)
+    exporter = RunExporter(history.root, history.blobs, history.threaded)
+    exporter.restore(history.state)
+    await asyncio.to_thread(reached.wait, 30)
+    closing = asyncio.ensure_future(exporter.close())
+    await asyncio.to_thread(exporter._closing.wait, 30)
+    go_on.set()
+    await closing
+    assert 0 < RunDirectory(history.directory).last_sequence < 26
+    assert await restored(history) == files
+
+
+async def test_nothing_is_read_or_written_without_a_directory(history: History):
+    told = history.steps()
+    history.store.read = 0
+    exporter = RunExporter(None, history.blobs, history.threaded)
+    exporter.restore(history.state)
+    exporter.committed(*told[-1])
+    await exporter.close()
+    assert history.store.read == 0
+    assert not history.root.exists()
