@@ -82,7 +82,7 @@ class Aggregator:
                     idle_timeout_seconds=config.idle_timeout_seconds,
                 ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
-                disk=DiskWatch(self._blobs.probe),
+                disk=DiskWatch(blobs.probe),
             )
             opened.push_async_callback(self.coordinator.close)
             await self.coordinator.open()

@@ -62,7 +62,7 @@ async def test_an_upload_in_flight_ends_well_while_those_who_wait_are_sent_away(
         push = served.federation.PushUpdate(timeout=60)
         for message in messages[:3]:
             await push.write(message)
-        stopping = asyncio.ensure_future(served.aggregator._server.stop())
+        stopping = asyncio.ensure_future(served.aggregator.__aexit__())
         assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
         statuses.cancel()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
