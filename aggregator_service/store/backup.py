@@ -35,6 +35,7 @@ _BLOCK_BYTES = 1024**2
 
 _RECORDS = (
     "SELECT state FROM runs",
+    "SELECT record FROM state_entries",
     "SELECT record FROM updates",
     "SELECT record FROM adapters",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from aggregator_service.store.state_upgrades import name_tasks_and_bases
+from aggregator_service.store.state_upgrades import name_tasks_and_bases, take_states_apart
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["SCHEMA_VERSION", "migrate", "schema_of"]
@@ -78,6 +78,17 @@ _VERSIONS: tuple[tuple[Step, ...], ...] = (
         "CREATE TABLE owner (epoch INTEGER NOT NULL) STRICT",
         "INSERT INTO owner VALUES (0)",
         name_tasks_and_bases,
+        # What a run's state says of each worker: a commit writes the rows that have changed.
+        """
+        CREATE TABLE state_entries (
+            run_id TEXT NOT NULL REFERENCES runs,
+            field TEXT NOT NULL,
+            key TEXT NOT NULL,
+            record TEXT NOT NULL,
+            PRIMARY KEY (run_id, field, key)
+        ) STRICT, WITHOUT ROWID
+        """,
+        take_states_apart,
     ),
 )
 

@@ -20,13 +20,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.migrations import migrate
+from aggregator_service.store.records import dump, load
+from aggregator_service.store.run_states import RunStates
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
 
@@ -40,7 +42,6 @@ def _json(domain: Any) -> TypeAdapter[Any]:
     return TypeAdapter(domain)
 
 
-_STATE: Final = _json(RunState)
 _EVENT: Final = _json(RunEvent)
 _UPDATE: Final = _json(UpdateRecord)
 _ADAPTER: Final = _json(AdapterRecord)
@@ -73,6 +74,7 @@ class SqliteStateStore:
                     raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 - one place maps it
                 migrate(self._db)
                 self._epoch = self._take_epoch()
+                self._states = RunStates(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -80,31 +82,18 @@ class SqliteStateStore:
 
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """See StateStore."""
-        rows = self._db.execute("SELECT state, clock FROM runs ORDER BY created_at, run_id")
-        return tuple((_load(_STATE, state), clock) for state, clock in rows.fetchall())
+        return self._states.load_all()
 
     def commit(self, transaction: Transaction) -> None:
         """See StateStore."""
         state, run_id = transaction.state, transaction.state.run_id
         with self._transaction() as db:
             self._check_epoch()
-            db.execute(
-                """
-                INSERT INTO runs (run_id, name, created_at, clock, state) VALUES (?, ?, ?, ?, ?)
-                ON CONFLICT (run_id) DO UPDATE SET clock = excluded.clock, state = excluded.state
-                """,
-                (
-                    run_id,
-                    state.spec.name,
-                    state.created_at,
-                    transaction.clock,
-                    _dump(_STATE, state),
-                ),
-            )
+            self._states.write(state, transaction.clock)
             for event in transaction.events:
                 db.execute(
                     "INSERT INTO events VALUES (?, ?, ?)",
-                    (run_id, event.sequence, _dump(_EVENT, event)),
+                    (run_id, event.sequence, dump(_EVENT, event)),
                 )
             for update in transaction.updates:
                 db.execute(
@@ -115,24 +104,25 @@ class SqliteStateStore:
                         update.round,
                         update.worker,
                         update.idempotency_key,
-                        _dump(_UPDATE, update),
+                        dump(_UPDATE, update),
                     ),
                 )
             for adapter in transaction.adapters:
                 db.execute(
                     "INSERT INTO adapters VALUES (?, ?, ?)",
-                    (run_id, adapter.version, _dump(_ADAPTER, adapter)),
+                    (run_id, adapter.version, dump(_ADAPTER, adapter)),
                 )
             for report in transaction.reports:
                 db.execute(
                     "INSERT OR REPLACE INTO reports VALUES (?, ?, ?)",
-                    (run_id, report.round, _dump(_REPORT, report)),
+                    (run_id, report.round, dump(_REPORT, report)),
                 )
             for round, certificate in transaction.certificates:
                 db.execute(
                     "INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)",
-                    (run_id, round, _dump(_CERTIFICATE, certificate)),
+                    (run_id, round, dump(_CERTIFICATE, certificate)),
                 )
+        self._states.committed(state)
 
     def events(
         self, run_id: str, *, first_sequence: int = 1, limit: int = 1000
@@ -142,7 +132,7 @@ class SqliteStateStore:
             "SELECT event FROM events WHERE run_id = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
             (run_id, min(first_sequence, 2**62), limit),
         )
-        return tuple(_load(_EVENT, event) for (event,) in rows.fetchall())
+        return tuple(load(_EVENT, event) for (event,) in rows.fetchall())
 
     def updates(self, run_id: str, round: int) -> tuple[UpdateRecord, ...]:
         """See StateStore."""
@@ -150,7 +140,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND round = ? ORDER BY worker",
             (run_id, round),
         )
-        return tuple(_load(_UPDATE, record) for (record,) in rows.fetchall())
+        return tuple(load(_UPDATE, record) for (record,) in rows.fetchall())
 
     def update_by_key(self, run_id: str, idempotency_key: str) -> UpdateRecord | None:
         """See StateStore."""
@@ -158,7 +148,7 @@ class SqliteStateStore:
             "SELECT record FROM updates WHERE run_id = ? AND idempotency_key = ?",
             (run_id, idempotency_key),
         ).fetchone()
-        return _load(_UPDATE, row[0]) if row else None
+        return load(_UPDATE, row[0]) if row else None
 
     def adapter(self, run_id: str, version: int) -> AdapterRecord | None:
         """See StateStore."""
@@ -166,14 +156,14 @@ class SqliteStateStore:
             "SELECT record FROM adapters WHERE run_id = ? AND version = ?",
             (run_id, min(version, 2**62)),
         ).fetchone()
-        return _load(_ADAPTER, row[0]) if row else None
+        return load(_ADAPTER, row[0]) if row else None
 
     def adapters(self, run_id: str) -> tuple[AdapterRecord, ...]:
         """See StateStore."""
         rows = self._db.execute(
             "SELECT record FROM adapters WHERE run_id = ? ORDER BY version", (run_id,)
         )
-        return tuple(_load(_ADAPTER, record) for (record,) in rows.fetchall())
+        return tuple(load(_ADAPTER, record) for (record,) in rows.fetchall())
 
     def reports(self, run_id: str) -> tuple[RoundReport, ...]:
         """See StateStore."""
@@ -297,22 +287,5 @@ _REFUSALS: Final = {
 
 
 def _whole_report(report: str, certificate: str | None) -> RoundReport:
-    found: RoundReport = _load(_REPORT, report)
-    return replace(found, certificate=_load(_CERTIFICATE, certificate) if certificate else None)
-
-
-def _load(adapter: TypeAdapter[Any], record: str) -> Any:
-    try:
-        return adapter.validate_json(record)
-    except (ValidationError, FedLoraError) as error:
-        # SQLite checks the shape of its pages, not what is written on them.
-        raise FedLoraError(
-            Reason.STATE_CORRUPT,
-            f"a stored record is damaged: {' '.join(str(error).split())[:300]}",
-            hint="Restore the state directory from a backup",
-        ) from error
-
-
-def _dump(adapter: TypeAdapter[Any], value: object) -> str:
-    # By way of json: pydantic would write NaN, which a certificate may hold, as null.
-    return json.dumps(adapter.dump_python(value, mode="json"), separators=(",", ":"))
+    found: RoundReport = load(_REPORT, report)
+    return replace(found, certificate=load(_CERTIFICATE, certificate) if certificate else None)

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from typing import Any
 
-__all__ = ["name_tasks_and_bases"]
+__all__ = ["name_tasks_and_bases", "take_states_apart"]
 
 
 def name_tasks_and_bases(db: sqlite3.Connection) -> None:
@@ -43,6 +43,23 @@ def name_tasks_and_bases(db: sqlite3.Connection) -> None:
             state["assigned"] = dict.fromkeys(missing, task)
         if state.get("adapter"):
             state["adapter"] = _with_base(state["adapter"], bases)
+        db.execute("UPDATE runs SET state = ? WHERE run_id = ?", (_text(state), run_id))
+
+
+def take_states_apart(db: sqlite3.Connection) -> None:
+    """Schema 2: a state's entries by worker, and its layout, become rows of their own."""
+    for run_id, text in db.execute("SELECT run_id, state FROM runs").fetchall():
+        state = json.loads(text)
+        for field in ("workers", "assigned", "updates", "carried", "evaluations"):
+            for key, record in state.pop(field, {}).items():
+                db.execute(
+                    "INSERT INTO state_entries VALUES (?, ?, ?, ?)",
+                    (run_id, field, key, _text(record)),
+                )
+        if (layout := state.pop("layout", None)) is not None:
+            db.execute(
+                "INSERT INTO state_entries VALUES (?, 'layout', '', ?)", (run_id, _text(layout))
+            )
         db.execute("UPDATE runs SET state = ? WHERE run_id = ?", (_text(state), run_id))
 
 

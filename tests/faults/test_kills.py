@@ -18,6 +18,7 @@ from support.kill_history import LEAST_ACKNOWLEDGED, History, judge, live_throug
 from support.runs import run_spec
 
 from aggregator_service.failpoints import Failpoint
+from fedlora.runs.spec import RoundEngine
 
 NAMES = tuple(f"w-{i:02d}" for i in range(12))
 SPEC = run_spec(method="flora_na", num_rounds=6, num_workers=len(NAMES), evaluate=False)
@@ -68,6 +69,24 @@ async def killed_twice(folder: Path, rules: list[str], undisturbed: History) -> 
 @pytest.mark.parametrize("point", Failpoint)
 async def test_a_server_killed_at(point: Failpoint, tmp_path: Path, undisturbed: History):
     await killed_twice(tmp_path / "killed", kills(point, 2, seed=0), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("committed=kill@60", "aggregate_stored=kill@4", "before_acknowledgement=kill@23"),
+        ("round_closed=kill@5", "kill after 20", "mid_aggregation=kill@7"),
+    ],
+)
+async def test_a_server_of_buffered_rounds_killed_three_times(tmp_path: Path, words: tuple[str]):
+    """Who comes when decides what is aggregated; but nothing is lost, and nothing counts twice."""
+    rules = {"engine": RoundEngine.BUFFERED, "buffer_size": 4, "quorum": 1, "evaluate": False}
+    spec = run_spec(method="flora_na", num_rounds=24, num_workers=12, **rules)
+    history = await live_through(tmp_path / "killed", spec, NAMES, words)
+    assert len(history.kills) == 3
+    judge(history, spec, NAMES, cohorts=False)
+    for kill in range(3):
+        assert history.around(kill) >= LEAST_ACKNOWLEDGED, "void: too little happened around it"
 
 
 @pytest.mark.slow

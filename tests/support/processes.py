@@ -141,6 +141,8 @@ min_workers = {rules.min_workers}
 quorum = {rules.quorum}
 deadline_seconds = {rules.deadline_seconds}
 evaluate = {str(rules.evaluate).lower()}
+engine = "{rules.engine.value}"
+buffer_size = {rules.buffer_size}
 [training]
 learning_rate = {run.training.learning_rate}
 """
