@@ -111,7 +111,7 @@ class Uploads:
             )
         except FedLoraError as error:
             end = writer.suspend if error.reason in _RESUMABLE else writer.discard
-            await asyncio.to_thread(end)
+            await asyncio.shield(asyncio.to_thread(end))
             raise
         except BaseException:
             # Cancelled: the client or the server goes away. What came stays.
@@ -173,10 +173,16 @@ class Uploads:
                 writer = blobs.open_upload(key, total_bytes=header.total_bytes, manifest=manifest)
             return writer
 
-        writer = await asyncio.to_thread(open_writer)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_writer))
+        try:
+            writer = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on: a writer that nobody ends would keep its worker out for good.
+            opening.add_done_callback(_suspend_unused)
+            raise
         if header.start_offset != writer.offset:
             here = writer.offset
-            await asyncio.to_thread(writer.suspend)
+            await asyncio.shield(asyncio.to_thread(writer.suspend))
             raise FedLoraError(
                 Reason.OFFSET_MISMATCH,
                 f"the upload goes on at byte {here}, this stream begins at {header.start_offset}",
@@ -265,6 +271,11 @@ class Uploads:
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
         )
+
+
+def _suspend_unused(opening: asyncio.Future[UploadWriter]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().suspend()
 
 
 def _acknowledge_again(known: UpdateRecord) -> Acknowledgement:
