@@ -275,12 +275,16 @@ class Coordinator:
 
     def session(self, token: str) -> tuple[RunActor, str]:
         """The run and worker of a session, which thereby proves that it lives."""
+        actor, worker = self._find_session(token)
+        actor.touch(worker)
+        return actor, worker
+
+    def _find_session(self, token: str) -> tuple[RunActor, str]:
         parsed = parse(token)
         actor = self._runs.get(parsed.run_id)
         if actor is None:
             raise unknown_session()
         check_session(parsed, actor.state.workers.get(parsed.worker))
-        actor.touch(parsed.worker)
         return actor, parsed.worker
 
     async def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
@@ -294,13 +298,15 @@ class Coordinator:
         """The worker's next task, as soon as there is one."""
         budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
         until = time.monotonic() + budget
+        actor, worker = self.session(token)
         while True:
-            actor, worker = self.session(token)
             task = task_for(actor.state, worker, actor.now())
             left = until - time.monotonic()
             if task.kind is not TaskKind.WAIT or left <= 0:
                 return task
             await actor.wait_for_change(left)
+            # Only the call itself was a sign of life: its worker may have vanished since.
+            self._find_session(token)
 
     async def open_adapter(
         self, token: str, version: int, start_offset: int, held_version: int | None = None
