@@ -11,7 +11,7 @@ import grpc
 from fedlora.errors import FedLoraError
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
-from fedlora.rpc.channel import client_options
+from fedlora.rpc.channel import dial
 from fedlora.rpc.status import from_rpc_error
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
@@ -38,9 +38,7 @@ class AdminClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = grpc.insecure_channel(
-            address, options=client_options("fedlora.proto.v1.AdminService")
-        )
+        self._channel = dial(address)
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def __enter__(self) -> Self:

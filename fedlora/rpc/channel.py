@@ -32,6 +32,8 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
 )
 
+_SERVICE = "fedlora.proto.v1.FederationService"
+
 # Unary methods that may run twice without harm. Streams are not here: a retry policy on a client
 # stream loses messages silently (measured); they resume by offset instead.
 _IDEMPOTENT_METHODS = (
@@ -43,14 +45,12 @@ _IDEMPOTENT_METHODS = (
 )
 
 
-def client_options(
-    service: str = "fedlora.proto.v1.FederationService",
-) -> list[tuple[str, int | str]]:
-    """Options of a worker's channel."""
+def client_options() -> list[tuple[str, int | str]]:
+    """Options of a client's channel, whichever services it calls."""
     config = {
         "methodConfig": [
             {
-                "name": [{"service": service, "method": m} for m in _IDEMPOTENT_METHODS],
+                "name": [{"service": _SERVICE, "method": m} for m in _IDEMPOTENT_METHODS],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.2s",

@@ -45,14 +45,14 @@ class Worker:
     client: FederationClient
     trainers: list[TinyTrainer] = field(default_factory=list)
 
-    def run_in_thread(self) -> Callable[[], int]:
+    def run_in_thread(self, seconds: float = 90) -> Callable[[], int]:
         """Starts it; the function returned waits for its exit code."""
         codes: list[int] = []
         thread = threading.Thread(target=lambda: codes.append(self.runner.run()), daemon=True)
         thread.start()
 
         def wait() -> int:
-            thread.join(90)
+            thread.join(seconds)
             assert codes, "the worker did not end"
             return codes[0]
 
