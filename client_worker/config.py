@@ -36,7 +36,7 @@ class WorkerConfig:
     """keeps adapters, private parts and unsent updates over a restart; nothing is kept if unset"""
     alive_file: Path | None = None
     """touched at each answer of the server, for health checks; none if unset"""
-    wait_for_server_seconds: float = 120.0
+    wait_for_server_seconds: float = 900.0
     """how long to go on without an answer of the server before leaving; 0 for ever"""
 
     def __post_init__(self) -> None:

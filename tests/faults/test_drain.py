@@ -35,7 +35,7 @@ async def terminated(folder: Path, count: int, seed: int) -> None:
 
 
 async def test_a_server_that_is_terminated_in_mid_round_loses_nothing(tmp_path: Path):
-    await terminated(tmp_path, 4, seed=1)
+    await terminated(tmp_path, 3, seed=1)
 
 
 @pytest.mark.slow

@@ -50,5 +50,5 @@ async def test_a_full_disk_refuses_updates_and_takes_them_once_there_is_room(
                 answer = await worker.push(task, tensors, idempotency_key=f"k-{i}")
                 assert not answer.replayed
                 assert (await worker.upload_status(f"k-{i}")).state == pb.UPLOAD_STATE_COMMITTED
-            assert refused <= {"OUT_OF_SPACE", "UNAVAILABLE"}
+            assert refused <= {"OUT_OF_SPACE", "DISK_FAILED"}
         assert server.terminate() == 0

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from support.fault_log import record
 from support.federation import serving
 from support.noted_worker import Submission, noted_worker, stored_submissions
 from support.runs import run_spec
@@ -130,13 +131,21 @@ async def run_federation(
         ]
         exit_codes = await _work(workers, scene, fault)
         newest = await served.aggregator.coordinator.adapter(actor, None)
+        told = sorted(submission for submission, _ in acknowledged)
+        stored = await served.aggregator.coordinator.store.call(
+            lambda s: stored_submissions(s, served.aggregator.coordinator.blobs, num_rounds)
+        )
+        record(
+            faults=len(links),
+            acknowledged=len(told),
+            lost=len({*told} - {*stored}),
+            twice=len(stored) - len({*stored}),
+        )
         return Outcome(
             digest=newest.sha256,
-            acknowledged=sorted(submission for submission, _ in acknowledged),
+            acknowledged=told,
             num_replayed=sum(acknowledgement.replayed for _, acknowledgement in acknowledged),
-            stored=await served.aggregator.coordinator.store.call(
-                lambda s: stored_submissions(s, served.aggregator.coordinator.blobs, num_rounds)
-            ),
+            stored=stored,
             exit_codes=exit_codes,
             links=links,
         )
