@@ -38,7 +38,7 @@ class Failpoint(enum.StrEnum):
     BLOB_SYNCED = "blob_synced"
     """the bytes are durable, under no name"""
     BEFORE_RENAME = "before_rename"
-    """the folder of the name is there"""
+    """the next thing is the name"""
     RENAMED = "renamed"
     """the blob has its name, not durably"""
     FOLDER_SYNCED = "folder_synced"

@@ -52,6 +52,10 @@ class BlobStore:
         with mapped_errors():
             for folder in (self._blobs, self._uploads, self._tmp, self._quarantine):
                 folder.mkdir(parents=True, exist_ok=True)
+            # All of them now: no update has to wait until a new folder is durable as well.
+            for prefix in range(256):
+                (self._blobs / f"{prefix:02x}").mkdir(exist_ok=True)
+            sync_folder(self._blobs)
             sync_folder(root)
             sync_folder(root.parent)
         self._owner = secrets.token_hex(4)

@@ -105,10 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename_durably(path: Path, target: Path) -> None:
-    """Gives a synced file its final name; the name is durable on return."""
-    if not target.parent.exists():
-        target.parent.mkdir(exist_ok=True)
-        sync_folder(target.parent.parent)
+    """Gives a synced file its final name, in a folder that is there; durable on return."""
     reach(Failpoint.BEFORE_RENAME)
     path.replace(target)
     reach(Failpoint.RENAMED)

@@ -37,7 +37,8 @@ def test_only_what_a_disk_says_is_renamed():
         raise PermissionError(errno.EACCES, "denied")
 
 
-def test_a_rename_replaces_what_is_there_and_makes_the_folder(tmp_path: Path):
+def test_a_rename_replaces_what_is_there(tmp_path: Path):
+    (tmp_path / "aa").mkdir()
     for text in ("one", "two"):
         (tmp_path / "made").write_text(text)
         rename_durably(tmp_path / "made", tmp_path / "aa" / "name")
