@@ -49,6 +49,10 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+_SHORTEST_WAIT_SECONDS = 0.01
+_REFUSED_WAIT_SECONDS = 5.0
+
+
 class Observer(Protocol):
     """Told of what has become durable; must not block and must not fail the run."""
 
@@ -257,25 +261,30 @@ class RunActor:
 
     async def _drive(self) -> None:
         while not self._state.phase.is_final:
-            for name, worker in list(self._state.workers.items()):
-                # One that has registered this very moment may not have been noted yet.
-                heard = self._last_seen.setdefault(name, self._monotonic())
-                silent = self._monotonic() - heard
-                alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
-                if alive and silent > self._worker_timeout:
-                    await self._disk.insist(
-                        "losing a worker", functools.partial(self._apply_quietly, WorkerLost(name))
-                    )
-            deadline = self._state.deadline
-            if deadline is not None and self.now() >= deadline:
-                await self._disk.insist(
-                    "a deadline", lambda: self._apply_quietly(DeadlineChecked())
-                )
-                deadline = self._state.deadline
-            wait = self._worker_timeout / 4
+            least = _SHORTEST_WAIT_SECONDS
+            try:
+                await self._look()
+            except FedLoraError:
+                # Nothing has changed; what was due is still due when it is looked at again.
+                log.exception("step_refused", run=self._state.spec.name)
+                least = _REFUSED_WAIT_SECONDS
+            wait, deadline = self._worker_timeout / 4, self._state.deadline
             if deadline is not None:
-                wait = min(wait, max(0.01, deadline - self.now()))
+                wait = min(wait, max(least, deadline - self.now()))
             await self.wait_for_change(wait)
+
+    async def _look(self) -> None:
+        """Does what time has made due: workers that are silent, a deadline that has passed."""
+        for name, worker in list(self._state.workers.items()):
+            # One that has registered this very moment may not have been noted yet.
+            heard = self._last_seen.setdefault(name, self._monotonic())
+            silent = self._monotonic() - heard
+            alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
+            if alive and silent > self._worker_timeout:
+                lost = functools.partial(self._apply_quietly, WorkerLost(name))
+                await self._disk.insist("losing a worker", lost)
+        if self._state.deadline is not None and self.now() >= self._state.deadline:
+            await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
 
     async def _apply_quietly(self, event: Event) -> None:
         # Between the look and the lock the run may have moved on: then the event is void.
