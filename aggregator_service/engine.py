@@ -8,15 +8,13 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
 import torch
 
 from aggregator_service.aggregation import registry
-from aggregator_service.aggregation.adapter_file import AdapterFile, read_manifest
 from aggregator_service.aggregation.base_weights import BaseWeights
 from aggregator_service.aggregation.certify import certify
 from aggregator_service.aggregation.cohort_files import Contribution
@@ -25,23 +23,22 @@ from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
 from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
-from aggregator_service.aggregation.servable import servable_rank, write_servable
-from aggregator_service.aggregation.slicing import is_at_rank, slice_adapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.stored_versions import StoredVersions
+from aggregator_service.worker_copies import WorkerCopy, servable_blob, worker_copy
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import Selection
 from fedlora.runs.report import Certificate
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RoundEngine, RunPhase, RunSpec
-from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["AggregationEngine", "WorkerCopy", "resolve_device", "servable_blob"]
+__all__ = ["AggregationEngine", "resolve_device"]
 
 log = structlog.get_logger(__name__)
 
@@ -69,16 +66,6 @@ def resolve_device(device: str) -> torch.device:
             hint="Use --device auto, or check the driver and CUDA_VISIBLE_DEVICES",
         )
     return resolved
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerCopy:
-    """A version as one worker is sent it, stored as a blob of its own."""
-
-    sha256: str
-    total_bytes: int
-    rank: int
-    manifest: TensorManifest
 
 
 class AggregationEngine:
@@ -109,8 +96,7 @@ class AggregationEngine:
         self._threads, self._memory_bytes = threads, memory_bytes
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
-        self._widened: dict[str, str] = {}
-        """digests of first versions of too low a rank, and of what rounds begin from instead"""
+        self._versions = StoredVersions(blobs)
         self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
         self._base_weights = base_weights
         self._checked: set[str] = set()
@@ -164,7 +150,15 @@ class AggregationEngine:
         """The adapter as one worker is sent it: at its rank, and only the parts it lacks."""
         key = (adapter.sha256, rank, parts)
         if key not in self._copies:
-            work = functools.partial(self._copy, spec, adapter, rank, parts)
+            work = functools.partial(
+                worker_copy,
+                self._blobs,
+                self._versions,
+                spec,
+                adapter,
+                rank=rank,
+                parts=parts,
+            )
             self._copies[key] = await self._run(self._aggregator, work)
         return self._copies[key]
 
@@ -213,26 +207,28 @@ class AggregationEngine:
             return None
         round, grams = self._grams.get(state.run_id, (0, None))
         if grams is None or round != state.round:
-            grams = RoundGrams(self._stored(state.spec, state.adapter), threads=self._threads)
+            grams = RoundGrams(
+                self._versions.published(state.spec, state.adapter), threads=self._threads
+            )
             self._grams[state.run_id] = (state.round, grams)
         # Not verified yet: the close does it, before anything is made of these blocks.
-        grams.add(self._contributions(state.spec, counted, where=self._blobs.path))
+        grams.add(self._versions.contributions(state.spec, counted, where=self._blobs.path))
         return grams
 
     def _aggregate(self, state: RunState, bases: Mapping[int, AdapterRecord]) -> AdapterRecord:
         spec, recipe = state.spec, registry.create_recipe(state.spec.method)
         if state.adapter is None:
             raise AssertionError("a round builds on a version")
-        context = self._context(spec, state.round, state.adapter)
+        before, context = self._context(spec, state.round, state.adapter)
         updates = state.updates.values()
         grams = self._round_grams(state)
         self._grams.pop(state.run_id, None)
         if grams is not None:
             self._closed_grams[state.run_id] = (state.round, grams)
         with (
-            self._temporary() as output,
-            self._temporary() as remembered,
-            self._cohort(spec, recipe, updates, state.adapter, bases) as cohort,
+            self._versions.temporary() as output,
+            self._versions.temporary() as remembered,
+            self._cohort(spec, recipe, updates, before, bases) as cohort,
         ):
             outcome = aggregate(
                 cohort,
@@ -270,12 +266,12 @@ class AggregationEngine:
         spec, update, combined = state.spec, state.refinement, state.adapter
         if update is None or combined is None:
             raise AssertionError("a refinement follows an aggregation")
-        with self._temporary() as output:
+        with self._versions.temporary() as output:
             refine(
                 registry.create_recipe(spec.method),
-                combined=self._stored(spec, combined),
+                combined=self._versions.published(spec, combined),
                 refined=StoredAdapter(
-                    path=self._verified(update.sha256), scaling=spec.adapter.scaling
+                    path=self._versions.verified(update.sha256), scaling=spec.adapter.scaling
                 ),
                 parts=state.plan.refined,
                 output=output,
@@ -302,12 +298,13 @@ class AggregationEngine:
     ) -> Certificate:
         started = time.perf_counter()
         recipe, weights = registry.create_recipe(spec.method), published.weights
-        with self._cohort(spec, recipe, updates, base, bases) as cohort:
+        before, context = self._context(spec, published.round, base)
+        with self._cohort(spec, recipe, updates, before, bases) as cohort:
             certificate = certify(
                 [replace(c, weight=weights[c.worker]) for c in cohort],
                 recipe,
-                published=self._stored(spec, published),
-                context=replace(self._context(spec, published.round, base), grams=grams),
+                published=self._versions.published(spec, published),
+                context=replace(context, grams=grams),
                 measurements=published.measurements,
                 device=self._device,
                 threads=self._threads,
@@ -320,7 +317,7 @@ class AggregationEngine:
         spec: RunSpec,
         recipe: Recipe,
         updates: Collection[UpdateRecord],
-        before: AdapterRecord,
+        before: StoredAdapter,
         bases: Mapping[int, AdapterRecord],
     ) -> Iterator[list[Contribution]]:
         """The members of a round: its updates, late ones discounted, and what that leaves."""
@@ -331,76 +328,34 @@ class AggregationEngine:
             exponent=rules.staleness_exponent,
             rebases=fresh,
         )
+        late = {u.base_version for u in updates if u.staleness}
         # Each is read once, to be sure of its bytes, however many updates began from it.
-        began = {version: self._begun(spec, record) for version, record in bases.items()}
+        began = {version: self._versions.begun(spec, bases[version]) for version in sorted(late)}
         given = [
             LateContribution(
                 contribution=contribution,
                 staleness=update.staleness,
-                base=began[update.base_version],
+                base=began.get(update.base_version, before),
             )
             for update, contribution in zip(
-                updates, self._contributions(spec, updates), strict=True
+                updates, self._versions.contributions(spec, updates), strict=True
             )
         ]
         with cohort_of(
             given,
             discount=discount,
-            before=began.get(before.version) or self._begun(spec, before),
+            before=before,
             in_products=not recipe.properties.keeps_basis,
             temporary=self._blobs.new_temporary,
         ) as members:
             yield members
 
-    def _copy(
-        self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
-    ) -> WorkerCopy:
-        source = self._begun(spec, adapter)
-        with AdapterFile(source.path, source.scaling, "the adapter") as file:
-            held = {part for module in file.modules for part in file.parts(module)}
-            whole = is_at_rank(file, rank) and held <= parts
-        sha256 = source.path.name
-        if not whole:
-            with self._temporary() as output:
-                slice_adapter(source.path, output, rank=rank, scaling=source.scaling, parts=parts)
-                sha256 = self._blobs.adopt(output)
-        path = self._blobs.path(sha256)
-        return WorkerCopy(
-            sha256=sha256,
-            total_bytes=path.stat().st_size,
-            rank=rank,
-            manifest=read_manifest(path),
-        )
-
-    def _contributions(
-        self,
-        spec: RunSpec,
-        updates: Iterable[UpdateRecord],
-        *,
-        where: Callable[[str], Path] | None = None,
-    ) -> list[Contribution]:
-        """The updates, each with the weight that its examples give it, their bytes verified."""
-        path_of = where or self._verified
-        return [
-            Contribution(
-                worker=u.worker,
-                weight=float(u.num_examples),
-                path=path_of(u.sha256),
-                scaling=spec.adapter.scaling,
-                given_rank=u.given_rank or u.rank,
-                metrics=u.metrics,
-            )
-            for u in updates
-        ]
-
-    def _context(self, spec: RunSpec, round: int, base: AdapterRecord | None) -> RoundContext:
-        state = base.state_sha256 if base else ""
-        return RoundContext(
-            round=round,
-            kind=spec.adapter.kind,
-            start=self._begun(spec, base) if base else None,
-            state=self._verified(state) if state else None,
-        )
+    def _context(
+        self, spec: RunSpec, round: int, base: AdapterRecord
+    ) -> tuple[StoredAdapter, RoundContext]:
+        start = self._versions.begun(spec, base)
+        state = self._versions.verified(base.state_sha256) if base.state_sha256 else None
+        return start, RoundContext(round=round, kind=spec.adapter.kind, start=start, state=state)
 
     def _frozen(self, recipe: Recipe, state: RunState) -> BaseWeights | None:
         """The frozen weights, where the recipe reads them and they are the run's."""
@@ -413,40 +368,6 @@ class AggregationEngine:
             weights.check_fingerprint(layout.base_fingerprint, trained=trained)
             self._checked.add(state.run_id)
         return weights
-
-    def _begun(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
-        """A version as rounds begin from it.
-
-        Version 0 has the rank of the worker that made it. Where that is below the run's it is
-        widened here, the same for all: a method that leaves a factor alone would else go on with
-        one of another rank than its own results.
-        """
-        stored = self._stored(spec, adapter)
-        if adapter.version > 0 or adapter.rank >= spec.adapter.r:
-            return stored
-        if adapter.sha256 not in self._widened:
-            with self._temporary() as output:
-                slice_adapter(
-                    stored.path, output, rank=spec.adapter.r, scaling=spec.adapter.scaling
-                )
-                self._widened[adapter.sha256] = self._blobs.adopt(output)
-        return replace(stored, path=self._verified(self._widened[adapter.sha256]))
-
-    def _stored(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
-        return StoredAdapter(path=self._verified(adapter.sha256), scaling=spec.adapter.scaling)
-
-    @contextmanager
-    def _temporary(self) -> Iterator[Path]:
-        path = self._blobs.new_temporary()
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _verified(self, sha256: str) -> Path:
-        # A damaged file must never become part of an adapter.
-        self._blobs.verify(sha256)
-        return self._blobs.path(sha256)
 
     async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         def mapped() -> T:
@@ -464,18 +385,3 @@ async def _versions(
     versions = {u.base_version for u in updates}
     records = await store.call(lambda s: [s.adapter(run_id, v) for v in sorted(versions)])
     return {record.version: record for record in records if record is not None}
-
-
-def servable_blob(
-    blobs: BlobStore, sha256: str, scaling: Callable[[int], float]
-) -> tuple[str, int]:
-    """Digest and rank of a version in the form that PEFT loads; stored where it is another file."""
-    source = blobs.path(sha256)
-    if rank := servable_rank(source, scaling):
-        return sha256, rank
-    temporary = blobs.new_temporary()
-    try:
-        rank = write_servable(source, temporary, scaling=scaling)
-        return blobs.adopt(temporary), rank
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -19,13 +19,13 @@ from typing import TypeVar
 
 import structlog
 
-from aggregator_service.engine import servable_blob
 from aggregator_service.reporting.run_directory import RunDirectory
 from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.worker_copies import servable_blob
 from fedlora.runs.report import EventType, RoundReport, RunEvent
 
 __all__ = ["RunExporter"]

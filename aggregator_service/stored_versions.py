@@ -1,0 +1,93 @@
+"""A run's versions and updates as files whose bytes are what their digests say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.round_context import StoredAdapter
+from aggregator_service.aggregation.slicing import slice_adapter
+from aggregator_service.rounds.state import AdapterRecord, UpdateRecord
+from aggregator_service.store.blobs import BlobStore
+from fedlora.runs.spec import RunSpec
+
+__all__ = ["StoredVersions"]
+
+
+class StoredVersions:
+    """Finds versions and updates. Its methods block; what they return was read and is sound.
+
+    Args:
+        blobs: where they lie.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._widened: dict[str, str] = {}
+        """digests of first versions of too low a rank, and of what rounds begin from instead"""
+
+    def verified(self, sha256: str) -> Path:
+        """A blob; STATE_CORRUPT if it is damaged: it must never become part of an adapter."""
+        self._blobs.verify(sha256)
+        return self._blobs.path(sha256)
+
+    def published(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
+        """A version as it was sent out."""
+        return StoredAdapter(path=self.verified(adapter.sha256), scaling=spec.adapter.scaling)
+
+    def begun(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
+        """A version as rounds begin from it.
+
+        Version 0 has the rank of the worker that made it. Where that is below the run's it is
+        widened here, the same for all: a method that leaves a factor alone would else go on with
+        one of another rank than its own results.
+        """
+        stored = self.published(spec, adapter)
+        if adapter.version > 0 or adapter.rank >= spec.adapter.r:
+            return stored
+        if adapter.sha256 not in self._widened:
+            with self.temporary() as output:
+                slice_adapter(
+                    stored.path, output, rank=spec.adapter.r, scaling=spec.adapter.scaling
+                )
+                self._widened[adapter.sha256] = self._blobs.adopt(output)
+        return replace(stored, path=self.verified(self._widened[adapter.sha256]))
+
+    def contributions(
+        self,
+        spec: RunSpec,
+        updates: Iterable[UpdateRecord],
+        *,
+        where: Callable[[str], Path] | None = None,
+    ) -> list[Contribution]:
+        """The updates, each with the weight that its examples give it.
+
+        Args:
+            spec: of the run.
+            updates: of a round.
+            where: finds a file by its digest; None verifies its bytes.
+        """
+        path_of = where or self.verified
+        return [
+            Contribution(
+                worker=u.worker,
+                weight=float(u.num_examples),
+                path=path_of(u.sha256),
+                scaling=spec.adapter.scaling,
+                given_rank=u.given_rank or u.rank,
+                metrics=u.metrics,
+            )
+            for u in updates
+        ]
+
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """A path for a file in the making, gone when the block ends unless it was adopted."""
+        path = self._blobs.new_temporary()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
