@@ -10,7 +10,7 @@ PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.t
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
 SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker
 
-.PHONY: help install run test test-slow soak test-docker check format proto proto-check docs images clean
+.PHONY: help install run test test-slow soak test-docker mutants check format proto proto-check docs images clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ soak: install  ## an hour of faults: kills, cuts, outages, full disks; writes do
 
 test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation
 	$(BIN)/python -m pytest -q -m docker
+
+mutants: install  ## put known bugs into copies of the code: each must be found by its tests
+	$(BIN)/python tests/mutants/run.py
 
 check: install proto-check  ## format, lint, types, import floors, generated code up to date
 	$(BIN)/ruff format --check $(SOURCES)

@@ -147,6 +147,22 @@ async def test_a_key_never_stands_for_two_contents(tmp_path: Path):
         assert status.state == federation_pb2.UPLOAD_STATE_COMMITTED
 
 
+async def test_an_acknowledgement_is_not_given_again_for_bytes_that_were_not_sent_again(
+    tmp_path: Path,
+):
+    async with serving(tmp_path, run_spec(num_rounds=1)) as served:
+        parts = await start_round(served, "w-0", "w-1")
+        worker, task = parts["w-0"]
+        tensors = random_adapter(4, seed=1)
+        data, other = save(tensors), save(random_adapter(4, seed=2))
+        header = worker.header(task, tensors, data, idempotency_key="k")
+        await worker.push_messages(upload(header, data))
+        # Other bytes, and the commit of the first ones behind them.
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.push_messages([*upload(header, other)[:-1], upload(header, data)[-1]])
+        assert reason_of(caught.value) == "ALREADY_EXISTS"
+
+
 async def test_a_torn_upload_is_no_update_and_goes_on_where_it_broke(tmp_path: Path):
     async with serving(tmp_path, run_spec(num_rounds=1)) as served:
         parts = await start_round(served, "w-0", "w-1")
@@ -166,6 +182,24 @@ async def test_a_torn_upload_is_no_update_and_goes_on_where_it_broke(tmp_path: P
             upload(resumed, data, start_offset=status.durable_bytes)
         )
         assert answer.sha256 == hashlib.sha256(data).digest()
+
+
+async def test_a_stream_that_ends_after_the_last_byte_without_a_commit_is_no_update(
+    tmp_path: Path,
+):
+    async with serving(tmp_path, run_spec(num_rounds=1)) as served:
+        parts = await start_round(served, "w-0", "w-1")
+        worker, task = parts["w-0"]
+        tensors = random_adapter(4, seed=1)
+        data = save(tensors)
+        header = worker.header(task, tensors, data)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.push_messages(upload(header, data, commit=False))
+        assert reason_of(caught.value) == "UPLOAD_INCOMPLETE"
+        status = await worker.upload_status(header.idempotency_key)
+        assert status.state == federation_pb2.UPLOAD_STATE_PARTIAL
+        assert status.durable_bytes == len(data)
+        assert (await worker.task()).task_id == task.task_id, "it has not submitted"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +272,7 @@ async def test_a_silent_upload_is_given_up_and_kept_for_resuming(tmp_path: Path)
         tensors = random_adapter(4, seed=1)
         data = save(tensors)
         header = worker.header(task, tensors, data)
-        call = served.federation.PushUpdate(timeout=30)
+        call = served.federation.PushUpdate(timeout=10)
         for message in upload(header, data)[:3]:
             await call.write(message)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -275,6 +309,8 @@ async def test_a_retried_registration_of_one_process_fences_nobody(tmp_path: Pat
         overtaken = worker.token
         again = await worker.register()
         assert not again.replaced_session
+        # Without it any token would be unknown: of what has not confirmed nothing is expected.
+        await worker.confirm()
         worker.token = overtaken
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await worker.task(max_wait_seconds=0)

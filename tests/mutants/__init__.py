@@ -1,0 +1,1 @@
+"""Bugs put into the code on purpose, and the tests that must notice them."""
