@@ -28,8 +28,8 @@ def heartbeats(folder: Path, *, num_workers: int, seconds: float) -> list[str]:
         (
             f"{num_workers:,} registered workers, each with a connection of its own and a call "
             f"every {_INTERVAL_SECONDS:g} s. Share of one core that the server process takes, "
-            f"{idle:.1%} without any call. *Health check*: the same calls to the handler that comes "
-            "with gRPC and does nothing, the least that a call in Python costs."
+            f"{idle:.1%} without any call. *Health check*: the same calls to the handler that "
+            "comes with gRPC and does nothing, the least that a call in Python costs."
         ),
         "",
         "| call | calls a second | of a core | µs a call | answer, ms | 99th percentile |",
