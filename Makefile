@@ -37,7 +37,7 @@ test-slow: install  ## the tests that CI has no time for
 
 soak: install  ## an hour of faults: kills, cuts, outages, full disks; writes docs/soak.md
 	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
-	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -m "slow or not slow" tests/faults && \
+	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow or not slow" tests/faults && \
 	$(BIN)/python tests/support/fault_log.py "$$log" docs/soak.md
 
 test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -66,8 +65,7 @@ def test_a_federation_survives_its_engine(tmp_path: Path) -> None:
         ):
             wait_for(project, admin_pb2.EVENT_TYPE_WORKER_LOST)
         wait_for(project, completed, 7)
-        # The kernel kills what a limit leaves no room for; the engine starts it again.
-        before = inspect(second)["RestartCount"]
+        # The kernel kills what the limit leaves no room for: whatever it chooses.
         hog = "x = bytearray(6 << 30)"
         subprocess.run(["docker", "exec", second, "python", "-c", hog], capture_output=True)
         wait_for(project, completed, 9)
@@ -78,7 +76,6 @@ def test_a_federation_survives_its_engine(tmp_path: Path) -> None:
         wait_for(project, admin_pb2.EVENT_TYPE_RUN_COMPLETED, timeout=900)
         events = list(project.events(RUN, timeout=60))
         reports = rounds_of(project)
-        restarts = inspect(second)["RestartCount"]
     committed = [e for e in events if e.type == admin_pb2.EVENT_TYPE_UPDATE_COMMITTED and e.round]
     told = {(e.round, e.worker): e.detail["sha256"] for e in committed}
     counted = {(r.round, u.worker): u.sha256 for r in reports for u in r.updates}
@@ -93,7 +90,6 @@ def test_a_federation_survives_its_engine(tmp_path: Path) -> None:
     assert twice == 0
     assert len(committed) >= 20, "void"
     assert [r.round for r in reports] == list(range(1, NUM_ROUNDS + 1))
-    print(json.dumps({"restarts": [before, restarts]}))  # noqa: T201
 
 
 def networks(container: str) -> list[str]:
