@@ -38,12 +38,12 @@ def acknowledgements(folder: Path, sizes: Sequence[int], *, repeats: int) -> lis
         "",
         (
             "Milliseconds, medians. *Chain*: the last chunk made durable under a name and the "
-            "name in a database – written, synced, renamed, folder synced, one transaction – as any "
-            "server must, on an idle disk. *Commit → answer*: as a worker sees it over the loopback "
-            "interface, from its last message, once the server has read all the bytes. *Last byte "
-            "→ answer*: "
-            "without that pause, so that it holds what the server still has to read and check of "
-            "up to 4 MiB in flight. *Same bytes*: written and synced with nobody asking."
+            "name in a database – written, synced, renamed, folder synced, one transaction – as"
+            " any server must, on an idle disk. *Commit → answer*: as a worker sees it over the"
+            " loopback interface, from its last message, once the server has read all the "
+            "bytes. *Last byte → answer*: without that pause, so that it holds what the server "
+            "still has to read and check of up to 4 MiB in flight. *Same bytes*: written and "
+            "synced with nobody asking."
         ),
         "",
         (
