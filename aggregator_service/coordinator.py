@@ -5,6 +5,7 @@ The servicers in `transport` decode a request, call one method here, and encode 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import secrets
@@ -31,6 +32,7 @@ from aggregator_service.rounds.events import (
     WorkerRegistered,
 )
 from aggregator_service.rounds.membership import session_epoch
+from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import Observer, RunActor
@@ -229,6 +231,20 @@ class Coordinator:
     async def reports(self, actor: RunActor) -> tuple[RoundReport, ...]:
         """The run's completed rounds."""
         return await self.store.call(lambda s: s.reports(actor.state.run_id))
+
+    async def report(self, actor: RunActor, round: int) -> RoundReport:
+        """A completed round, 0 for the last; NOT_FOUND before it is."""
+        state = actor.state
+        newest = state.round if state.phase.is_final else state.round - 1
+        for wanted in (round,) if round else (state.round, state.round - 1):
+            found = await self.store.call(functools.partial(_report, state.run_id, wanted))
+            if found is not None:
+                return found
+        raise FedLoraError(
+            Reason.NOT_FOUND,
+            f"run {state.spec.name!r} has completed {max(0, newest)} rounds, round "
+            f"{round or 1} is not among them",
+        )
 
     async def events(self, actor: RunActor, first_sequence: int) -> tuple[RunEvent, ...]:
         """Up to a thousand stored events from a sequence number on."""
@@ -432,6 +448,10 @@ class Coordinator:
                 hint="Create one: fedlora serve --config FILE with a [run] section",
             )
         return candidates[0]
+
+
+def _report(run_id: str, round: int, store: StateStore) -> RoundReport | None:
+    return store.report(run_id, round)
 
 
 def check_scores(evaluations: tuple[Evaluation, ...]) -> None:

@@ -221,34 +221,37 @@ class AggregationEngine:
             raise AssertionError("a round builds on a version")
         before, context = self._context(spec, state.round, state.adapter)
         updates = state.updates.values()
-        grams = self._round_grams(state)
-        self._grams.pop(state.run_id, None)
+        try:
+            with (
+                self._versions.temporary() as output,
+                self._versions.temporary() as remembered,
+                self._cohort(spec, recipe, updates, before, bases) as cohort,
+            ):
+                # Only now is it known that the files are what was sent.
+                grams = self._round_grams(state)
+                outcome = aggregate(
+                    cohort,
+                    recipe,
+                    output=output,
+                    state_output=remembered,
+                    context=replace(context, base_weights=self._frozen(recipe, state), grams=grams),
+                    rank=spec.adapter.r,
+                    output_scaling=spec.adapter.scaling,
+                    dtype=spec.wire_dtype,
+                    device=self._device,
+                    threads=self._threads,
+                    memory_bytes=self._memory_bytes,
+                    seed=derive_seed(spec.seed, state.round, "aggregate"),
+                    metadata={"format": "pt"},
+                    progress=lambda *_: reach(Failpoint.MID_AGGREGATION),
+                )
+                # The state first: a version that is known is whole.
+                kept = self._blobs.adopt(remembered) if outcome.has_state else ""
+                sha256 = self._blobs.adopt(output)
+        finally:
+            self._grams.pop(state.run_id, None)
         if grams is not None:
             self._closed_grams[state.run_id] = (state.round, grams)
-        with (
-            self._versions.temporary() as output,
-            self._versions.temporary() as remembered,
-            self._cohort(spec, recipe, updates, before, bases) as cohort,
-        ):
-            outcome = aggregate(
-                cohort,
-                recipe,
-                output=output,
-                state_output=remembered,
-                context=replace(context, base_weights=self._frozen(recipe, state), grams=grams),
-                rank=spec.adapter.r,
-                output_scaling=spec.adapter.scaling,
-                dtype=spec.wire_dtype,
-                device=self._device,
-                threads=self._threads,
-                memory_bytes=self._memory_bytes,
-                seed=derive_seed(spec.seed, state.round, "aggregate"),
-                metadata={"format": "pt"},
-                progress=lambda *_: reach(Failpoint.MID_AGGREGATION),
-            )
-            # The state first: a version that is known is whole.
-            kept = self._blobs.adopt(remembered) if outcome.has_state else ""
-            sha256 = self._blobs.adopt(output)
         reach(Failpoint.AGGREGATE_STORED)
         return AdapterRecord(
             version=(state.version or 0) + 1,

@@ -407,15 +407,10 @@ class RunActor:
             found = await self._store.call(lambda s: [s.report(state.run_id, r) for r in changed])
             reports = tuple(report for report in found if report is not None)
         self._notify()
-        for event in events:
-            log.info(
-                event.type.value,
-                run=state.spec.name,
-                round=event.round,
-                **({"worker": event.worker} if event.worker else {}),
-                **_shown(event),
-            )
         self._observer.committed(state, events, reports)
+        # What is durable is not undone by a log on a disk that is full.
+        with suppress(OSError):
+            _log(state, events)
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -427,6 +422,17 @@ class RunActor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _log(state: RunState, events: Sequence[RunEvent]) -> None:
+    for event in events:
+        log.info(
+            event.type.value,
+            run=state.spec.name,
+            round=event.round,
+            **({"worker": event.worker} if event.worker else {}),
+            **_shown(event),
+        )
 
 
 def _shown(event: RunEvent) -> dict[str, object]:

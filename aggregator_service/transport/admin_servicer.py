@@ -10,7 +10,6 @@ from aggregator_service.coordinator import Coordinator
 from aggregator_service.rounds.summary import describe
 from aggregator_service.transport.errors import Context, answering, streaming
 from fedlora.adapters.peft_files import adapter_config_json
-from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
@@ -79,16 +78,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: pb.GetRoundReportRequest, context: Context
     ) -> pb.GetRoundReportResponse:
         actor = self._coordinator.run(request.run)
-        reports = await self._coordinator.reports(actor)
-        for report in reversed(reports):
-            if request.round in (0, report.round):
-                message = to_message(report, run_pb2.RoundReport)
-                return pb.GetRoundReportResponse(report=message)
-        raise FedLoraError(
-            Reason.NOT_FOUND,
-            f"run {actor.state.spec.name!r} has completed {len(reports)} rounds, round "
-            f"{request.round or 1} is not among them",
-        )
+        report = await self._coordinator.report(actor, request.round)
+        return pb.GetRoundReportResponse(report=to_message(report, run_pb2.RoundReport))
 
     @streaming
     async def WatchRun(
