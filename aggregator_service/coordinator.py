@@ -160,7 +160,8 @@ class Coordinator:
 
     def prepare(self, actor: RunActor) -> None:
         """Lets the engine work ahead on what a round has by now."""
-        self._engine.prepare(actor.state)
+        if not self._draining:
+            self._engine.prepare(actor.state)
 
     # --- operators -----------------------------------------------------------------------
 

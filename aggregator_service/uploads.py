@@ -44,6 +44,9 @@ _RESUMABLE = frozenset(
 )
 
 
+_ANSWER_SECONDS = 0.02
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Bytes of an upload."""
@@ -128,7 +131,9 @@ class Uploads:
             # Cancelled: the client or the server goes away. What came stays.
             await asyncio.shield(asyncio.to_thread(writer.suspend))
             raise
-        self._coordinator.prepare(actor)
+        # Once the answer is out: a thread that computes ahead would take the interpreter from it.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_ANSWER_SECONDS, self._coordinator.prepare, actor)
         reach(Failpoint.BEFORE_ACKNOWLEDGEMENT)
         return Acknowledgement(
             update_id=record.update_id, total_bytes=record.total_bytes, sha256=commit.sha256

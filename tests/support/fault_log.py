@@ -21,7 +21,7 @@ def record(*, faults: int, acknowledged: int, lost: int, twice: int) -> None:
     path, test = os.environ.get(VARIABLE), os.environ.get("PYTEST_CURRENT_TEST", "by hand")
     if path:
         line = {
-            "test": test.removesuffix(" (call)"),
+            "test": test.partition(" (")[0],
             "faults": faults,
             "acknowledged": acknowledged,
             "lost": lost,
