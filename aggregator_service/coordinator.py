@@ -5,18 +5,17 @@ The servicers in `transport` decode a request, call one method here, and encode 
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.run_checks import check_run
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.reported_numbers import check_scores
 from aggregator_service.rounds.assignment import (
     changed_parts,
     check_evaluation,
@@ -32,7 +31,6 @@ from aggregator_service.rounds.events import (
     WorkerRegistered,
 )
 from aggregator_service.rounds.membership import session_epoch
-from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import Observer, RunActor
@@ -61,9 +59,6 @@ from fedlora.runs.tasks import (
 __all__ = [
     "MAX_TASK_WAIT_SECONDS",
     "Coordinator",
-    "check_metrics",
-    "check_scores",
-    "upload_key",
 ]
 
 MAX_TASK_WAIT_SECONDS = 60.0
@@ -236,16 +231,17 @@ class Coordinator:
     async def report(self, actor: RunActor, round: int) -> RoundReport:
         """A completed round, 0 for the last; NOT_FOUND before it is."""
         state = actor.state
-        newest = state.round if state.phase.is_final else state.round - 1
-        for wanted in (round,) if round else (state.round, state.round - 1):
-            found = await self.store.call(functools.partial(_report, state.run_id, wanted))
-            if found is not None:
-                return found
-        raise FedLoraError(
-            Reason.NOT_FOUND,
-            f"run {state.spec.name!r} has completed {max(0, newest)} rounds, round "
-            f"{round or 1} is not among them",
+        wanted = (round,) if round else (state.round, state.round - 1)
+        found = await self.store.call(
+            lambda s: next((r for n in wanted if (r := s.report(state.run_id, n))), None)
         )
+        if found is None:
+            raise FedLoraError(
+                Reason.NOT_FOUND,
+                f"run {state.spec.name!r} is {state.phase.value} in round {state.round}, and has "
+                f"no report of {f'round {round}' if round else 'any round'}",
+            )
+        return found
 
     async def events(self, actor: RunActor, first_sequence: int) -> tuple[RunEvent, ...]:
         """Up to a thousand stored events from a sequence number on."""
@@ -375,8 +371,10 @@ class Coordinator:
         record = await self.adapter(actor, version)
         parts = frozenset(Part)
         if held_version is not None:
-            held = await self.adapter(actor, held_version)
-            parts = changed_parts(actor.state, held, record)
+            run_id = actor.state.run_id
+            held = await self.store.call(lambda s: s.adapter(run_id, held_version))
+            # One that this state has never had, such as after a restore: everything is sent.
+            parts = changed_parts(actor.state, held, record) if held else parts
         rank = actor.state.workers[worker].rank
         copy = await self._engine.copy_for(actor.state.spec, record, rank, parts)
         header = AdapterHeader(
@@ -451,38 +449,6 @@ class Coordinator:
         return candidates[0]
 
 
-def _report(run_id: str, round: int, store: StateStore) -> RoundReport | None:
-    return store.report(run_id, round)
-
-
-def check_scores(evaluations: tuple[Evaluation, ...]) -> None:
-    """Refuses scores that are no numbers or too many."""
-    if len(evaluations) > 16 or any(len(e.metrics) > 64 for e in evaluations):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, "expected at most 16 evaluations of at most 64 metrics"
-        )
-    for evaluation in evaluations:
-        check_metrics(evaluation.metrics)
-
-
-def check_metrics(metrics: Mapping[str, float]) -> None:
-    """Refuses metrics that are not finite or whose names could not be shown."""
-    if len(metrics) > 64:
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, f"expected at most 64 metrics, got {len(metrics)}"
-        )
-    for name, value in metrics.items():
-        if not (name.isidentifier() and len(name) <= 64):
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"a metric's name is an identifier of at most 64 characters, got {name[:80]!r}",
-            )
-        if not math.isfinite(value):
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT, f"metric {name!r} must be finite, got {value}"
-            )
-
-
 def _spec_difference(old: RunSpec, new: RunSpec) -> str:
     parts = [
         f"{name} was {getattr(old, name)!r}, is {getattr(new, name)!r}"
@@ -490,9 +456,3 @@ def _spec_difference(old: RunSpec, new: RunSpec) -> str:
         if getattr(old, name) != getattr(new, name)
     ]
     return "; ".join(parts)[:1000]
-
-
-def upload_key(run_id: str, worker: str, idempotency_key: str) -> str:
-    """The name under which an upload's bytes are kept; free of anything a worker wrote."""
-    text = f"{run_id}\x1f{worker}\x1f{idempotency_key}"
-    return hashlib.sha256(text.encode()).hexdigest()

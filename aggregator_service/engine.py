@@ -325,11 +325,11 @@ class AggregationEngine:
     ) -> Iterator[list[Contribution]]:
         """The members of a round: its updates, late ones discounted, and what that leaves."""
         rules = spec.rounds
-        fresh = rules.engine is not RoundEngine.ASYNC
+        mixes = rules.engine is RoundEngine.ASYNC
         discount = Discount(
-            mixing=1.0 if fresh else rules.mixing,
+            mixing=rules.mixing if mixes else 1.0,
             exponent=rules.staleness_exponent,
-            rebases=fresh,
+            rebases=not mixes,
         )
         late = {u.base_version for u in updates if u.staleness}
         # Each is read once, to be sure of its bytes, however many updates began from it.

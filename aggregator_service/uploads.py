@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from aggregator_service.aggregation.cohort_files import check_selections
-from aggregator_service.coordinator import Coordinator, check_metrics, check_scores, upload_key
+from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
+from aggregator_service.reported_numbers import check_metrics, check_scores
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.state import UpdateRecord
@@ -87,18 +88,17 @@ class Uploads:
         actor, worker = self._coordinator.session(header.session_token)
         self._check_header(header)
         reach(Failpoint.HEADER_READ)
-        if known := await self._known(actor, header.idempotency_key):
-            return await self._replay(known, worker, header, messages)
         try:
             rank = check_update(actor.state, worker, header, actor.now())
             writer = await self._open(actor, worker, header)
         except FedLoraError:
-            # Another stream of this key may have won the round's place since.
+            # A key that counts has no task any more, or its other stream holds the file.
             if known := await self._known(actor, header.idempotency_key):
                 return await self._replay(known, worker, header, messages)
             raise
         try:
-            # From here on nobody else writes under the key; until here somebody may have.
+            # From here on nobody else writes under the key; until here somebody may have, and it
+            # may be one of an earlier round.
             if known := await self._known(actor, header.idempotency_key):
                 await asyncio.to_thread(writer.discard)
                 return await self._replay(known, worker, header, messages)
@@ -150,7 +150,7 @@ class Uploads:
                 durable_bytes=known.total_bytes,
                 acknowledgement=_acknowledge_again(known),
             )
-        key = upload_key(run_id, worker, idempotency_key)
+        key = _upload_key(run_id, worker, idempotency_key)
         durable = await asyncio.to_thread(self._coordinator.blobs.durable_bytes, key)
         state = UploadState.PARTIAL if durable else UploadState.UNKNOWN
         return UploadStatus(state=state, durable_bytes=durable)
@@ -179,7 +179,7 @@ class Uploads:
         check_scores(header.evaluations)
 
     async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
-        key = upload_key(actor.state.run_id, worker, header.idempotency_key)
+        key = _upload_key(actor.state.run_id, worker, header.idempotency_key)
         # `check_update` has found it to be what was asked for.
         manifest = header.manifest
 
@@ -304,3 +304,9 @@ def _acknowledge_again(known: UpdateRecord) -> Acknowledgement:
         sha256=bytes.fromhex(known.sha256),
         replayed=True,
     )
+
+
+def _upload_key(run_id: str, worker: str, idempotency_key: str) -> str:
+    """The name under which an upload's bytes are kept; free of anything a worker wrote."""
+    text = f"{run_id}\x1f{worker}\x1f{idempotency_key}"
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -24,6 +24,7 @@ import structlog
 from torch import Tensor
 
 from fedlora.errors import FedLoraError
+from fedlora.folders import sync_folder
 from fedlora.runs.tasks import Task
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.safetensors_io import decode, encode
@@ -136,7 +137,7 @@ def _write(folder: Path, run_id: str, task: Task, tensors: Mapping[str, Tensor])
     number = 1 + max((int(n) for n in numbers if n.isdecimal()), default=0)
     path = folder / f"{number:08d}.{digest.hexdigest()}.private"
     temporary.replace(path)
-    _sync(folder)
+    sync_folder(folder)
     return path
 
 
@@ -168,13 +169,4 @@ def _make(folder: Path) -> None:
     if not folder.is_dir():
         _make(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(folder.parent)

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from aggregator_service.store.blobs import blob_path
-from aggregator_service.store.files import mapped_errors, sync_folder
+from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.migrations import schema_of
 from aggregator_service.store.sqlite import DATABASE_NAME, mapped_database_errors
 from fedlora.errors import FedLoraError, Reason
+from fedlora.folders import sync_folder
 
 __all__ = ["BackupSummary", "back_up"]
 

@@ -24,9 +24,10 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from aggregator_service.store.files import mapped_errors, rename_durably, sync_file, sync_folder
+from aggregator_service.store.files import mapped_errors, rename_durably, sync_file
 from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.errors import FedLoraError, Reason
+from fedlora.folders import sync_folder
 from fedlora.tensors.manifest import TensorManifest
 
 __all__ = ["BlobStore", "UploadWriter", "blob_path"]

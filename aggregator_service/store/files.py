@@ -12,13 +12,13 @@ from pathlib import Path
 
 from aggregator_service.failpoints import ARMED, Failpoint, reach
 from fedlora.errors import FedLoraError, Reason
+from fedlora.folders import sync_folder
 
 __all__ = [
     "mapped_errors",
     "rename_durably",
     "start_writeback",
     "sync_file",
-    "sync_folder",
     "write_all",
 ]
 
@@ -93,15 +93,6 @@ def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
     call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
     found: Callable[[int, int, int, int], int] = call
     return found
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def rename_durably(path: Path, target: Path) -> None:

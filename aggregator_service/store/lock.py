@@ -14,8 +14,8 @@ import os
 import secrets
 from pathlib import Path
 
-from aggregator_service.store.files import sync_folder
 from fedlora.errors import FedLoraError, Reason
+from fedlora.folders import sync_folder
 
 __all__ = ["StateLock"]
 

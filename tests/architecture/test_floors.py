@@ -16,7 +16,10 @@ PACKAGES = ("fedlora", "aggregator_service", "client_worker", "fedlora_cli")
 
 # --- the floors ----------------------------------------------------------------------------
 
-ERRORS = ("fedlora.errors", "fedlora.exit_codes", "fedlora._version", "fedlora.__version__")
+ERRORS = (
+    "fedlora.errors", "fedlora.exit_codes", "fedlora.folders", "fedlora._version",
+    "fedlora.__version__",
+)  # fmt: skip
 DOMAIN = ("fedlora.adapters", "fedlora.tensors", "fedlora.runs")
 EDGE = ("fedlora.rpc", "fedlora.config", "fedlora.telemetry")
 SHARED = (*ERRORS, "fedlora.numerics", *DOMAIN)

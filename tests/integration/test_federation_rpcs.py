@@ -332,6 +332,19 @@ async def test_an_adapter_is_pulled_whole_or_from_an_offset(tmp_path: Path):
             assert reason_of(caught.value) == reason
 
 
+async def test_a_worker_that_holds_a_version_nobody_knows_is_sent_everything(tmp_path: Path):
+    async with serving(tmp_path, run_spec(num_rounds=1)) as served:
+        parts = await start_round(served, "w-0", "w-1")
+        worker, _ = parts["w-1"]
+        _, whole, _ = await worker.pull(0)
+        request = federation_pb2.PullAdapterRequest(
+            session_token=worker.token, adapter_version=0, held_version=99
+        )
+        messages = [m async for m in served.federation.PullAdapter(request, timeout=30)]
+        assert not messages[0].header.HasField("held_version")
+        assert b"".join(m.chunk.data for m in messages[1:-1]) == whole
+
+
 async def test_workers_of_lower_rank_get_an_adapter_of_their_own_rank(tmp_path: Path):
     spec = run_spec(method="optimal", num_rounds=1)
     async with serving(tmp_path, spec) as served:

@@ -1,0 +1,39 @@
+"""What workers report of themselves: a few numbers, under names that can be shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.tasks import Evaluation
+
+__all__ = ["check_metrics", "check_scores"]
+
+
+def check_scores(evaluations: tuple[Evaluation, ...]) -> None:
+    """Refuses scores that are no numbers or too many."""
+    if len(evaluations) > 16 or any(len(e.metrics) > 64 for e in evaluations):
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, "expected at most 16 evaluations of at most 64 metrics"
+        )
+    for evaluation in evaluations:
+        check_metrics(evaluation.metrics)
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Refuses metrics that are not finite or whose names could not be shown."""
+    if len(metrics) > 64:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"expected at most 64 metrics, got {len(metrics)}"
+        )
+    for name, value in metrics.items():
+        if not (name.isidentifier() and len(name) <= 64):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"a metric's name is an identifier of at most 64 characters, got {name[:80]!r}",
+            )
+        if not math.isfinite(value):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT, f"metric {name!r} must be finite, got {value}"
+            )
