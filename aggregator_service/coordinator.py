@@ -383,7 +383,7 @@ class Coordinator:
             round=record.round,
             rank=copy.rank,
             total_bytes=copy.total_bytes,
-            sha256=bytes.fromhex(copy.sha256),
+            digest=bytes.fromhex(copy.digest),
             manifest=copy.manifest,
             held_version=held_version if parts < frozenset(Part) else None,
         )
@@ -393,7 +393,7 @@ class Coordinator:
                 f"start_offset is {start_offset}, the adapter has {copy.total_bytes} bytes",
             )
         actor.count_download(copy.total_bytes - start_offset)
-        return header, self.blobs.path(copy.sha256)
+        return header, self.blobs.path(copy.digest)
 
     async def report_evaluation(
         self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]

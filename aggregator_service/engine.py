@@ -148,7 +148,7 @@ class AggregationEngine:
         self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
     ) -> WorkerCopy:
         """The adapter as one worker is sent it: at its rank, and only the parts it lacks."""
-        key = (adapter.sha256, rank, parts)
+        key = (adapter.digest, rank, parts)
         if key not in self._copies:
             work = functools.partial(
                 worker_copy,
@@ -165,7 +165,7 @@ class AggregationEngine:
     async def servable(self, spec: RunSpec, adapter: AdapterRecord) -> tuple[str, int]:
         """Digest and rank of a version in the form that PEFT loads."""
         scaling = spec.adapter.scaling
-        work = functools.partial(servable_blob, self._blobs, adapter.sha256, scaling)
+        work = functools.partial(servable_blob, self._blobs, adapter.digest, scaling)
         return await self._run(self._certifier, work)
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ class AggregationEngine:
                 )
                 # The state first: a version that is known is whole.
                 kept = self._blobs.adopt(remembered) if outcome.has_state else ""
-                sha256 = self._blobs.adopt(output)
+                digest = self._blobs.adopt(output)
         finally:
             self._grams.pop(state.run_id, None)
         if grams is not None:
@@ -256,12 +256,12 @@ class AggregationEngine:
         return AdapterRecord(
             version=(state.version or 0) + 1,
             round=state.round,
-            sha256=sha256,
-            total_bytes=self._blobs.path(sha256).stat().st_size,
+            digest=digest,
+            total_bytes=self._blobs.path(digest).stat().st_size,
             rank=outcome.rank,
             measurements=outcome.measurements,
             weights=outcome.weights,
-            state_sha256=kept,
+            state_digest=kept,
             base_version=state.adapter.version,
         )
 
@@ -274,19 +274,19 @@ class AggregationEngine:
                 registry.create_recipe(spec.method),
                 combined=self._versions.published(spec, combined),
                 refined=StoredAdapter(
-                    path=self._versions.verified(update.sha256), scaling=spec.adapter.scaling
+                    path=self._versions.verified(update.digest), scaling=spec.adapter.scaling
                 ),
                 parts=state.plan.refined,
                 output=output,
                 dtype=spec.wire_dtype,
                 device=self._device,
             )
-            sha256 = self._blobs.adopt(output)
+            digest = self._blobs.adopt(output)
         return replace(
             combined,
             version=combined.version + 1,
-            sha256=sha256,
-            total_bytes=self._blobs.path(sha256).stat().st_size,
+            digest=digest,
+            total_bytes=self._blobs.path(digest).stat().st_size,
             is_refinement=True,
         )
 
@@ -357,7 +357,7 @@ class AggregationEngine:
         self, spec: RunSpec, round: int, base: AdapterRecord
     ) -> tuple[StoredAdapter, RoundContext]:
         start = self._versions.begun(spec, base)
-        state = self._versions.verified(base.state_sha256) if base.state_sha256 else None
+        state = self._versions.verified(base.state_digest) if base.state_digest else None
         return start, RoundContext(round=round, kind=spec.adapter.kind, start=start, state=state)
 
     def _frozen(self, recipe: Recipe, state: RunState) -> BaseWeights | None:

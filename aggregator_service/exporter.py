@@ -215,9 +215,9 @@ class RunExporter:
         self, directory: RunDirectory, state: RunState, adapter: AdapterRecord, name: str = ""
     ) -> None:
         spec = state.spec.adapter
-        sha256, rank = servable_blob(self._blobs, adapter.sha256, spec.scaling)
+        digest, rank = servable_blob(self._blobs, adapter.digest, spec.scaling)
         name = name or f"rounds/{adapter.round:04d}"
-        directory.export_adapter(name, self._blobs.path(sha256), spec, rank)
+        directory.export_adapter(name, self._blobs.path(digest), spec, rank)
 
     def _ask(self, work: Callable[[StateStore], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self._store.call(work), self._loop).result()

@@ -29,14 +29,14 @@ class StoredVersions:
         self._widened: dict[str, str] = {}
         """digests of first versions of too low a rank, and of what rounds begin from instead"""
 
-    def verified(self, sha256: str) -> Path:
+    def verified(self, digest: str) -> Path:
         """A blob; STATE_CORRUPT if it is damaged: it must never become part of an adapter."""
-        self._blobs.verify(sha256)
-        return self._blobs.path(sha256)
+        self._blobs.verify(digest)
+        return self._blobs.path(digest)
 
     def published(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
         """A version as it was sent out."""
-        return StoredAdapter(path=self.verified(adapter.sha256), scaling=spec.adapter.scaling)
+        return StoredAdapter(path=self.verified(adapter.digest), scaling=spec.adapter.scaling)
 
     def begun(self, spec: RunSpec, adapter: AdapterRecord) -> StoredAdapter:
         """A version as rounds begin from it.
@@ -48,13 +48,13 @@ class StoredVersions:
         stored = self.published(spec, adapter)
         if adapter.version > 0 or adapter.rank >= spec.adapter.r:
             return stored
-        if adapter.sha256 not in self._widened:
+        if adapter.digest not in self._widened:
             with self.temporary() as output:
                 slice_adapter(
                     stored.path, output, rank=spec.adapter.r, scaling=spec.adapter.scaling
                 )
-                self._widened[adapter.sha256] = self._blobs.adopt(output)
-        return replace(stored, path=self.verified(self._widened[adapter.sha256]))
+                self._widened[adapter.digest] = self._blobs.adopt(output)
+        return replace(stored, path=self.verified(self._widened[adapter.digest]))
 
     def contributions(
         self,
@@ -75,7 +75,7 @@ class StoredVersions:
             Contribution(
                 worker=u.worker,
                 weight=float(u.num_examples),
-                path=path_of(u.sha256),
+                path=path_of(u.digest),
                 scaling=spec.adapter.scaling,
                 given_rank=u.given_rank or u.rank,
                 metrics=u.metrics,

@@ -27,6 +27,7 @@ from aggregator_service.rounds.state import UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
 from fedlora.adapters.names import Part, parse_key
+from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
@@ -61,7 +62,7 @@ class Commit:
     """The end of an upload, with its size and digest."""
 
     total_bytes: int
-    sha256: bytes
+    digest: bytes
 
 
 class Uploads:
@@ -108,7 +109,7 @@ class Uploads:
                 round=header.round,
                 worker=worker,
                 idempotency_key=header.idempotency_key,
-                sha256=commit.sha256.hex(),
+                digest=commit.digest.hex(),
                 total_bytes=commit.total_bytes,
                 base_version=header.base_version,
                 rank=rank,
@@ -136,7 +137,7 @@ class Uploads:
         loop.call_later(_ANSWER_SECONDS, self._coordinator.prepare, actor)
         reach(Failpoint.BEFORE_ACKNOWLEDGEMENT)
         return Acknowledgement(
-            update_id=record.update_id, total_bytes=record.total_bytes, sha256=commit.sha256
+            update_id=record.update_id, total_bytes=record.total_bytes, digest=commit.digest
         )
 
     async def status(self, token: str, idempotency_key: str) -> UploadStatus:
@@ -215,12 +216,12 @@ class Uploads:
         limit = self._coordinator.limits.max_chunk_bytes
         while (message := await self._next(messages)) is not None:
             if isinstance(message, Commit):
-                if message.total_bytes != header.total_bytes or len(message.sha256) != 32:
+                if message.total_bytes != header.total_bytes or len(message.digest) != DIGEST_BYTES:
                     raise FedLoraError(
                         Reason.INVALID_ARGUMENT,
                         f"the commit names {message.total_bytes} bytes and a digest of "
-                        f"{len(message.sha256)}, the header {header.total_bytes} bytes; a "
-                        f"SHA-256 has 32",
+                        f"{len(message.digest)}, the header {header.total_bytes} bytes; a "
+                        f"{DIGEST_NAME} has {DIGEST_BYTES}",
                     )
                 return message
             if len(message.data) > limit:
@@ -257,7 +258,7 @@ class Uploads:
             inspect = functools.partial(
                 check_selections, rank=record.given_rank, owner=record.worker
             )
-        writer.commit(commit.total_bytes, commit.sha256, inspect=inspect)
+        writer.commit(commit.total_bytes, commit.digest, inspect=inspect)
 
     async def _replay(
         self,
@@ -267,7 +268,7 @@ class Uploads:
         messages: AsyncIterator[Chunk | Commit],
     ) -> Acknowledgement:
         """The acknowledgement again, if the bytes are the same again."""
-        digest, length = hashlib.sha256(), 0
+        digest, length = new_digest(), 0
         refused = FedLoraError(
             Reason.ALREADY_EXISTS,
             f"key {header.idempotency_key[:100]!r} belongs to an update of other content",
@@ -284,7 +285,7 @@ class Uploads:
                 length += len(message.data)
                 await asyncio.to_thread(digest.update, message.data)
                 continue
-            if digest.digest() == message.sha256 == bytes.fromhex(known.sha256):
+            if digest.digest() == message.digest == bytes.fromhex(known.digest):
                 return _acknowledge_again(known)
             raise refused
         raise FedLoraError(
@@ -301,7 +302,7 @@ def _acknowledge_again(known: UpdateRecord) -> Acknowledgement:
     return Acknowledgement(
         update_id=known.update_id,
         total_bytes=known.total_bytes,
-        sha256=bytes.fromhex(known.sha256),
+        digest=bytes.fromhex(known.digest),
         replayed=True,
     )
 

@@ -22,7 +22,7 @@ __all__ = ["WorkerCopy", "servable_blob", "worker_copy"]
 class WorkerCopy:
     """A version as one worker is sent it, stored as a blob of its own."""
 
-    sha256: str
+    digest: str
     total_bytes: int
     rank: int
     manifest: TensorManifest
@@ -42,14 +42,14 @@ def worker_copy(
     with AdapterFile(source.path, source.scaling, "the adapter") as file:
         held = {part for module in file.modules for part in file.parts(module)}
         whole = is_at_rank(file, rank) and held <= parts
-    sha256 = source.path.name
+    digest = source.path.name
     if not whole:
         with versions.temporary() as output:
             slice_adapter(source.path, output, rank=rank, scaling=source.scaling, parts=parts)
-            sha256 = blobs.adopt(output)
-    path = blobs.path(sha256)
+            digest = blobs.adopt(output)
+    path = blobs.path(digest)
     return WorkerCopy(
-        sha256=sha256,
+        digest=digest,
         total_bytes=path.stat().st_size,
         rank=rank,
         manifest=read_manifest(path),
@@ -57,12 +57,12 @@ def worker_copy(
 
 
 def servable_blob(
-    blobs: BlobStore, sha256: str, scaling: Callable[[int], float]
+    blobs: BlobStore, digest: str, scaling: Callable[[int], float]
 ) -> tuple[str, int]:
     """Digest and rank of a version in the form that PEFT loads; stored where it is another file."""
-    source = blobs.path(sha256)
+    source = blobs.path(digest)
     if rank := servable_rank(source, scaling):
-        return sha256, rank
+        return digest, rank
     temporary = blobs.new_temporary()
     try:
         rank = write_servable(source, temporary, scaling=scaling)

@@ -55,7 +55,7 @@ class Outbox:
         description = {
             "task_id": task.task_id,
             "base_version": task.adapter_version,
-            "sha256": update.payload.sha256.hex(),
+            "digest": update.payload.digest.hex(),
             "num_examples": update.num_examples,
             "metrics": dict(update.metrics),
             "evaluations": [asdict(e) for e in update.evaluations],
@@ -86,7 +86,7 @@ class Outbox:
                 metrics=kept["metrics"],
                 evaluations=tuple(_evaluation(e) for e in kept["evaluations"]),
             )
-            intact = update.payload.sha256.hex() == kept["sha256"]
+            intact = update.payload.digest.hex() == kept["digest"]
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, FedLoraError) as error:

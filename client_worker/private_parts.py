@@ -1,6 +1,6 @@
 """The parts of an adapter that a worker trains and never sends, from round to round.
 
-    <folder>/<digest of the run>/<number>.<sha256>.private
+    <folder>/<digest of the run>/<number>.<digest>.private
 
 A file is a line of JSON, for which run, task and round it was made, and a safetensors payload; its
 name holds the digest of all of it. Two are kept: what the last task made, and what that task began
@@ -23,6 +23,7 @@ from pathlib import Path
 import structlog
 from torch import Tensor
 
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError
 from fedlora.folders import sync_folder
 from fedlora.runs.tasks import Task
@@ -125,7 +126,7 @@ def _write(folder: Path, run_id: str, task: Task, tensors: Mapping[str, Tensor])
     _make(folder)
     made_for = {"run_id": run_id, "task_id": task.task_id, "round": task.round}
     head = json.dumps(made_for).encode() + b"\n"
-    digest, temporary = hashlib.sha256(head), folder / "writing.tmp"
+    digest, temporary = new_digest(head), folder / "writing.tmp"
     with temporary.open("wb") as file:
         file.write(head)
         for _, data in encode(tensors).chunks(0, _CHUNK_BYTES):
@@ -145,7 +146,7 @@ def _read(path: Path, run_id: str, manifest: TensorManifest) -> PrivatePart | No
     """The part in a file, if it is the one that was written, for this run and these tensors."""
     try:
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != path.name.split(".")[1]:
+        if new_digest(data).hexdigest() != path.name.split(".")[1]:
             log.warning("private_part_damaged", file=str(path), action=_INSTEAD)
             return None
         head, _, payload = data.partition(b"\n")

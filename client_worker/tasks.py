@@ -180,7 +180,7 @@ class TaskWork:
                 round=task.round,
                 base_version=task.adapter_version,
                 # By content: the same bytes resume or are acknowledged again, others are new.
-                idempotency_key=f"{task.task_id}.{payload.sha256.hex()[:32]}",
+                idempotency_key=f"{task.task_id}.{payload.digest.hex()[:32]}",
                 total_bytes=payload.total_bytes,
                 manifest=payload.manifest,
                 num_examples=update.num_examples,

@@ -24,7 +24,7 @@ class DownloadedAdapter:
     adapter_version: int
     round: int
     total_bytes: int
-    sha256: str
+    digest: str
     """hexadecimal"""
 
 
@@ -57,7 +57,7 @@ def download_adapter(
             receive_payload(
                 messages,
                 total_bytes=header.total_bytes,
-                sha256=header.sha256,
+                digest=header.digest,
                 max_chunk_bytes=MAX_CHUNK_BYTES,
                 sink=file.write,
             )
@@ -74,5 +74,5 @@ def download_adapter(
         adapter_version=header.adapter_version,
         round=header.round,
         total_bytes=header.total_bytes,
-        sha256=header.sha256.hex(),
+        digest=header.digest.hex(),
     )

@@ -147,7 +147,7 @@ def _finish_initializing(transition: Transition, now: float) -> Transition:
     adapter = AdapterRecord(
         version=0,
         round=0,
-        sha256=update.sha256,
+        digest=update.digest,
         total_bytes=update.total_bytes,
         rank=update.rank,
     )
@@ -163,7 +163,7 @@ def publish(transition: Transition, adapter: AdapterRecord) -> Transition:
         round=adapter.round,
         detail={
             "adapter_version": adapter.version,
-            "sha256": adapter.sha256,
+            "digest": adapter.digest,
             "total_bytes": adapter.total_bytes,
             "rank": adapter.rank,
         },

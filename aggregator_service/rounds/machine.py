@@ -282,7 +282,7 @@ def _committed(update: UpdateRecord) -> Fact:
         detail={
             "num_examples": update.num_examples,
             "total_bytes": update.total_bytes,
-            "sha256": update.sha256,
+            "digest": update.digest,
             "rank": update.rank,
             "metrics": dict(update.metrics),
             **({"staleness": update.staleness} if update.staleness else {}),

@@ -20,7 +20,7 @@ def round_report(state: RunState) -> RoundReport:
         method=state.spec.method.name,
         base_version=adapter.base_version or 0,
         adapter_version=adapter.version,
-        adapter_sha256=adapter.sha256,
+        adapter_digest=adapter.digest,
         cohort=state.cohort,
         updates=tuple(
             UpdateReport(
@@ -28,7 +28,7 @@ def round_report(state: RunState) -> RoundReport:
                 num_examples=u.num_examples,
                 weight=adapter.weights.get(u.worker, 0.0),
                 total_bytes=u.total_bytes,
-                sha256=u.sha256,
+                digest=u.digest,
                 rank=u.rank,
                 metrics=u.metrics,
                 evaluations=u.evaluations,

@@ -59,7 +59,7 @@ class UpdateRecord:
     """in which it counts"""
     worker: str
     idempotency_key: str
-    sha256: str
+    digest: str
     total_bytes: int
     base_version: int
     rank: int
@@ -82,14 +82,14 @@ class AdapterRecord:
 
     version: int
     round: int
-    sha256: str
+    digest: str
     total_bytes: int
     rank: int
     measurements: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """what was measured, by module; what concerns all modules is under an empty name"""
     weights: Mapping[str, float] = field(default_factory=dict)
     """of each worker in the sums"""
-    state_sha256: str = ""
+    state_digest: str = ""
     """what the method remembers for the next round; empty for nothing"""
     is_refinement: bool = False
     """not aggregated, but trained by a worker that holds the server's data"""

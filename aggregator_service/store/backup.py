@@ -12,7 +12,6 @@ The folder appears under its name once all of it is on disk.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -27,6 +26,7 @@ from aggregator_service.store.blobs import blob_path
 from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.migrations import schema_of
 from aggregator_service.store.sqlite import DATABASE_NAME, mapped_database_errors
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.folders import sync_folder
 
@@ -128,10 +128,10 @@ def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], list[st
 
 
 def _digests_in(record: Any) -> Iterator[str]:
-    """The digests of blobs in a stored record, at any depth: keys `sha256` and `..._sha256`."""
+    """The digests of blobs in a stored record, at any depth: keys `digest` and `..._digest`."""
     if isinstance(record, dict):
         for key, value in record.items():
-            if key.split("_")[-1] != "sha256":
+            if key.split("_")[-1] != "digest":
                 yield from _digests_in(value)
             elif value:
                 # Empty for a method that remembers nothing.
@@ -157,25 +157,25 @@ def _copy_blobs(
         sync_folder(folder)
 
 
-def _copy_blob(source: Path, target: Path, sha256: str) -> int:
+def _copy_blob(source: Path, target: Path, digest: str) -> int:
     """Copies one blob, durably, and returns its size."""
-    digest = hashlib.sha256()
+    copied = new_digest()
     try:
         with source.open("rb") as original, target.open("xb") as copy:
             while data := original.read(_BLOCK_BYTES):
-                digest.update(data)
+                copied.update(data)
                 copy.write(data)
             copy.flush()
             os.fsync(copy.fileno())
             size = copy.tell()
-        found = digest.hexdigest()
+        found = copied.hexdigest()
     except FileNotFoundError:
         found = "no file"
-    if found != sha256:
+    if found != digest:
         raise FedLoraError(
             Reason.STATE_CORRUPT,
-            f"stored adapter {sha256} is damaged: found {found}",
-            hint=f"Put the file {source.parent.name}/{sha256} of an earlier backup in its place",
+            f"stored adapter {digest} is damaged: found {found}",
+            hint=f"Put the file {source.parent.name}/{digest} of an earlier backup in its place",
         )
     return size
 

@@ -1,6 +1,6 @@
 """Adapters and updates as files named by their digest.
 
-    root/blobs/ab/<sha256>               whole, durable, never changed
+    root/blobs/ab/<digest>               whole, durable, never changed
     root/uploads/<digest>.<owner>.part   an upload so far; named by a digest of its key
     root/tmp/                            files in the making; swept at start
     root/quarantine/                     blobs that no longer have their digest
@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 from aggregator_service.store.files import mapped_errors, rename_durably, sync_file
 from aggregator_service.store.upload_writer import UploadWriter
+from fedlora.digests import DIGEST_NAME, digest_file, is_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.folders import sync_folder
 from fedlora.tensors.manifest import TensorManifest
@@ -33,7 +32,6 @@ from fedlora.tensors.manifest import TensorManifest
 __all__ = ["BlobStore", "UploadWriter", "blob_path"]
 
 _BLOCK_BYTES = 1024**2
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _ABANDONED_SECONDS = 7 * 24 * 3600
 """a partial upload untouched for so long is swept at start: its round is long over"""
@@ -66,29 +64,29 @@ class BlobStore:
 
     # --- finished files ------------------------------------------------------------------
 
-    def path(self, sha256: str) -> Path:
+    def path(self, digest: str) -> Path:
         """Where the blob of a digest, 64 hexadecimal digits, lies or would lie."""
-        return blob_path(self._blobs, sha256)
+        return blob_path(self._blobs, digest)
 
-    def verify(self, sha256: str) -> None:
+    def verify(self, digest: str) -> None:
         """Reads a blob and compares its digest.
 
         Raises:
             FedLoraError: STATE_CORRUPT if it is missing or has other bytes; it is then put
                 aside, so that it can be looked at but never used. DISK_FAILED if the disk fails.
         """
-        path = self.path(sha256)
+        path = self.path(digest)
         try:
             with mapped_errors(), path.open("rb") as file:
-                found = _digest(file)
+                found = digest_file(file).hexdigest()
         except FileNotFoundError:
             found = "no file"
-        if found != sha256:
+        if found != digest:
             if path.exists():
-                path.replace(self._quarantine / f"{sha256}.{secrets.token_hex(4)}")
+                path.replace(self._quarantine / f"{digest}.{secrets.token_hex(4)}")
             raise FedLoraError(
                 Reason.STATE_CORRUPT,
-                f"stored adapter {sha256} is damaged: found {found}",
+                f"stored adapter {digest} is damaged: found {found}",
                 hint="Restore the state directory from a backup",
             )
 
@@ -119,10 +117,10 @@ class BlobStore:
         """
         with mapped_errors():
             with path.open("rb+") as file:
-                sha256 = _digest(file)
+                digest = digest_file(file).hexdigest()
                 sync_file(file.fileno())
-            rename_durably(path, self.path(sha256))
-        return sha256
+            rename_durably(path, self.path(digest))
+        return digest
 
     # --- uploads -------------------------------------------------------------------------
 
@@ -188,15 +186,8 @@ class BlobStore:
                 part.unlink()
 
 
-def blob_path(blobs: Path, sha256: str) -> Path:
+def blob_path(blobs: Path, digest: str) -> Path:
     """Where the blob of a digest lies below the folder of all blobs."""
-    if not _SHA256.fullmatch(sha256):
-        raise AssertionError(f"{sha256[:80]!r} is no SHA-256")
-    return blobs / sha256[:2] / sha256
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while data := file.read(_BLOCK_BYTES):
-        digest.update(data)
-    return digest.hexdigest()
+    if not is_digest(digest):
+        raise AssertionError(f"{digest[:80]!r} is no {DIGEST_NAME}")
+    return blobs / digest[:2] / digest

@@ -9,7 +9,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-from aggregator_service.store.state_upgrades import name_tasks_and_bases, take_states_apart
+from aggregator_service.store.state_upgrades import (
+    name_blobs_by_blake3,
+    name_tasks_and_bases,
+    take_states_apart,
+)
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["SCHEMA_VERSION", "migrate", "schema_of"]
@@ -90,6 +94,7 @@ _VERSIONS: tuple[tuple[Step, ...], ...] = (
         """,
         take_states_apart,
     ),
+    (name_blobs_by_blake3,),
 )
 
 SCHEMA_VERSION = len(_VERSIONS)

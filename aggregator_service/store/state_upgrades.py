@@ -6,11 +6,18 @@ database comes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import json
 import sqlite3
+from pathlib import Path
 from typing import Any
 
-__all__ = ["name_tasks_and_bases", "take_states_apart"]
+from fedlora.digests import digest_file
+from fedlora.folders import sync_folder
+
+__all__ = ["name_blobs_by_blake3", "name_tasks_and_bases", "take_states_apart"]
 
 
 def name_tasks_and_bases(db: sqlite3.Connection) -> None:
@@ -61,6 +68,58 @@ def take_states_apart(db: sqlite3.Connection) -> None:
                 "INSERT INTO state_entries VALUES (?, 'layout', '', ?)", (run_id, _text(layout))
             )
         db.execute("UPDATE runs SET state = ? WHERE run_id = ?", (_text(state), run_id))
+
+
+def name_blobs_by_blake3(db: sqlite3.Connection) -> None:
+    """Schema 3: blobs are named by their BLAKE3, and records call it `digest`.
+
+    The files get their new names beside the old ones, which are left for a program that is killed
+    before the transaction ends. A blob that is missing or damaged keeps the name that it had, and
+    is found out where every blob is.
+    """
+    (path,) = (file for _, name, file in db.execute("PRAGMA database_list") if name == "main")
+    new_name = functools.cache(functools.partial(_renamed_blob, Path(path).parent / "blobs"))
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [renamed(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        return dict(
+            (key[: -len("sha256")] + "digest", new_name(each))
+            if key.split("_")[-1] == "sha256"
+            else (key, renamed(each))
+            for key, each in value.items()
+        )
+
+    for table, key, column in (
+        ("runs", "run_id", "state"),
+        ("state_entries", "run_id, field, key", "record"),
+        ("updates", "update_id", "record"),
+        ("adapters", "run_id, version", "record"),
+        ("reports", "run_id, round", "report"),
+    ):
+        for *names, text in db.execute(f"SELECT {key}, {column} FROM {table}").fetchall():  # noqa: S608
+            where = " AND ".join(f"{name} = ?" for name in key.split(", "))
+            statement = f"UPDATE {table} SET {column} = ? WHERE {where}"  # noqa: S608
+            db.execute(statement, (_text(renamed(json.loads(text))), *names))
+
+
+def _renamed_blob(blobs: Path, sha256: str) -> str:
+    old = blobs / sha256[:2] / sha256
+    if not sha256 or not old.is_file():
+        return sha256
+    with old.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            return sha256
+        file.seek(0)
+        digest = digest_file(file).hexdigest()
+    new = blobs / digest[:2] / digest
+    new.parent.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        new.hardlink_to(old)
+    sync_folder(new.parent)
+    return digest
 
 
 def _with_base(adapter: dict[str, Any], bases: dict[int, int]) -> dict[str, Any]:

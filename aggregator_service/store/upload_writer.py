@@ -14,7 +14,6 @@ next fsync succeeds), so such a file is thrown away and never resumed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from aggregator_service.store.files import (
     sync_file,
     write_all,
 )
+from fedlora.digests import DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.verifier import PayloadVerifier
@@ -117,13 +117,13 @@ class UploadWriter:
                 self._handed_over = self.offset
 
     def commit(
-        self, total_bytes: int, sha256: bytes, *, inspect: Callable[[Path], None] | None = None
+        self, total_bytes: int, digest: bytes, *, inspect: Callable[[Path], None] | None = None
     ) -> str:
         """Makes the upload a blob, durable on return; returns its digest, hexadecimal.
 
         Args:
             total_bytes: of the payload, as the client ended it.
-            sha256: of the payload.
+            digest: of the payload.
             inspect: a last look at the whole file, before it is a blob; what it raises ends the
                 upload.
 
@@ -135,7 +135,7 @@ class UploadWriter:
             handle = self._open_handle()
             self._verifier.finish()
             try:
-                found = self._check_digest(total_bytes, sha256)
+                found = self._check_digest(total_bytes, digest)
                 if inspect is not None:
                     inspect(self._path)
                 with mapped_errors():
@@ -172,17 +172,17 @@ class UploadWriter:
     # --- steps ---------------------------------------------------------------------------
 
     def _restart(self) -> None:
-        self._digest = hashlib.sha256()
+        self._digest = new_digest()
         self._verifier = PayloadVerifier(self._manifest, self._total)
         self._sequence = ChunkSequence(total_bytes=self._total, max_chunk_bytes=self._total)
 
-    def _check_digest(self, total_bytes: int, sha256: bytes) -> str:
+    def _check_digest(self, total_bytes: int, digest: bytes) -> str:
         found = self._digest.digest()
-        if found != sha256 or total_bytes != self._total:
+        if found != digest or total_bytes != self._total:
             raise FedLoraError(
                 Reason.DIGEST_MISMATCH,
-                f"expected {total_bytes} bytes with SHA-256 {sha256.hex()}, got {self.offset} "
-                f"with {found.hex()}",
+                f"expected {total_bytes} bytes with {DIGEST_NAME} {digest.hex()}, got "
+                f"{self.offset} with {found.hex()}",
                 hint="Send the update again",
             )
         return found.hex()

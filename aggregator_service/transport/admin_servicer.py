@@ -108,14 +108,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         actor = self._coordinator.run(request.run)
         version = request.adapter_version if request.HasField("adapter_version") else None
         record = await self._coordinator.adapter(actor, version)
-        digest, rank = await self._coordinator.servable(actor, record)
-        payload = FilePayload(self._coordinator.blobs.path(digest))
-        sha256 = bytes.fromhex(digest)
+        name, rank = await self._coordinator.servable(actor, record)
+        payload = FilePayload(self._coordinator.blobs.path(name))
+        digest = bytes.fromhex(name)
         first = pb.ExportAdapterResponse()
         first.header.adapter_version = record.version
         first.header.round = record.round
         first.header.total_bytes = payload.total_bytes
-        first.header.sha256 = sha256
+        first.header.digest = digest
         first.header.adapter_config_json = adapter_config_json(actor.state.spec.adapter, rank)
         yield first
         chunks = payload.chunks(0, MAX_CHUNK_BYTES)
@@ -124,7 +124,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
             yield message
         end = pb.ExportAdapterResponse()
-        end.commit.total_bytes, end.commit.sha256 = payload.total_bytes, sha256
+        end.commit.total_bytes, end.commit.digest = payload.total_bytes, digest
         yield end
 
 

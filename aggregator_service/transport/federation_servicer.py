@@ -69,7 +69,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
             message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
             yield message
         end = pb.PullAdapterResponse()
-        end.commit.total_bytes, end.commit.sha256 = header.total_bytes, header.sha256
+        end.commit.total_bytes, end.commit.digest = header.total_bytes, header.digest
         yield end
 
     @answering
@@ -135,7 +135,7 @@ async def _payload(messages: AsyncIterator[pb.PushUpdateRequest]) -> AsyncIterat
         if kind == "chunk":
             yield Chunk(message.chunk.offset, message.chunk.data)
         elif kind == "commit":
-            yield Commit(message.commit.total_bytes, message.commit.sha256)
+            yield Commit(message.commit.total_bytes, message.commit.digest)
         else:
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import secrets
 import shutil
@@ -18,6 +17,7 @@ from reliabilities.history import spec_of
 from reliabilities.server import Joined, join, server
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import tensor_pb2
 from fedlora.runs.tasks import UpdateHeader
@@ -119,7 +119,7 @@ async def _upload(
     async def messages() -> AsyncIterator[pb.PushUpdateRequest]:
         nonlocal last
         yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
-        digest, sent = hashlib.sha256(), 0
+        digest, sent = new_digest(), 0
         while sent < total:
             data = (head + block if sent == 0 else block)[: min(_CHUNK, total - sent)]
             digest.update(data)
@@ -127,7 +127,7 @@ async def _upload(
             sent += len(data)
             last = time.perf_counter()
             yield pb.PushUpdateRequest(chunk=chunk)
-        end = tensor_pb2.PayloadCommit(total_bytes=total, sha256=digest.digest())
+        end = tensor_pb2.PayloadCommit(total_bytes=total, digest=digest.digest())
         if pause:
             await _all_read(worker, key, total)
             last = time.perf_counter()

@@ -74,7 +74,7 @@ def write_history(state_dir: Path, *, num_rounds: int, num_workers: int) -> RunS
     made.write_bytes(
         save({t.name: torch.ones(t.shape) for t in manifest.tensors}, {"format": "pt"})
     )
-    size, sha256 = made.stat().st_size, blobs.adopt(made)
+    size, digest = made.stat().st_size, blobs.adopt(made)
     state = RunState(
         run_id="history-0",
         spec=spec_of("history", num_rounds=num_rounds + 1, num_workers=num_workers),
@@ -83,7 +83,7 @@ def write_history(state_dir: Path, *, num_rounds: int, num_workers: int) -> RunS
         layout=layout,
         round=num_rounds + 1,
         version=num_rounds,
-        adapter=_adapter(num_rounds, sha256, size, names),
+        adapter=_adapter(num_rounds, digest, size, names),
         workers={name: _worker(name) for name in names},
         cohort=tuple(names),
         last_sequence=num_rounds * (2 * num_workers + 5),
@@ -93,7 +93,7 @@ def write_history(state_dir: Path, *, num_rounds: int, num_workers: int) -> RunS
     store._db.execute("PRAGMA synchronous = OFF")  # noqa: SLF001
     sequence = 0
     for round in range(1, num_rounds + 1):
-        events = tuple(_events(round, sequence, names, sha256, size))
+        events = tuple(_events(round, sequence, names, digest, size))
         sequence += len(events)
         store.commit(
             Transaction(
@@ -101,8 +101,8 @@ def write_history(state_dir: Path, *, num_rounds: int, num_workers: int) -> RunS
                 clock=float(round),
                 events=events,
                 updates=tuple(_update(round, name, size) for name in names),
-                adapters=(_adapter(round, sha256, size, names),),
-                reports=(_report(round, sha256, size, names),),
+                adapters=(_adapter(round, digest, size, names),),
+                reports=(_report(round, digest, size, names),),
                 certificates=((round, _certificate(round)),),
             )
         )
@@ -124,16 +124,16 @@ def _worker(name: str) -> WorkerRecord:
     )
 
 
-def _events(round: int, last: int, names: list[str], sha256: str, size: int) -> Iterator[RunEvent]:
+def _events(round: int, last: int, names: list[str], digest: str, size: int) -> Iterator[RunEvent]:
     facts: list[tuple[EventType, str, dict[str, object]]] = [
         (EventType.ROUND_STARTED, "", {"cohort": names, "base_version": round - 1}),
         *(
             (EventType.UPDATE_COMMITTED, name, {"num_examples": 100, "total_bytes": size,
-             "sha256": f"{round:060d}{i:04d}", "rank": _RANK, "metrics": {"train_loss": 1 / round}})
+             "digest": f"{round:060d}{i:04d}", "rank": _RANK, "metrics": {"train_loss": 1 / round}})
             for i, name in enumerate(names)
         ),
         (EventType.ROUND_CLOSED, "", {"updates": len(names), "missing": []}),
-        (EventType.ADAPTER_PUBLISHED, "", {"adapter_version": round, "sha256": sha256,
+        (EventType.ADAPTER_PUBLISHED, "", {"adapter_version": round, "digest": digest,
          "total_bytes": size, "rank": _RANK}),
         *(
             (EventType.EVALUATION_REPORTED, name, {"test_accuracy": 0.5, "test_num_examples": 100})
@@ -171,7 +171,7 @@ def _update(round: int, name: str, size: int) -> UpdateRecord:
         round=round,
         worker=name,
         idempotency_key=f"history-0/{round}/train/{name}.{round:016x}",
-        sha256=f"{round:064d}",
+        digest=f"{round:064d}",
         total_bytes=size,
         base_version=round - 1,
         rank=_RANK,
@@ -183,11 +183,11 @@ def _update(round: int, name: str, size: int) -> UpdateRecord:
     )
 
 
-def _adapter(round: int, sha256: str, size: int, names: list[str]) -> AdapterRecord:
+def _adapter(round: int, digest: str, size: int, names: list[str]) -> AdapterRecord:
     return AdapterRecord(
         version=round,
         round=round,
-        sha256=sha256,
+        digest=digest,
         total_bytes=size,
         rank=_RANK,
         measurements={m.path: {"sweeps": 12.0, "member": 1.0} for m in layout_of().modules},
@@ -195,13 +195,13 @@ def _adapter(round: int, sha256: str, size: int, names: list[str]) -> AdapterRec
     )
 
 
-def _report(round: int, sha256: str, size: int, names: list[str]) -> RoundReport:
+def _report(round: int, digest: str, size: int, names: list[str]) -> RoundReport:
     return RoundReport(
         round=round,
         method="fedit",
         base_version=round - 1,
         adapter_version=round,
-        adapter_sha256=sha256,
+        adapter_digest=digest,
         cohort=tuple(names),
         updates=tuple(
             UpdateReport(
@@ -209,7 +209,7 @@ def _report(round: int, sha256: str, size: int, names: list[str]) -> RoundReport
                 num_examples=100,
                 weight=1 / len(names),
                 total_bytes=size,
-                sha256=f"{round:060d}{i:04d}",
+                digest=f"{round:060d}{i:04d}",
                 rank=_RANK,
                 metrics={"train_loss": 1 / round, "train_seconds": 7.5},
                 evaluations=_scores(EvaluationScope.LOCAL, round),

@@ -25,6 +25,7 @@ from client_worker.transport.calls import (
 )
 from client_worker.transport.download import AdapterFolder, read_header
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.digests import DIGEST_NAME
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, federation_pb2_grpc, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
@@ -247,19 +248,19 @@ def _upload(
         message.chunk.offset, message.chunk.data = offset, data
         yield message
     end = pb.PushUpdateRequest()
-    end.commit.total_bytes, end.commit.sha256 = payload.total_bytes, payload.sha256
+    end.commit.total_bytes, end.commit.digest = payload.total_bytes, payload.digest
     yield end
 
 
 def _checked(acknowledgement: Acknowledgement, payload: Payload) -> Acknowledgement:
     """The acknowledgement, if it is of these bytes."""
-    if (acknowledgement.total_bytes, acknowledgement.sha256) != (
+    if (acknowledgement.total_bytes, acknowledgement.digest) != (
         payload.total_bytes,
-        payload.sha256,
+        payload.digest,
     ):
         raise FedLoraError(
             Reason.DIGEST_MISMATCH,
-            f"{payload.total_bytes} bytes with SHA-256 {payload.sha256.hex()} were sent, "
-            f"{acknowledgement.total_bytes} with {acknowledgement.sha256.hex()} acknowledged",
+            f"{payload.total_bytes} bytes with {DIGEST_NAME} {payload.digest.hex()} were sent, "
+            f"{acknowledgement.total_bytes} with {acknowledgement.digest.hex()} acknowledged",
         )
     return acknowledgement

@@ -1,6 +1,6 @@
 """Downloads of the global adapter: cut off, they go on; done, they are verified and kept by digest.
 
-    <folder>/<sha256>.safetensors     a whole adapter, its name its content
+    <folder>/<digest>.safetensors     a whole adapter, its name its content
     <folder>/<digest of what>.part    the beginning of one, to be continued
 
 A partial file is trusted for nothing: its bytes are hashed again together with those that follow,
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, digest_file
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
@@ -50,7 +51,7 @@ class AdapterFolder:
         """The adapter of a header, if it is here and whole."""
         path = self._path(header)
         with suppress(OSError), path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").digest() == header.sha256:
+            if digest_file(file).digest() == header.digest:
                 path.touch()
                 return path
         return None
@@ -92,19 +93,19 @@ class AdapterFolder:
     ) -> None:
         with partial.open("a+b") as file:
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256")
+            so_far = digest_file(file)
             receive_payload(
                 messages,
                 total_bytes=header.total_bytes,
-                sha256=header.sha256,
+                digest=header.digest,
                 max_chunk_bytes=MAX_CHUNK_BYTES,
                 sink=file.write,
                 start_offset=file.tell(),
-                digest=digest,
+                so_far=so_far,
             )
 
     def _path(self, header: AdapterHeader) -> Path:
-        return self._folder / f"{header.sha256.hex()}.safetensors"
+        return self._folder / f"{header.digest.hex()}.safetensors"
 
     def _prune(self) -> None:
         whole = sorted(self._folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
@@ -120,8 +121,9 @@ def read_header(message: pb.PullAdapterResponse | None) -> AdapterHeader:
             Reason.INTERNAL, f"a download begins with a header, got {kind or 'nothing'}"
         )
     header = from_message(message.header, AdapterHeader)
-    if len(header.sha256) != 32:
+    if len(header.digest) != DIGEST_BYTES:
         raise FedLoraError(
-            Reason.INTERNAL, f"a SHA-256 has 32 bytes, the header's {len(header.sha256)}"
+            Reason.INTERNAL,
+            f"a {DIGEST_NAME} has {DIGEST_BYTES} bytes, the header's {len(header.digest)}",
         )
     return header

@@ -82,7 +82,7 @@ class UpdateReport:
     num_examples: int
     weight: float
     total_bytes: int
-    sha256: str
+    digest: str
     rank: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
@@ -107,7 +107,7 @@ class RoundReport:
     method: str
     base_version: int
     adapter_version: int
-    adapter_sha256: str
+    adapter_digest: str
     cohort: tuple[str, ...]
     updates: tuple[UpdateReport, ...]
     evaluations: tuple[WorkerEvaluation, ...] = ()

@@ -198,7 +198,7 @@ class AdapterHeader:
     round: int
     rank: int
     total_bytes: int
-    sha256: bytes
+    digest: bytes
     manifest: TensorManifest
     held_version: int | None = None
     """the version over which the payload is to be laid; None: it is complete"""
@@ -210,7 +210,7 @@ class Acknowledgement:
 
     update_id: str
     total_bytes: int
-    sha256: bytes
+    digest: bytes
     replayed: bool = False
 
 

@@ -6,12 +6,12 @@ is checked by `fedlora.tensors.header` before any of it is believed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.header import (
     LENGTH_BYTES,
@@ -48,10 +48,10 @@ class Payload:
         self._parts = [memoryview(head)]
         self._parts += [_memory(tensors[info.name]) for info in data_order(self.manifest)]
         self.total_bytes = sum(len(p) for p in self._parts)
-        digest = hashlib.sha256()
+        digest = new_digest()
         for part in self._parts:
             digest.update(part)
-        self.sha256 = digest.digest()
+        self.digest = digest.digest()
 
     def chunks(self, start_offset: int, max_chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
         """Offset and bytes of the payload from `start_offset` on, in pieces."""

@@ -5,10 +5,10 @@ Shared by both ends and both directions; sans-io, so it is tested without a sock
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fedlora.digests import DIGEST_NAME, Digest, new_digest
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["ChunkSequence", "receive_payload"]
@@ -58,28 +58,28 @@ def receive_payload(
     messages: Iterator[Any],
     *,
     total_bytes: int,
-    sha256: bytes,
+    digest: bytes,
     max_chunk_bytes: int,
     sink: Callable[[bytes], object],
     start_offset: int = 0,
-    digest: Any = None,
+    so_far: Digest | None = None,
 ) -> None:
     """Receives what follows a header: chunks into `sink`, then the commit.
 
     Args:
         messages: with `oneof message { chunk, commit }`.
         total_bytes: size in the header.
-        sha256: digest in the header.
+        digest: the header's, of the whole payload.
         max_chunk_bytes: most bytes of one chunk.
         sink: takes the bytes in order.
         start_offset: bytes that are here already.
-        digest: SHA-256 state over those bytes.
+        so_far: the digest that has taken those bytes.
 
     Raises:
         FedLoraError: OFFSET_MISMATCH, TOO_LARGE, UPLOAD_INCOMPLETE for a stream that ends
             without its commit, DIGEST_MISMATCH for other bytes than the header names.
     """
-    digest = hashlib.sha256() if digest is None else digest
+    found = so_far or new_digest()
     sequence = ChunkSequence(
         total_bytes=total_bytes, max_chunk_bytes=max_chunk_bytes, start_offset=start_offset
     )
@@ -88,7 +88,7 @@ def receive_payload(
         if kind == "chunk":
             data = message.chunk.data
             sequence.accept(message.chunk.offset, len(data))
-            digest.update(data)
+            found.update(data)
             sink(data)
         elif kind == "commit":
             if sequence.offset != total_bytes:
@@ -96,18 +96,18 @@ def receive_payload(
                     Reason.UPLOAD_INCOMPLETE,
                     f"the commit came after {sequence.offset} of {total_bytes} bytes",
                 )
-            committed = (message.commit.total_bytes, message.commit.sha256)
-            if committed != (total_bytes, sha256):
+            committed = (message.commit.total_bytes, message.commit.digest)
+            if committed != (total_bytes, digest):
                 raise FedLoraError(
                     Reason.DIGEST_MISMATCH,
-                    f"the header names {total_bytes} bytes with SHA-256 {sha256.hex()}, the commit "
-                    f"{committed[0]} with {committed[1].hex()}",
+                    f"the header names {total_bytes} bytes with {DIGEST_NAME} {digest.hex()}, the "
+                    f"commit {committed[0]} with {committed[1].hex()}",
                     hint="Fetch it again",
                 )
-            if digest.digest() != sha256:
+            if found.digest() != digest:
                 raise FedLoraError(
                     Reason.DIGEST_MISMATCH,
-                    f"expected SHA-256 {sha256.hex()}, got {digest.hexdigest()}",
+                    f"expected {DIGEST_NAME} {digest.hex()}, got {found.hexdigest()}",
                     hint="Fetch it again",
                 )
             return

@@ -23,7 +23,7 @@ def export(
 ) -> None:
     """Fetch an adapter as a folder that PeftModel.from_pretrained reads.
 
-    Size and SHA-256 are checked; the folder appears only once it is whole.
+    Size and BLAKE3 are checked; the folder appears only once it is whole.
     """
     from fedlora_cli.adapter_download import download_adapter
     from fedlora_cli.admin_client import AdminClient
@@ -38,7 +38,7 @@ def export(
                 "version": done.adapter_version,
                 "round": done.round,
                 "bytes": done.total_bytes,
-                "sha256": done.sha256,
+                "digest": done.digest,
             }
         )
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from aggregator_service.store.blobs import BlobStore
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.wire.stream import ChunkSequence
@@ -22,7 +22,7 @@ from fedlora.wire.stream import ChunkSequence
 TENSORS = {"w": torch.randn(20, 30, generator=torch.Generator().manual_seed(1))}
 MANIFEST = TensorManifest.of(TENSORS)
 PAYLOAD = save(TENSORS)
-DIGEST = hashlib.sha256(PAYLOAD).digest()
+DIGEST = new_digest(PAYLOAD).digest()
 SIZE = -(-len(PAYLOAD) // 40)
 CHUNKS = tuple((o, PAYLOAD[o : o + SIZE]) for o in range(0, len(PAYLOAD), SIZE))
 assert len(CHUNKS) == 40

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import time
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 from support.adversarial_files import FILES, HOSTILE, Hostile, entries, manifest, table, tensors
 
 from aggregator_service.store.blobs import BlobStore
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import decode
@@ -38,7 +38,7 @@ def send(store: BlobStore, case: Hostile, chunk_bytes: int) -> None:
     try:
         for begin in range(0, len(case.data), chunk_bytes):
             writer.write(begin, case.data[begin : begin + chunk_bytes])
-        writer.commit(len(case.data), hashlib.sha256(case.data).digest())
+        writer.commit(len(case.data), new_digest(case.data).digest())
     finally:
         writer.discard()
 
@@ -48,8 +48,8 @@ def test_the_honest_file_is_accepted(tmp_path: Path, dtype: DataType):
     data = save(tensors(dtype.torch_dtype))
     writer = BlobStore(tmp_path).open_upload("k", total_bytes=len(data), manifest=manifest(dtype))
     writer.write(0, data)
-    sha256 = writer.commit(len(data), hashlib.sha256(data).digest())
-    assert files_below(tmp_path) == [BlobStore(tmp_path).path(sha256)]
+    digest = writer.commit(len(data), new_digest(data).digest())
+    assert files_below(tmp_path) == [BlobStore(tmp_path).path(digest)]
 
 
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda c: ascii(c.name))

@@ -77,8 +77,8 @@ def test_a_federation_survives_its_engine(tmp_path: Path) -> None:
         events = list(project.events(RUN, timeout=60))
         reports = rounds_of(project)
     committed = [e for e in events if e.type == admin_pb2.EVENT_TYPE_UPDATE_COMMITTED and e.round]
-    told = {(e.round, e.worker): e.detail["sha256"] for e in committed}
-    counted = {(r.round, u.worker): u.sha256 for r in reports for u in r.updates}
+    told = {(e.round, e.worker): e.detail["digest"] for e in committed}
+    counted = {(r.round, u.worker): u.digest for r in reports for u in r.updates}
     twice = sum(n - 1 for n in Counter((e.round, e.worker) for e in committed).values())
     record(
         faults=5,

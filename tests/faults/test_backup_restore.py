@@ -53,7 +53,7 @@ async def finish(served: Served, workers: list[ScriptedWorker]) -> tuple[bytes, 
     for each in workers:
         await each.evaluate(await each.task())
     header, _, _ = await workers[0].pull(1)
-    return header.sha256, sent
+    return header.digest, sent
 
 
 def backup_command(state: Path, out: Path) -> dict[str, object]:

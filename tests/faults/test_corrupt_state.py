@@ -44,13 +44,13 @@ def stored_round(blobs: BlobStore) -> RunState:
             round=1,
             worker=name,
             idempotency_key=name,
-            sha256=sha256,
+            digest=digest,
             total_bytes=1,
             base_version=0,
             rank=4,
             num_examples=10,
         )
-        for name, sha256 in zip(("w-0", "w-1"), digests, strict=False)
+        for name, digest in zip(("w-0", "w-1"), digests, strict=False)
     }
     return RunState(
         run_id="r",
@@ -60,7 +60,7 @@ def stored_round(blobs: BlobStore) -> RunState:
         layout=WIDE,
         round=1,
         version=0,
-        adapter=AdapterRecord(version=0, round=0, sha256=digests[2], total_bytes=1, rank=4),
+        adapter=AdapterRecord(version=0, round=0, digest=digests[2], total_bytes=1, rank=4),
         cohort=("w-0", "w-1"),
         updates=updates,
     )
@@ -80,8 +80,8 @@ async def test_of_200_bits_none_is_ever_aggregated(tmp_path: Path):
     state = stored_round(blobs)
     assert state.adapter is not None
     whole = {
-        sha256: blobs.path(sha256).read_bytes()
-        for sha256 in (state.adapter.sha256, *(u.sha256 for u in state.updates.values()))
+        digest: blobs.path(digest).read_bytes()
+        for digest in (state.adapter.digest, *(u.digest for u in state.updates.values()))
     }
     engine = AggregationEngine(blobs, device="cpu", threads=1)
     store = ThreadedStore(InMemoryStateStore)
@@ -91,16 +91,16 @@ async def test_of_200_bits_none_is_ever_aggregated(tmp_path: Path):
     sound = await engine.aggregate(state, store)
     for seed in range(200):
         chance = random.Random(seed)
-        sha256 = chance.choice(sorted(whole))
-        flip(blobs.path(sha256), chance.randrange(8 * len(whole[sha256])))
-        with pytest.raises(FedLoraError, match=sha256) as caught:
+        digest = chance.choice(sorted(whole))
+        flip(blobs.path(digest), chance.randrange(8 * len(whole[digest])))
+        with pytest.raises(FedLoraError, match=digest) as caught:
             await engine.aggregate(state, store)
         assert caught.value.reason is Reason.STATE_CORRUPT, f"seed {seed}"
-        assert not blobs.path(sha256).exists()
+        assert not blobs.path(digest).exists()
         assert len(list((tmp_path / "quarantine").iterdir())) == seed + 1
-        blobs.path(sha256).write_bytes(whole[sha256])
+        blobs.path(digest).write_bytes(whole[digest])
     again = await engine.aggregate(state, store)
-    assert (again.sha256, again.weights) == (sound.sha256, sound.weights)
+    assert (again.digest, again.weights) == (sound.digest, sound.weights)
     engine.close()
     store.close()
 
@@ -114,14 +114,14 @@ async def test_a_run_with_a_damaged_update_ends_without_it_being_used(tmp_path: 
         answer = await workers[0].push(
             await workers[0].task(), random_adapter(4, seed=1, layout=WIDE)
         )
-        path = blob_path(tmp_path / "state" / "blobs", answer.sha256.hex())
+        path = blob_path(tmp_path / "state" / "blobs", answer.digest.hex())
         flip(path, 8 * path.stat().st_size - 1)
         await workers[1].push(await workers[1].task(), random_adapter(4, seed=2, layout=WIDE))
         actor = served.aggregator.coordinator.run("test")
         while not actor.state.phase.is_final:
             await actor.wait_for_change(None)
         assert actor.state.phase is RunPhase.FAILED
-        assert answer.sha256.hex() in actor.state.reason
+        assert answer.digest.hex() in actor.state.reason
         assert "from a backup" in actor.state.reason
         assert actor.state.version == 0
 

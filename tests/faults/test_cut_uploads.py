@@ -106,10 +106,10 @@ async def cut_and_resume(
     async with serving(folder, spec) as served, FaultProxy(served.address) as proxy:
         proxy.cut_after(*(b - a for a, b in pairwise([0, *places]) if b > a))
         acknowledgement = await asyncio.to_thread(submit, proxy.address, payload)
-        served.aggregator.coordinator.blobs.verify(payload.sha256.hex())
+        served.aggregator.coordinator.blobs.verify(payload.digest.hex())
         sent_again = proxy.forwarded(Way.UP) - payload.total_bytes
         num_cut = proxy.num_cut
-    assert acknowledgement.sha256 == payload.sha256
+    assert acknowledgement.digest == payload.digest
     assert num_cut > 0.9 * num_cuts
     end = 0
     for offset, length in written:

@@ -78,7 +78,7 @@ class Schedule:
                     assert not lost
                     assert len(stored) == len(NAMES)
                     assert actor.state.adapter is not None
-                    return actor.state.adapter.sha256
+                    return actor.state.adapter.digest
 
     async def _meet(self, served: Served) -> None:
         if not self._workers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from support.waiting import until
 
 from aggregator_service.run_actor import RunActor
 from aggregator_service.transport import admin_servicer
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2 as pb
 
 NUM_READERS = 64
@@ -44,7 +44,7 @@ class Reader:
 
     async def _fetch(self) -> int:
         before = self.actor.state.version or 0
-        digest = hashlib.sha256()
+        digest = new_digest()
         async for message in self.served.admin.ExportAdapter(
             pb.ExportAdapterRequest(run="test"), timeout=60
         ):
@@ -53,7 +53,7 @@ class Reader:
                 self.begun[header.adapter_version] = self.begun.get(header.adapter_version, 0) + 1
             digest.update(message.chunk.data)
         self.fetched.append(
-            (header.adapter_version, header.sha256.hex(), digest.hexdigest(), before, at_header)
+            (header.adapter_version, header.digest.hex(), digest.hexdigest(), before, at_header)
         )
         return header.adapter_version
 
@@ -83,7 +83,7 @@ async def test_readers_get_the_newest_adapter_or_the_one_before_and_always_whole
                 await worker.push(await worker.task(), random_adapter(RANK, seed=version))
                 await until(lambda v=version: (actor.state.version or 0) >= v)
         published = {
-            version: (await served.aggregator.coordinator.adapter(actor, version)).sha256
+            version: (await served.aggregator.coordinator.adapter(actor, version)).digest
             for version in range(NUM_ROUNDS + 1)
         }
     assert len(set(published.values())) == NUM_ROUNDS + 1

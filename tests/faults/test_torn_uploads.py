@@ -160,7 +160,7 @@ async def assert_nothing_counts(torn: Torn) -> None:
     coordinator = torn.served.aggregator.coordinator
     rows = await coordinator.store.call(lambda s: s.updates(torn.worker.run_id, torn.header.round))
     assert torn.worker.name not in {row.worker for row in rows}
-    assert not coordinator.blobs.path(torn.payload.sha256.hex()).exists()
+    assert not coordinator.blobs.path(torn.payload.digest.hex()).exists()
     # Bytes that were on their way may still come to rest.
     while (status := await torn.status()).durable_bytes != torn.bytes_on_disk():
         pass
@@ -202,11 +202,11 @@ async def tear_all(folder: Path, ways: Sequence[Way], seed: int) -> None:
             await torn.until_given_up()
             await assert_nothing_counts(torn)
             await resume(torn)
-            digests[worker.name] = payload.sha256.hex()
+            digests[worker.name] = payload.digest.hex()
         rows = await served.aggregator.coordinator.store.call(
             lambda s: s.updates(workers[0].run_id, 1)
         )
-        assert {row.worker: row.sha256 for row in rows} == digests
+        assert {row.worker: row.digest for row in rows} == digests
         assert len(rows) == len(ways)
         assert list((folder / "state" / "uploads").iterdir()) == []
 

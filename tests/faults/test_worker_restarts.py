@@ -148,7 +148,7 @@ async def run(tmp_path: Path, moment: Moment | None) -> Finished:
         for report in await coordinator.reports(actor):
             finished.counted += [(report.round, update.worker) for update in report.updates]
         record = await coordinator.adapter(actor, None)
-        finished.final = load_file(coordinator.blobs.path(record.sha256))
+        finished.final = load_file(coordinator.blobs.path(record.digest))
     return finished
 
 

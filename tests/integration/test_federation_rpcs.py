@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from pathlib import Path
 
 import grpc
@@ -15,6 +14,7 @@ from support.federation import ScriptedWorker, random_adapter, reason_of, servin
 from support.runs import LAYOUT, run_spec
 
 from fedlora.adapters.names import Factor, lora_key
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2, run_pb2
 
 
@@ -103,8 +103,8 @@ async def test_arrival_order_changes_no_bit_of_the_result(tmp_path: Path):
                 await worker.push(task, random_adapter(4, seed=int(name[-1])))
             await finish_evaluation(parts)
             header, data, _ = await parts["w-0"][0].pull(1)
-            assert hashlib.sha256(data).digest() == header.sha256
-            digests.append(header.sha256)
+            assert new_digest(data).digest() == header.digest
+            digests.append(header.digest)
     assert digests[0] == digests[1]
 
 
@@ -181,7 +181,7 @@ async def test_a_torn_upload_is_no_update_and_goes_on_where_it_broke(tmp_path: P
         answer = await worker.push_messages(
             upload(resumed, data, start_offset=status.durable_bytes)
         )
-        assert answer.sha256 == hashlib.sha256(data).digest()
+        assert answer.digest == new_digest(data).digest()
 
 
 async def test_a_stream_that_ends_after_the_last_byte_without_a_commit_is_no_update(
@@ -323,7 +323,7 @@ async def test_an_adapter_is_pulled_whole_or_from_an_offset(tmp_path: Path):
         worker, _ = parts["w-1"]
         header, data, end = await worker.pull(0)
         assert len(data) == header.total_bytes == end.commit.total_bytes
-        assert hashlib.sha256(data).digest() == header.sha256 == end.commit.sha256
+        assert new_digest(data).digest() == header.digest == end.commit.digest
         _, rest, _ = await worker.pull(0, start_offset=100)
         assert rest == data[100:]
         for version, offset, reason in ((9, 0, "NOT_FOUND"), (0, 10**9, "OFFSET_MISMATCH")):

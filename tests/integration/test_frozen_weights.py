@@ -86,7 +86,7 @@ async def test_doras_magnitudes_are_those_of_the_mean_weight(tmp_path):
         while actor.state.version != 1:
             await actor.wait_for_change(None)
         record = await served.aggregator.coordinator.adapter(actor, 1)
-        published = load_file(served.aggregator.coordinator.blobs.path(record.sha256))
+        published = load_file(served.aggregator.coordinator.blobs.path(record.digest))
     scale = spec.adapter.scaling(spec.adapter.r)
     # num_examples are 10 and 20.
     shares = {"w-0": 1 / 3, "w-1": 2 / 3}

@@ -93,7 +93,7 @@ async def federate(
             for version in range((coordinator.run("test").state.version or 0) + 1)
         ]
         # As stored: a worker's copy would be at the worker's rank.
-        versions = [load_file(coordinator.blobs.path(r.sha256)) for r in records]
+        versions = [load_file(coordinator.blobs.path(r.digest)) for r in records]
         await served.aggregator.wait_until_settled()
         reports = [
             (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from support.processes import ServerProcess
 from support.runs import LAYOUT, run_spec
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2, tensor_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.tasks import UpdateHeader
@@ -63,11 +63,11 @@ async def federation_with_a_kill(folder: Path, kill_after: int | None) -> tuple[
                 admin_pb2.GetRoundReportRequest(run="test"), timeout=10
             )
             header, data, _ = await first.pull(1)
-        assert hashlib.sha256(data).digest() == header.sha256
-        stored = {u.worker: u.sha256 for u in report.report.updates}
-        assert stored == {n: a.sha256.hex() for n, a in acknowledged.items()}
+        assert new_digest(data).digest() == header.digest
+        stored = {u.worker: u.digest for u in report.report.updates}
+        assert stored == {n: a.digest.hex() for n, a in acknowledged.items()}
         assert server.terminate() == 0
-    return header.sha256, sorted(stored.values())
+    return header.digest, sorted(stored.values())
 
 
 async def push(worker: ScriptedWorker) -> pb.PushUpdateResponse:
@@ -127,7 +127,7 @@ async def test_an_upload_of_512_mb_needs_no_memory_of_its_size(tmp_path: Path):
                     num_examples=1,
                 )
                 yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
-                digest, sent, zeros = hashlib.sha256(), 0, bytes(1024**2)
+                digest, sent, zeros = new_digest(), 0, bytes(1024**2)
                 while sent < total:
                     data = (head if sent == 0 else zeros)[: total - sent]
                     chunk = tensor_pb2.PayloadChunk(offset=sent, data=data)
@@ -135,7 +135,7 @@ async def test_an_upload_of_512_mb_needs_no_memory_of_its_size(tmp_path: Path):
                     sent += len(data)
                     peak = max(peak, server.rss_anon_bytes())
                     yield pb.PushUpdateRequest(chunk=chunk)
-                end = tensor_pb2.PayloadCommit(total_bytes=total, sha256=digest.digest())
+                end = tensor_pb2.PayloadCommit(total_bytes=total, digest=digest.digest())
                 yield pb.PushUpdateRequest(commit=end)
 
             answer = await served.federation.PushUpdate(messages(), timeout=150)

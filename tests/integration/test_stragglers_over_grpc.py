@@ -153,7 +153,7 @@ async def finish(served: Served, workers: list[ScriptedWorker]) -> bytes:
         await served.admin.ListRounds(admin_pb2.ListRoundsRequest(run="test"), timeout=30)
     ).rounds
     assert [(u.worker, u.staleness) for u in second.updates] == [("a", 0), ("b", 0), ("c", 1)]
-    return header.sha256
+    return header.digest
 
 
 async def beat(*workers: ScriptedWorker) -> None:

@@ -48,7 +48,7 @@ async def first_round(tmp_path, method, expected):
             await actor.wait_for_change(None)
         assert actor.state.run_id not in engine._grams
         record = await served.aggregator.coordinator.adapter(actor, 1)
-    return record.sha256, ready
+    return record.digest, ready
 
 
 @pytest.mark.parametrize(("method", "expected"), [("optimal", 3), ("flora_na", 3), ("fedit", 0)])

@@ -66,7 +66,7 @@ async def stored(served: Served, version: int) -> dict[str, Tensor]:
     """A version whole, as the server keeps it."""
     coordinator = served.aggregator.coordinator
     record = await coordinator.adapter(coordinator.run("test"), version)
-    return load_file(coordinator.blobs.path(record.sha256))
+    return load_file(coordinator.blobs.path(record.digest))
 
 
 # --- PEFT models -------------------------------------------------------------------------

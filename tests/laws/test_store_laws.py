@@ -61,7 +61,7 @@ def update(number: int = 0, *, round: int = 1, worker: str = "", key: str = "") 
         round=round,
         worker=worker or f"w-{number}",
         idempotency_key=key or f"k-{number}",
-        sha256=f"{number:064d}",
+        digest=f"{number:064d}",
         total_bytes=100,
         base_version=0,
         rank=4,
@@ -79,11 +79,11 @@ def update(number: int = 0, *, round: int = 1, worker: str = "", key: str = "") 
     )
 
 
-def adapter(version: int, sha256: str = "a" * 64) -> AdapterRecord:
+def adapter(version: int, digest: str = "a" * 64) -> AdapterRecord:
     return AdapterRecord(
         version=version,
         round=version,
-        sha256=sha256,
+        digest=digest,
         total_bytes=9,
         rank=4,
         measurements={"encoder.0": {"sweeps": 3.0}},

@@ -127,7 +127,7 @@ DURABILITY = (
         name="damaged_blobs_aggregated",
         sentence="a blob whose bits have changed on the disk becomes part of an adapter",
         file="aggregator_service/stored_versions.py",
-        old="        self._blobs.verify(sha256)\n",
+        old="        self._blobs.verify(digest)\n",
         new="",
         killers=(_CORRUPT + "test_of_200_bits_none_is_ever_aggregated",),
     ),

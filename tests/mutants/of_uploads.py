@@ -36,7 +36,7 @@ UPLOADS = (
         name="digest_not_compared",
         sentence="an upload becomes a blob whatever digest its commit names",
         file="aggregator_service/store/upload_writer.py",
-        old="if found != sha256 or total_bytes != self._total:",
+        old="if found != digest or total_bytes != self._total:",
         new="if total_bytes != self._total:",
         killers=(
             _BLOBS + "test_other_bytes_than_the_commit_names_never_become_a_blob",
@@ -74,7 +74,7 @@ UPLOADS = (
         name="replay_of_other_bytes",
         sentence="other bytes under a known key get the acknowledgement of the first ones",
         file="aggregator_service/uploads.py",
-        old="if digest.digest() == message.sha256 == bytes.fromhex(known.sha256):",
+        old="if digest.digest() == message.digest == bytes.fromhex(known.digest):",
         new="if True:",
         killers=(_RPCS + "test_a_key_never_stands_for_two_contents",),
     ),
@@ -82,8 +82,8 @@ UPLOADS = (
         name="replay_believes_the_commit",
         sentence="a replay is judged by the digest that it names, not by its bytes",
         file="aggregator_service/uploads.py",
-        old="if digest.digest() == message.sha256 == bytes.fromhex(known.sha256):",
-        new="if message.sha256 == bytes.fromhex(known.sha256):",
+        old="if digest.digest() == message.digest == bytes.fromhex(known.digest):",
+        new="if message.digest == bytes.fromhex(known.digest):",
         killers=(
             _RPCS + "test_an_acknowledgement_is_not_given_again_for_bytes_that_were_not_sent_again",
         ),

@@ -6,7 +6,6 @@ nothing of rounds or aggregation; what it says over the wire is the contract's.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Self
 import grpc
 
 from fedlora.adapters.spec import AdapterLayout, AdapterSpec, BaseModel, TaskType
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
@@ -275,7 +275,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
             round=request.adapter_version,
             rank=self.rank,
             total_bytes=len(data),
-            sha256=hashlib.sha256(data).digest(),
+            digest=new_digest(data).digest(),
             manifest=manifest,
             held_version=over if change else None,
         )
@@ -296,7 +296,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
             sent += len(piece)
             yield message
         end = pb.PullAdapterResponse()
-        end.commit.total_bytes, end.commit.sha256 = len(data), hashlib.sha256(data).digest()
+        end.commit.total_bytes, end.commit.digest = len(data), new_digest(data).digest()
         yield end
 
     def PushUpdate(self, messages: Iterator[pb.PushUpdateRequest], context: Any) -> Any:
@@ -347,13 +347,13 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         else:
             raise FedLoraError(Reason.UPLOAD_INCOMPLETE, f"{len(kept)} bytes came, no commit")
         whole = bytes(kept)
-        if hashlib.sha256(whole).digest() != message.commit.sha256:
+        if new_digest(whole).digest() != message.commit.digest:
             kept.clear()
             raise FedLoraError(Reason.DIGEST_MISMATCH, "other bytes came")
         acknowledgement = Acknowledgement(
             update_id=f"update-{len(self.updates)}",
             total_bytes=len(whole),
-            sha256=message.commit.sha256,
+            digest=message.commit.digest,
         )
         with self._changed:
             self.updates[key] = (header, whole, acknowledgement)

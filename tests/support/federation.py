@@ -6,7 +6,6 @@ every tensor and every byte that crosses the wire.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from support.runs import LAYOUT
 from aggregator_service.app import Aggregator
 from aggregator_service.config import AggregatorConfig
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import adapter_pb2, admin_pb2_grpc, federation_pb2_grpc, tensor_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.channel import client_options
@@ -144,7 +144,7 @@ class ScriptedWorker:
             "task_id": task.task_id,
             "round": task.round,
             "base_version": task.adapter_version,
-            "idempotency_key": f"{task.task_id}.{hashlib.sha256(data).hexdigest()[:16]}",
+            "idempotency_key": f"{task.task_id}.{new_digest(data).hexdigest()[:16]}",
             "total_bytes": len(data),
             "manifest": TensorManifest.of(tensors),
             "num_examples": 10,
@@ -207,7 +207,7 @@ def upload(
         chunk = tensor_pb2.PayloadChunk(offset=offset, data=data[offset : offset + chunk_bytes])
         messages.append(pb.PushUpdateRequest(chunk=chunk))
     if commit:
-        end = tensor_pb2.PayloadCommit(total_bytes=len(data), sha256=hashlib.sha256(data).digest())
+        end = tensor_pb2.PayloadCommit(total_bytes=len(data), digest=new_digest(data).digest())
         messages.append(pb.PushUpdateRequest(commit=end))
     return messages
 

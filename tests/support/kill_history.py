@@ -16,7 +16,6 @@ directory against it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import re
 import signal
@@ -42,6 +41,7 @@ from support.federation import (
 )
 from support.processes import ServerProcess
 
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2
 from fedlora.runs.spec import RunSpec
 
@@ -68,7 +68,7 @@ class Acknowledged:
     worker: str
     round: int
     key: str
-    sha256: str
+    digest: str
     update_id: str
 
 
@@ -154,7 +154,7 @@ class _Federation:
     async def _end(self, served: Served) -> None:
         request = admin_pb2.ListRoundsRequest(run=self._spec.name)
         rounds = (await served.admin.ListRounds(request, timeout=30)).rounds
-        self.history.adapters = [r.adapter_sha256 for r in rounds]
+        self.history.adapters = [r.adapter_digest for r in rounds]
         assert await asyncio.to_thread(self.server.terminate) == 0
 
     async def work(self, name: str) -> None:
@@ -190,7 +190,7 @@ class _Federation:
             update = None
 
     async def _submit(self, worker: ScriptedWorker, update: _Update) -> None:
-        self.history.sent.add(update.sha256)
+        self.history.sent.add(update.digest)
         header = worker.header(update.task, update.tensors, update.data)
         status = await worker.upload_status(header.idempotency_key)
         answer = status.acknowledgement
@@ -198,13 +198,13 @@ class _Federation:
             start = status.durable_bytes
             header = worker.header(update.task, update.tensors, update.data, start_offset=start)
             answer = await worker.push_messages(upload(header, update.data, start_offset=start))
-        assert answer.sha256.hex() == update.sha256
+        assert answer.digest.hex() == update.digest
         self.history.acknowledged.append(
             Acknowledged(
                 worker=worker.name,
                 round=update.task.round,
                 key=header.idempotency_key,
-                sha256=update.sha256,
+                digest=update.digest,
                 update_id=answer.update_id,
             )
         )
@@ -219,8 +219,8 @@ class _Update:
     data: bytes
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+    def digest(self) -> str:
+        return new_digest(self.data).hexdigest()
 
     @staticmethod
     async def made(worker: ScriptedWorker, task: federation_pb2.Task) -> _Update:
@@ -228,8 +228,8 @@ class _Update:
         tensors = random_adapter(worker.rank, seed=0, scale=0.1)
         if task.kind == federation_pb2.TASK_KIND_TRAIN:
             header, data, _ = await worker.pull(task.adapter_version)
-            assert hashlib.sha256(data).digest() == header.sha256
-            digest = hashlib.sha256(f"{worker.name}/{task.round}".encode()).digest()
+            assert new_digest(data).digest() == header.digest
+            digest = new_digest(f"{worker.name}/{task.round}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             tensors = {
                 name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
@@ -259,8 +259,8 @@ def _is_stored(update: Acknowledged, row: dict[str, object] | None) -> bool:
         return False
     # It was made for a round, and counts in that or, if it was late, in a later one.
     made_for = int(str(row["round"])) - int(str(row["staleness"]))
-    stored = (row["worker"], made_for, row["idempotency_key"], row["sha256"])
-    return stored == (update.worker, update.round, update.key, update.sha256)
+    stored = (row["worker"], made_for, row["idempotency_key"], row["digest"])
+    return stored == (update.worker, update.round, update.key, update.digest)
 
 
 def _signal_of(word: str) -> tuple[signal.Signals, int] | None:
@@ -321,7 +321,7 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
     # cohorts the run may end while somebody still asks.
     told = {u.update_id for u in history.acknowledged}
     assert set(counted) == told or (not cohorts and told < set(counted))
-    assert {row["sha256"] for row in rows} <= history.sent
+    assert {row["digest"] for row in rows} <= history.sent
     rounds = range(1, spec.rounds.num_rounds + 1)
     per_round = Counter((row["round"], row["worker"]) for row in rows if row["round"])
     assert not cohorts or per_round == Counter((r, n) for r in rounds for n in names)
@@ -332,8 +332,8 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
         assert [e["round"] for e in events if e["type"] == once] == list(rounds)
     assert kinds["server_restarted"] == len(history.kills)
     assert [a["version"] for a in adapters] == [0, *rounds]
-    for sha256 in {r["sha256"] for r in (*rows, *adapters)}:
-        blob = state / "blobs" / sha256[:2] / sha256
-        assert hashlib.sha256(blob.read_bytes()).hexdigest() == sha256
+    for digest in {r["digest"] for r in (*rows, *adapters)}:
+        blob = state / "blobs" / digest[:2] / digest
+        assert new_digest(blob.read_bytes()).hexdigest() == digest
     for left in ("uploads", "quarantine"):
         assert list((state / left).iterdir()) == []

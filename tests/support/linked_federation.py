@@ -142,7 +142,7 @@ async def run_federation(
             twice=len(stored) - len({*stored}),
         )
         return Outcome(
-            digest=newest.sha256,
+            digest=newest.digest,
             acknowledged=told,
             num_replayed=sum(acknowledgement.replayed for _, acknowledgement in acknowledged),
             stored=stored,

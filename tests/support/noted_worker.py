@@ -46,7 +46,7 @@ def noted_worker(
             header: UpdateHeader, payload: Payload, *, max_chunk_bytes: int
         ) -> Acknowledgement:
             acknowledgement = push(header, payload, max_chunk_bytes=max_chunk_bytes)
-            submission = (header.round, name, acknowledgement.sha256.hex())
+            submission = (header.round, name, acknowledgement.digest.hex())
             acknowledged.append((submission, acknowledgement))
             return acknowledgement
 
@@ -59,5 +59,5 @@ def stored_submissions(store: StateStore, blobs: BlobStore, num_rounds: int) -> 
     ((state, _),) = store.load_runs()
     updates = [u for r in range(num_rounds + 1) for u in store.updates(state.run_id, r)]
     for update in updates:
-        blobs.verify(update.sha256)
-    return sorted((u.round, u.worker, u.sha256) for u in updates)
+        blobs.verify(update.digest)
+    return sorted((u.round, u.worker, u.digest) for u in updates)

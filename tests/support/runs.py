@@ -123,7 +123,7 @@ class MachineDriver:
             round=round,
             worker=worker,
             idempotency_key=f"k-{round}-{worker}",
-            sha256="0" * 64,
+            digest="0" * 64,
             total_bytes=100,
             base_version=self.state.version or 0,
             rank=4,
@@ -136,7 +136,7 @@ class MachineDriver:
                 AdapterRecord(
                     version=(self.state.version or 0) + 1,
                     round=self.state.round,
-                    sha256="1" * 64,
+                    digest="1" * 64,
                     total_bytes=100,
                     rank=4,
                     weights=dict.fromkeys(self.state.updates, 1 / max(1, len(self.state.updates))),

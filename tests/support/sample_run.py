@@ -98,7 +98,7 @@ def sample_round(round: int, *, certified: bool = True, metric: str = "accuracy"
                 num_examples=count,
                 weight=count / sum(EXAMPLES),
                 total_bytes=1_500_000,
-                sha256=f"{round:02d}{i:02d}" * 16,
+                digest=f"{round:02d}{i:02d}" * 16,
                 rank=8,
                 metrics={"train_loss": 1.5 / round + shift, "train_seconds": 7.0 + i},
                 evaluations=(
@@ -136,7 +136,7 @@ def sample_round(round: int, *, certified: bool = True, metric: str = "accuracy"
         method="flora_na",
         base_version=round - 1,
         adapter_version=round,
-        adapter_sha256=f"{round:064d}",
+        adapter_digest=f"{round:064d}",
         cohort=WORKERS,
         updates=tuple(updates),
         evaluations=tuple(evaluations),

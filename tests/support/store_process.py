@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
             round=1,
             worker=f"w-{sequence}",
             idempotency_key=f"k-{sequence}",
-            sha256=f"{sequence:064d}",
+            digest=f"{sequence:064d}",
             total_bytes=1,
             base_version=0,
             rank=4,

@@ -607,12 +607,12 @@ class ExportHeader(_message.Message):
     ADAPTER_VERSION_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     ADAPTER_CONFIG_JSON_FIELD_NUMBER: _builtins.int
     adapter_version: _builtins.int
     round: _builtins.int
     total_bytes: _builtins.int
-    sha256: _builtins.bytes
+    digest: _builtins.bytes
     adapter_config_json: _builtins.str
     """Content of adapter_config.json."""
     def __init__(
@@ -621,12 +621,12 @@ class ExportHeader(_message.Message):
         adapter_version: _builtins.int = ...,
         round: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
-        sha256: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
         adapter_config_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_json", b"adapter_config_json", "adapter_version", b"adapter_version", "round", b"round", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_json", b"adapter_config_json", "adapter_version", b"adapter_version", "digest", b"digest", "round", b"round", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

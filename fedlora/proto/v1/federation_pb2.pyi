@@ -560,7 +560,7 @@ class AdapterHeader(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
     HELD_VERSION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
@@ -568,8 +568,8 @@ class AdapterHeader(_message.Message):
     round: _builtins.int
     rank: _builtins.int
     total_bytes: _builtins.int
-    sha256: _builtins.bytes
-    """SHA-256 of the whole payload, also when only its end is sent."""
+    digest: _builtins.bytes
+    """BLAKE3 of the whole payload, also when only its end is sent."""
     held_version: _builtins.int
     """The version over which this payload is to be laid; absent: it is complete."""
     @_builtins.property
@@ -582,13 +582,13 @@ class AdapterHeader(_message.Message):
         round: _builtins.int = ...,
         rank: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
-        sha256: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
         manifest: _tensor_pb2.TensorManifest | None = ...,
         held_version: _builtins.int | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "held_version", b"held_version", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "adapter_version", b"adapter_version", "held_version", b"held_version", "manifest", b"manifest", "rank", b"rank", "round", b"round", "run_id", b"run_id", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_held_version", b"_held_version", "adapter_version", b"adapter_version", "digest", b"digest", "held_version", b"held_version", "manifest", b"manifest", "rank", b"rank", "round", b"round", "run_id", b"run_id", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__held_version: _TypeAlias = _typing.Literal["held_version"]  # noqa: Y015
     _WhichOneofArgType__held_version: _TypeAlias = _typing.Literal["_held_version", b"_held_version"]  # noqa: Y015
@@ -745,12 +745,12 @@ class PushUpdateResponse(_message.Message):
 
     UPDATE_ID_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     """Names the update for good."""
     total_bytes: _builtins.int
-    sha256: _builtins.bytes
+    digest: _builtins.bytes
     replayed: _builtins.bool
     """This update had been committed before; nothing was counted twice."""
     def __init__(
@@ -758,12 +758,12 @@ class PushUpdateResponse(_message.Message):
         *,
         update_id: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
-        sha256: _builtins.bytes = ...,
+        digest: _builtins.bytes = ...,
         replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replayed", b"replayed", "sha256", b"sha256", "total_bytes", b"total_bytes", "update_id", b"update_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "replayed", b"replayed", "total_bytes", b"total_bytes", "update_id", b"update_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -930,7 +930,7 @@ class UpdateReport(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
-    SHA256_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     RANK_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
@@ -943,8 +943,8 @@ class UpdateReport(_message.Message):
     discounted: the rest is that of the version before.
     """
     total_bytes: _builtins.int
-    sha256: _builtins.str
-    """Lower-case hexadecimal SHA-256 of the payload."""
+    digest: _builtins.str
+    """Lower-case hexadecimal BLAKE3 of the payload."""
     rank: _builtins.int
     elapsed_seconds: _builtins.float
     """Seconds from the task's beginning to the commit."""
@@ -961,7 +961,7 @@ class UpdateReport(_message.Message):
         num_examples: _builtins.int = ...,
         weight: _builtins.float = ...,
         total_bytes: _builtins.int = ...,
-        sha256: _builtins.str = ...,
+        digest: _builtins.str = ...,
         rank: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
@@ -970,7 +970,7 @@ class UpdateReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "sha256", b"sha256", "staleness", b"staleness", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "staleness", b"staleness", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1049,7 +1049,7 @@ class RoundReport(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     BASE_VERSION_FIELD_NUMBER: _builtins.int
     ADAPTER_VERSION_FIELD_NUMBER: _builtins.int
-    ADAPTER_SHA256_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     COHORT_FIELD_NUMBER: _builtins.int
     UPDATES_FIELD_NUMBER: _builtins.int
     EVALUATIONS_FIELD_NUMBER: _builtins.int
@@ -1063,7 +1063,7 @@ class RoundReport(_message.Message):
     base_version: _builtins.int
     """Version the cohort started from, and the one the round published."""
     adapter_version: _builtins.int
-    adapter_sha256: _builtins.str
+    adapter_digest: _builtins.str
     bytes_up: _builtins.int
     bytes_down: _builtins.int
     @_builtins.property
@@ -1091,7 +1091,7 @@ class RoundReport(_message.Message):
         method: _builtins.str = ...,
         base_version: _builtins.int = ...,
         adapter_version: _builtins.int = ...,
-        adapter_sha256: _builtins.str = ...,
+        adapter_digest: _builtins.str = ...,
         cohort: _abc.Iterable[_builtins.str] | None = ...,
         updates: _abc.Iterable[Global___UpdateReport] | None = ...,
         evaluations: _abc.Iterable[Global___WorkerEvaluation] | None = ...,
@@ -1103,7 +1103,7 @@ class RoundReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_certificate", b"_certificate", "certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate", b"_certificate", "adapter_sha256", b"adapter_sha256", "adapter_version", b"adapter_version", "base_version", b"base_version", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "certificate", b"certificate", "cohort", b"cohort", "evaluations", b"evaluations", "method", b"method", "metrics", b"metrics", "phase_seconds", b"phase_seconds", "round", b"round", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_certificate", b"_certificate", "adapter_digest", b"adapter_digest", "adapter_version", b"adapter_version", "base_version", b"base_version", "bytes_down", b"bytes_down", "bytes_up", b"bytes_up", "certificate", b"certificate", "cohort", b"cohort", "evaluations", b"evaluations", "method", b"method", "metrics", b"metrics", "phase_seconds", b"phase_seconds", "round", b"round", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__certificate: _TypeAlias = _typing.Literal["certificate"]  # noqa: Y015
     _WhichOneofArgType__certificate: _TypeAlias = _typing.Literal["_certificate", b"_certificate"]  # noqa: Y015

@@ -89,7 +89,7 @@ class History:
         path = self.blobs.new_temporary()
         path.write_bytes(save(random_adapter(4, seed=round), {"format": "pt"}))
         adapter = AdapterRecord(
-            version=round, round=round, sha256=self.blobs.adopt(path), total_bytes=9, rank=4
+            version=round, round=round, digest=self.blobs.adopt(path), total_bytes=9, rank=4
         )
         self.state = replace(self.state, adapter=adapter, version=round)
         return self._commit(

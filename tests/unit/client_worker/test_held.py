@@ -22,7 +22,7 @@ def header(version: int, *, over: int | None = None) -> AdapterHeader:
         round=version,
         rank=4,
         total_bytes=1,
-        sha256=b"",
+        digest=b"",
         manifest=MANIFEST,
         held_version=over,
     )

@@ -30,7 +30,7 @@ def test_an_update_comes_back_with_the_same_bytes_and_facts(tmp_path: Path):
     Outbox(tmp_path / "o").keep(train_task(), UPDATE)
     found = Outbox(tmp_path / "o").find(train_task(), MANIFEST)
     assert found is not None
-    assert found.payload.sha256 == UPDATE.payload.sha256
+    assert found.payload.digest == UPDATE.payload.digest
     assert replace(found, payload=UPDATE.payload) == UPDATE
 
 

@@ -72,7 +72,7 @@ def test_a_run_goes_from_initialization_over_training_and_evaluation_to_its_end(
     noise = adapter(seed=101)
     base = decode(VERSIONS[0][0], MANIFEST)
     trained = encode({name: base[name] + noise[name] for name in noise})
-    assert second[2].sha256 == trained.sha256
+    assert second[2].digest == trained.digest
     assert second[0].evaluations[0].scope is EvaluationScope.LOCAL
     assert (third[0].round, third[0].base_version) == (2, 1)
     assert [s.task_id for s in server.scores] == [plan[2].task_id, plan[4].task_id]

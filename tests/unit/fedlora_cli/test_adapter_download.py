@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import pytest
 
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora_cli.adapter_download import download_adapter
 
 DATA = bytes(range(256)) * 40
-DIGEST = hashlib.sha256(DATA).digest()
+DIGEST = new_digest(DATA).digest()
 
 
-def stream(data=DATA, *, chunk=1000, sha256=DIGEST, header=True, commit=True):
+def stream(data=DATA, *, chunk=1000, digest=DIGEST, header=True, commit=True):
     if header:
         first = pb.ExportAdapterResponse()
         first.header.adapter_version = 3
         first.header.round = 2
         first.header.total_bytes = len(DATA)
-        first.header.sha256 = sha256
+        first.header.digest = digest
         first.header.adapter_config_json = '{"r": 8}'
         yield first
     for offset in range(0, len(data), chunk):
@@ -29,14 +28,14 @@ def stream(data=DATA, *, chunk=1000, sha256=DIGEST, header=True, commit=True):
         yield message
     if commit:
         last = pb.ExportAdapterResponse()
-        last.commit.total_bytes, last.commit.sha256 = len(DATA), sha256
+        last.commit.total_bytes, last.commit.digest = len(DATA), digest
         yield last
 
 
 def test_a_whole_stream_becomes_a_folder(tmp_path):
     done = download_adapter(stream(), tmp_path / "a" / "adapter")
     assert (done.adapter_version, done.round, done.total_bytes) == (3, 2, len(DATA))
-    assert done.sha256 == DIGEST.hex()
+    assert done.digest == DIGEST.hex()
     folder = tmp_path / "a" / "adapter"
     assert (folder / "adapter_model.safetensors").read_bytes() == DATA
     assert (folder / "adapter_config.json").read_text() == '{"r": 8}'

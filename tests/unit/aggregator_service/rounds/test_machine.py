@@ -463,7 +463,7 @@ def test_a_worker_that_prunes_keeps_its_lower_rank():
 
 
 def record(version: int, round: int) -> AdapterRecord:
-    return AdapterRecord(version=version, round=round, sha256="0" * 64, total_bytes=1, rank=4)
+    return AdapterRecord(version=version, round=round, digest="0" * 64, total_bytes=1, rank=4)
 
 
 def test_a_worker_is_sent_what_may_have_changed_since_the_version_it_holds():

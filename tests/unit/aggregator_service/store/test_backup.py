@@ -43,8 +43,8 @@ class Server:
         adapter = AdapterRecord(
             version=number,
             round=number,
-            sha256=files[0],
-            state_sha256=files[1],
+            digest=files[0],
+            state_digest=files[1],
             total_bytes=9,
             rank=4,
         )
@@ -53,7 +53,7 @@ class Server:
             round=number,
             worker="w",
             idempotency_key=f"k-{number}",
-            sha256=files[2],
+            digest=files[2],
             total_bytes=9,
             base_version=0,
             rank=4,
@@ -129,11 +129,11 @@ def test_every_backup_taken_while_the_server_commits_is_whole(server: Server, tm
         assert clock == state.adapter.version
         for version in range(1, int(clock) + 1):
             for update in store.updates("r", version):
-                blobs.verify(update.sha256)
+                blobs.verify(update.digest)
             adapter = store.adapter("r", version)
             assert adapter is not None
-            blobs.verify(adapter.sha256)
-            blobs.verify(adapter.state_sha256)
+            blobs.verify(adapter.digest)
+            blobs.verify(adapter.state_digest)
         seen.append(clock)
         store.close()
     assert len(set(seen)) >= 3, "the server did not commit meanwhile"
@@ -150,8 +150,8 @@ def refusal(state_dir: Path, out: Path) -> FedLoraError:
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_damaged_file_ends_the_backup_by_name(server: Server, tmp_path: Path, damage: str):
-    sha256 = sorted(server.commit())[1]
-    path = server.blobs.path(sha256)
+    digest = sorted(server.commit())[1]
+    path = server.blobs.path(digest)
     data = bytearray(path.read_bytes())
     if damage == "gone":
         path.unlink()
@@ -160,7 +160,7 @@ def test_a_damaged_file_ends_the_backup_by_name(server: Server, tmp_path: Path, 
         path.write_bytes(data if damage == "changed" else data[:500])
     error = refusal(server.root, tmp_path / "out")
     assert error.reason is Reason.STATE_CORRUPT
-    assert sha256 in str(error)
+    assert digest in str(error)
 
 
 def test_a_folder_that_holds_something_is_left_alone(server: Server, tmp_path: Path):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from pathlib import Path
@@ -10,10 +9,11 @@ from safetensors.torch import save
 from support.adversarial_files import manifest, tensors
 
 from aggregator_service.store.blobs import BlobStore, UploadWriter
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 
 DATA = save(tensors())
-DIGEST = hashlib.sha256(DATA).digest()
+DIGEST = new_digest(DATA).digest()
 
 
 def open_upload(store: BlobStore, key: str = "k", total: int = len(DATA)) -> UploadWriter:
@@ -93,15 +93,15 @@ def test_a_damaged_blob_is_put_aside_and_never_used(tmp_path: Path):
     store = BlobStore(tmp_path)
     made = store.new_temporary()
     made.write_bytes(DATA)
-    sha256 = store.adopt(made)
-    store.verify(sha256)
+    digest = store.adopt(made)
+    store.verify(digest)
     data = bytearray(DATA)
     data[60] ^= 1
-    store.path(sha256).write_bytes(data)
+    store.path(digest).write_bytes(data)
     with pytest.raises(FedLoraError) as caught:
-        store.verify(sha256)
+        store.verify(digest)
     assert caught.value.reason is Reason.STATE_CORRUPT
-    assert not store.path(sha256).exists()
+    assert not store.path(digest).exists()
     assert len(list((tmp_path / "quarantine").iterdir())) == 1
 
 
@@ -131,13 +131,13 @@ def test_every_bit_of_a_blob_is_under_its_digest(tmp_path: Path):
     for seed in range(200):
         made = store.new_temporary()
         made.write_bytes(DATA)
-        sha256 = store.adopt(made)
+        digest = store.adopt(made)
         bit = random.Random(seed).randrange(8 * len(DATA))
         data = bytearray(DATA)
         data[bit // 8] ^= 1 << bit % 8
-        store.path(sha256).write_bytes(data)
+        store.path(digest).write_bytes(data)
         with pytest.raises(FedLoraError) as caught:
-            store.verify(sha256)
+            store.verify(digest)
         assert caught.value.reason is Reason.STATE_CORRUPT, f"bit {bit}"
 
 
@@ -151,7 +151,7 @@ def test_a_missing_blob_is_said_to_be_missing(tmp_path: Path):
     "name", ["", "../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"]
 )
 def test_only_a_digest_has_a_path(tmp_path: Path, name: str):
-    with pytest.raises(AssertionError, match="no SHA-256"):
+    with pytest.raises(AssertionError, match="no BLAKE3"):
         BlobStore(tmp_path).path(name)
 
 

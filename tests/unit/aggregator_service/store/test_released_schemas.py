@@ -6,7 +6,10 @@ round 1 is complete and certified.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +19,10 @@ import pytest
 
 from aggregator_service.rounds.assignment import task_for
 from aggregator_service.rounds.ports import Transaction
+from aggregator_service.store.blobs import blob_path
 from aggregator_service.store.migrations import SCHEMA_VERSION
 from aggregator_service.store.sqlite import SqliteStateStore
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.spec import RunPhase
@@ -63,10 +68,19 @@ def database_of(version: int, path: Path) -> Path:
 
 
 def rows(path: Path) -> dict[str, list[tuple[object, ...]]]:
-    """What the database says, but for the form of states and versions, which has changed."""
+    """What the database says, but for what later schemas write otherwise."""
     db = sqlite3.connect(path)
-    history = ("events", "updates", "reports", "certificates")
-    found = {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in history}
+    found = {
+        name: db.execute(f"SELECT * FROM {name}").fetchall() for name in ("events", "certificates")
+    }
+    for name, keys, record in (
+        ("updates", "update_id, round, worker, idempotency_key", "record"),
+        ("reports", "run_id, round", "report"),
+    ):
+        found[name] = [
+            (*keys, json.loads(re.sub(r'sha256":', 'digest":', text)))
+            for *keys, text in db.execute(f"SELECT {keys}, {record} FROM {name}")
+        ]
     found["runs"] = db.execute("SELECT run_id, name, created_at, clock FROM runs").fetchall()
     db.close()
     return found
@@ -120,9 +134,7 @@ def test_a_run_of_schema_1_is_what_it_was(tmp_path: Path):
 
 
 @pytest.mark.parametrize("released", RELEASED)
-def test_a_kill_at_any_statement_leaves_the_old_schema_or_the_new_one(
-    tmp_path: Path, released: int
-):
+def test_a_kill_at_any_statement_leaves_one_schema_whole(tmp_path: Path, released: int):
     path = database_of(released, tmp_path / "db")
     before = rows(path)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -137,7 +149,43 @@ def test_a_kill_at_any_statement_leaves_the_old_schema_or_the_new_one(
         SqliteStateStore(each).close()
         assert schema(each) == SCHEMA_VERSION
         assert rows(each) == before
-    assert found == {released, SCHEMA_VERSION}
+    assert found == {*range(released, SCHEMA_VERSION + 1)}
+
+
+def test_blobs_that_were_named_by_sha256_are_named_by_blake3(tmp_path: Path):
+    text = RELEASED[1].read_text()
+    old_names = set(re.findall(r'sha256":"([0-9a-f]{64})"', text))
+    contents = {name: name.encode() * 9 for name in old_names}
+    gone, damaged = sorted(old_names)[:2]
+    for name, data in contents.items():
+        sha256 = hashlib.sha256(data).hexdigest()
+        text = text.replace(name, sha256)
+        blob = blob_path(tmp_path / "blobs", sha256)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if name != gone:
+            blob.write_bytes(data if name != damaged else data[1:])
+    db = sqlite3.connect(tmp_path / "db")
+    db.executescript(text)
+    db.close()
+
+    for _ in range(2):
+        store = SqliteStateStore(tmp_path / "db")
+        ((state, _),) = store.load_runs()
+        (report,) = store.reports(state.run_id)
+        named = {
+            *(a.digest for a in store.adapters(state.run_id)),
+            *(u.digest for u in (*store.updates(state.run_id, 1), *state.updates.values())),
+            *(u.digest for u in report.updates),
+            report.adapter_digest,
+            state.adapter.digest,
+        }
+        store.close()
+        whole = [data for name, data in contents.items() if name not in (gone, damaged)]
+        left = [hashlib.sha256(contents[name]).hexdigest() for name in (gone, damaged)]
+        assert named == {*(new_digest(data).hexdigest() for data in whole), *left}
+        for data in whole:
+            name = new_digest(data).hexdigest()
+            assert blob_path(tmp_path / "blobs", name).read_bytes() == data
 
 
 def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path):

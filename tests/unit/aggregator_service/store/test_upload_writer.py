@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import resource
 import threading
@@ -19,11 +18,12 @@ from support.adversarial_files import B, manifest, tensors
 from aggregator_service.store import files as files_module
 from aggregator_service.store import upload_writer
 from aggregator_service.store.blobs import BlobStore, UploadWriter
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
 
 DATA = save(tensors())
-DIGEST = hashlib.sha256(DATA).digest()
+DIGEST = new_digest(DATA).digest()
 
 
 def open_upload(store: BlobStore, key: str = "k") -> UploadWriter:

@@ -45,7 +45,7 @@ def header_of(registration: Registration, payload: Payload) -> UpdateHeader:
         task_id=task.task_id,
         round=task.round,
         base_version=0,
-        idempotency_key=f"{task.task_id}.{payload.sha256.hex()[:32]}",
+        idempotency_key=f"{task.task_id}.{payload.digest.hex()[:32]}",
         total_bytes=payload.total_bytes,
         manifest=payload.manifest,
         num_examples=64,
@@ -153,7 +153,7 @@ def test_an_update_arrives_whole_with_its_header():
     assert received == header
     assert data == b"".join(bytes(piece) for _, piece in payload.chunks(0, CHUNK))
     assert acknowledgement == Acknowledgement(
-        update_id="update-0", total_bytes=payload.total_bytes, sha256=payload.sha256
+        update_id="update-0", total_bytes=payload.total_bytes, digest=payload.digest
     )
     assert max(length for _, length in server.streams[0].chunks) == CHUNK
 
@@ -246,7 +246,7 @@ def test_an_adapter_arrives_under_the_name_of_its_content(published):
     server, data, pull = published
     header, path = pull()
     assert path.read_bytes() == data
-    assert path.name == f"{header.sha256.hex()}.safetensors"
+    assert path.name == f"{header.digest.hex()}.safetensors"
     assert header.manifest == server.adapters[3][1]
 
 

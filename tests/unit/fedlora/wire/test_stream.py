@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import hashlib
 import itertools
 import random
 
 import pytest
 
+from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import tensor_pb2
@@ -20,8 +20,8 @@ def messages(data: bytes = DATA) -> list[pb.PullAdapterResponse]:
         pb.PullAdapterResponse(chunk=tensor_pb2.PayloadChunk(offset=o, data=data[o : o + CHUNK]))
         for o in range(0, len(data), CHUNK)
     ]
-    digest = hashlib.sha256(data).digest()
-    end = tensor_pb2.PayloadCommit(total_bytes=len(data), sha256=digest)
+    digest = new_digest(data).digest()
+    end = tensor_pb2.PayloadCommit(total_bytes=len(data), digest=digest)
     return [*chunks, pb.PullAdapterResponse(commit=end)]
 
 
@@ -29,7 +29,7 @@ def receive(stream, **changes) -> bytes:
     received = bytearray()
     arguments = {
         "total_bytes": len(DATA),
-        "sha256": hashlib.sha256(DATA).digest(),
+        "digest": new_digest(DATA).digest(),
         "max_chunk_bytes": CHUNK,
         "sink": received.extend,
     }
@@ -42,8 +42,8 @@ def test_a_whole_stream_is_received():
 
 
 def test_a_stream_goes_on_where_an_earlier_one_ended():
-    digest = hashlib.sha256(DATA[: 4 * CHUNK])
-    assert receive(messages()[4:], start_offset=4 * CHUNK, digest=digest) == DATA[4 * CHUNK :]
+    so_far = new_digest(DATA[: 4 * CHUNK])
+    assert receive(messages()[4:], start_offset=4 * CHUNK, so_far=so_far) == DATA[4 * CHUNK :]
 
 
 @pytest.mark.parametrize("dropped", [1, 2, 3])
@@ -90,8 +90,8 @@ def test_repeated_oversized_and_foreign_messages_are_refused():
 @pytest.mark.parametrize(
     "commit",
     [
-        tensor_pb2.PayloadCommit(total_bytes=len(DATA) - 1, sha256=hashlib.sha256(DATA).digest()),
-        tensor_pb2.PayloadCommit(total_bytes=len(DATA), sha256=bytes(32)),
+        tensor_pb2.PayloadCommit(total_bytes=len(DATA) - 1, digest=new_digest(DATA).digest()),
+        tensor_pb2.PayloadCommit(total_bytes=len(DATA), digest=bytes(32)),
         tensor_pb2.PayloadCommit(),
     ],
 )
@@ -107,7 +107,7 @@ def test_what_follows_the_commit_is_not_read():
     receive_payload(
         stream,
         total_bytes=len(DATA),
-        sha256=hashlib.sha256(DATA).digest(),
+        digest=new_digest(DATA).digest(),
         max_chunk_bytes=CHUNK,
         sink=received.extend,
     )
