@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aggregator_service.aggregation import registry
@@ -31,6 +31,7 @@ from aggregator_service.rounds.events import (
     WorkerRegistered,
 )
 from aggregator_service.rounds.membership import session_epoch
+from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import Observer, RunActor
@@ -63,6 +64,9 @@ __all__ = [
 
 MAX_TASK_WAIT_SECONDS = 60.0
 """longest poll for a task; proxies drop calls that are silent for longer"""
+
+_REPORTS_AT_ONCE = 100
+"""read from the database; with a thousand workers each has some 0.5 MB"""
 
 
 class Coordinator:
@@ -224,9 +228,17 @@ class Coordinator:
             Reason.NOT_FOUND, f"no run {run[:100]!r} on this server; there are: {known}"
         )
 
-    async def reports(self, actor: RunActor) -> tuple[RoundReport, ...]:
-        """The run's completed rounds."""
-        return await self.store.call(lambda s: s.reports(actor.state.run_id))
+    async def reports(self, actor: RunActor) -> AsyncIterator[RoundReport]:
+        """The run's completed rounds, in order; never all of them in memory."""
+        run_id, last = actor.state.run_id, 0
+
+        def page(store: StateStore) -> tuple[RoundReport, ...]:
+            return store.reports(run_id, after=last, limit=_REPORTS_AT_ONCE)
+
+        while reports := await self.store.call(page):
+            for report in reports:
+                yield report
+            last = reports[-1].round
 
     async def report(self, actor: RunActor, round: int) -> RoundReport:
         """A completed round, 0 for the last; NOT_FOUND before it is."""

@@ -23,6 +23,9 @@ __all__ = ["AdminClient"]
 # Answers are small and read from memory; a server that takes longer is not well.
 _UNARY_DEADLINE_SECONDS = 20.0
 
+_LIST_DEADLINE_SECONDS = 120.0
+"""a run may have ten thousand rounds"""
+
 T = TypeVar("T")
 
 
@@ -84,10 +87,11 @@ class AdminClient:
     def list_rounds(self, run: str) -> tuple[RoundReport, ...]:
         """Completed rounds, their certificates without modules."""
         request = pb.ListRoundsRequest(run=run)
-        response = self._call(
-            lambda: self._stub.ListRounds(request, timeout=_UNARY_DEADLINE_SECONDS)
-        )
-        return tuple(from_message(r, RoundReport) for r in response.rounds)
+        try:
+            responses = self._stub.ListRounds(request, timeout=_LIST_DEADLINE_SECONDS)
+            return tuple(from_message(response.round, RoundReport) for response in responses)
+        except grpc.RpcError as error:
+            raise self._error(error) from None
 
     def round_report(self, run: str, round: int = 0) -> RoundReport:
         """One round with everything known about it; 0 is the last one."""

@@ -71,8 +71,16 @@ class StateStore(Protocol):
         """All published versions, oldest first."""
         ...
 
-    def reports(self, run_id: str) -> tuple[RoundReport, ...]:
-        """All completed rounds in order, each with its certificate once there is one."""
+    def reports(
+        self, run_id: str, *, after: int = 0, limit: int | None = None
+    ) -> tuple[RoundReport, ...]:
+        """Completed rounds in order, each with its certificate once there is one.
+
+        Args:
+            run_id: of the run.
+            after: only later rounds than this one.
+            limit: at most so many; None for all.
+        """
         ...
 
     def report(self, run_id: str, round: int) -> RoundReport | None:

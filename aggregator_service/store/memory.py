@@ -101,13 +101,14 @@ class InMemoryStateStore:
         stored = self._tables.adapters
         return tuple(stored[key] for key in sorted(stored) if key[0] == run_id)
 
-    def reports(self, run_id: str) -> tuple[RoundReport, ...]:
+    def reports(
+        self, run_id: str, *, after: int = 0, limit: int | None = None
+    ) -> tuple[RoundReport, ...]:
         """See StateStore."""
         stored, certificates = self._tables.reports, self._tables.certificates
+        keys = sorted(key for key in stored if key[0] == run_id and key[1] > after)
         return tuple(
-            replace(stored[key], certificate=certificates.get(key))
-            for key in sorted(stored)
-            if key[0] == run_id
+            replace(stored[key], certificate=certificates.get(key)) for key in keys[:limit]
         )
 
     def report(self, run_id: str, round: int) -> RoundReport | None:

@@ -165,14 +165,16 @@ class SqliteStateStore:
         )
         return tuple(load(_ADAPTER, record) for (record,) in rows.fetchall())
 
-    def reports(self, run_id: str) -> tuple[RoundReport, ...]:
+    def reports(
+        self, run_id: str, *, after: int = 0, limit: int | None = None
+    ) -> tuple[RoundReport, ...]:
         """See StateStore."""
         rows = self._db.execute(
             """
             SELECT report, certificate FROM reports LEFT JOIN certificates USING (run_id, round)
-            WHERE run_id = ? ORDER BY round
+            WHERE run_id = ? AND round > ? ORDER BY round LIMIT ?
             """,
-            (run_id,),
+            (run_id, after, -1 if limit is None else limit),
         )
         return tuple(_whole_report(*row) for row in rows.fetchall())
 

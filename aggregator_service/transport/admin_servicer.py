@@ -59,19 +59,16 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         run = describe(self._coordinator.run(request.run).state)
         return pb.GetRunResponse(run=to_message(run, pb.Run))
 
-    @answering
+    @streaming
     async def ListRounds(
         self, request: pb.ListRoundsRequest, context: Context
-    ) -> pb.ListRoundsResponse:
-        actor = self._coordinator.run(request.run)
-        response = pb.ListRoundsResponse()
-        for report in await self._coordinator.reports(actor):
+    ) -> AsyncIterator[pb.ListRoundsResponse]:
+        async for report in self._coordinator.reports(self._coordinator.run(request.run)):
             message = to_message(report, run_pb2.RoundReport)
             del message.certificate.modules[:]
             if report.certificate is None:
                 message.ClearField("certificate")
-            response.rounds.append(message)
-        return response
+            yield pb.ListRoundsResponse(round=message)
 
     @answering
     async def GetRoundReport(

@@ -145,7 +145,7 @@ async def run(tmp_path: Path, moment: Moment | None) -> Finished:
             assert await asyncio.gather(*threads) == [ExitCode.OK] * len(names)
         await served.aggregator.wait_until_settled()
         actor = coordinator.run("test")
-        for report in await coordinator.reports(actor):
+        async for report in coordinator.reports(actor):
             finished.counted += [(report.round, update.worker) for update in report.updates]
         record = await coordinator.adapter(actor, None)
         finished.final = load_file(coordinator.blobs.path(record.digest))

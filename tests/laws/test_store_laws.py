@@ -287,6 +287,9 @@ class TestHistory:
             replace(bare[2], certificate=proof[2]),
             bare[3],
         )
+        assert [r.round for r in store.reports(state.run_id, after=1, limit=1)] == [2]
+        assert [r.round for r in store.reports(state.run_id, after=1)] == [2, 3]
+        assert store.reports(state.run_id, after=3, limit=5) == ()
 
     def test_rounds_without_a_certificate_are_those_that_have_aggregated(
         self, store: StateStore, state: RunState

@@ -153,7 +153,7 @@ class _Federation:
 
     async def _end(self, served: Served) -> None:
         request = admin_pb2.ListRoundsRequest(run=self._spec.name)
-        rounds = (await served.admin.ListRounds(request, timeout=30)).rounds
+        rounds = [r.round async for r in served.admin.ListRounds(request, timeout=60)]
         self.history.adapters = [r.adapter_digest for r in rounds]
         assert await asyncio.to_thread(self.server.terminate) == 0
 

@@ -469,19 +469,19 @@ Global___ListRoundsRequest: _TypeAlias = ListRoundsRequest  # noqa: Y015
 class ListRoundsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ROUNDS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def rounds(self) -> _containers.RepeatedCompositeFieldContainer[_run_pb2.RoundReport]:
+    def round(self) -> _run_pb2.RoundReport:
         """Without the certificate's modules; GetRoundReport has them."""
 
     def __init__(
         self,
         *,
-        rounds: _abc.Iterable[_run_pb2.RoundReport] | None = ...,
+        round: _run_pb2.RoundReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,7 +59,7 @@ class AdminServiceStub:
                 request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.GetRunResponse.FromString,
                 _registered_method=True)
-        self.ListRounds = channel.unary_unary(
+        self.ListRounds = channel.unary_stream(
                 '/fedlora.proto.v1.AdminService/ListRounds',
                 request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListRoundsRequest.SerializeToString,
                 response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListRoundsResponse.FromString,
@@ -118,7 +118,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListRounds(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Streams the completed rounds in order, one a message: a run may have any number of them.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -172,7 +173,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.GetRunRequest.FromString,
                     response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.GetRunResponse.SerializeToString,
             ),
-            'ListRounds': grpc.unary_unary_rpc_method_handler(
+            'ListRounds': grpc.unary_stream_rpc_method_handler(
                     servicer.ListRounds,
                     request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListRoundsRequest.FromString,
                     response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListRoundsResponse.SerializeToString,
@@ -349,7 +350,7 @@ class AdminService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/fedlora.proto.v1.AdminService/ListRounds',

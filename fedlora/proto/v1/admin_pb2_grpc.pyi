@@ -39,7 +39,8 @@ class AdminServiceStub:
     """Ends a run; what it has published stays. Idempotent."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRunsRequest, _admin_pb2.ListRunsResponse]
     GetRun: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRunRequest, _admin_pb2.GetRunResponse]
-    ListRounds: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
+    ListRounds: _grpc.UnaryStreamMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]
+    """Streams the completed rounds in order, one a message: a run may have any number of them."""
     GetRoundReport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRoundReportRequest, _admin_pb2.GetRoundReportResponse]
     WatchRun: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRunRequest, _admin_pb2.WatchRunResponse]
     """Streams a run's events: those stored from first_sequence on, then new ones
@@ -59,7 +60,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Ends a run; what it has published stays. Idempotent."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRunsRequest, _admin_pb2.ListRunsResponse]  # type: ignore[assignment]
     GetRun: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRunRequest, _admin_pb2.GetRunResponse]  # type: ignore[assignment]
-    ListRounds: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
+    ListRounds: _aio.UnaryStreamMultiCallable[_admin_pb2.ListRoundsRequest, _admin_pb2.ListRoundsResponse]  # type: ignore[assignment]
+    """Streams the completed rounds in order, one a message: a run may have any number of them."""
     GetRoundReport: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRoundReportRequest, _admin_pb2.GetRoundReportResponse]  # type: ignore[assignment]
     WatchRun: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRunRequest, _admin_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Streams a run's events: those stored from first_sequence on, then new ones
@@ -112,7 +114,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _admin_pb2.ListRoundsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.ListRoundsResponse, _abc.Awaitable[_admin_pb2.ListRoundsResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ListRoundsResponse], _abc.AsyncIterator[_admin_pb2.ListRoundsResponse]]:
+        """Streams the completed rounds in order, one a message: a run may have any number of them."""
 
     @_abc_1.abstractmethod
     def GetRoundReport(

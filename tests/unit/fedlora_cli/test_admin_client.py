@@ -9,9 +9,12 @@ from contextlib import contextmanager
 import pytest
 from support.federation import config
 from support.runs import run_spec
+from support.sample_run import sample_round
 from typer.testing import CliRunner
 
 from aggregator_service.app import Aggregator
+from aggregator_service.rounds.ports import Transaction
+from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.report import EventType
@@ -65,6 +68,18 @@ def test_a_run_is_created_once_listed_and_stopped(client):
     stopped = client.stop_run("one", "enough")
     assert (stopped.phase, stopped.reason) == (RunPhase.STOPPED, "enough")
     assert client.list_rounds("one") == ()
+
+
+def test_a_run_of_any_length_is_listed(tmp_path):
+    with aggregator(tmp_path) as address, AdminClient(address) as client:
+        client.create_run(run_spec("one"), start=True)
+    store = SqliteStateStore(config(tmp_path).state_dir / DATABASE_NAME)
+    ((state, clock),) = store.load_runs()
+    rounds = tuple(sample_round(n) for n in range(1, 3001))
+    store.commit(Transaction(state=state, clock=clock, reports=rounds))
+    store.close()
+    with aggregator(tmp_path) as address, AdminClient(address) as client:
+        assert [r.round for r in client.list_rounds("one")] == [r.round for r in rounds]
 
 
 def test_a_refusal_keeps_the_servers_reason_and_has_its_own_exit_code(client):
