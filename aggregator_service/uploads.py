@@ -15,7 +15,6 @@ import functools
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from aggregator_service.aggregation.cohort_files import check_selections
 from aggregator_service.coordinator import Coordinator
@@ -26,13 +25,15 @@ from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.state import UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
+from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key
 from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
+from fedlora.wire.stream import Chunk, Commit
 
-__all__ = ["Chunk", "Commit", "Uploads"]
+__all__ = ["Uploads"]
 
 _RESUMABLE = frozenset(
     {
@@ -47,22 +48,6 @@ _RESUMABLE = frozenset(
 
 
 _ANSWER_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Bytes of an upload."""
-
-    offset: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """The end of an upload, with its size and digest."""
-
-    total_bytes: int
-    digest: bytes
 
 
 class Uploads:
@@ -214,22 +199,18 @@ class Uploads:
         self, writer: UploadWriter, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]
     ) -> Commit:
         limit = self._coordinator.limits.max_chunk_bytes
-        while (message := await self._next(messages)) is not None:
-            if isinstance(message, Commit):
-                if message.total_bytes != header.total_bytes or len(message.digest) != DIGEST_BYTES:
+        async with WriteBehind(writer) as behind:
+            while (message := await behind.meanwhile(self._next(messages))) is not None:
+                if isinstance(message, Commit):
+                    _check_commit(message, header)
+                    await behind.finish()
+                    return message
+                if len(message.data) > limit:
                     raise FedLoraError(
-                        Reason.INVALID_ARGUMENT,
-                        f"the commit names {message.total_bytes} bytes and a digest of "
-                        f"{len(message.digest)}, the header {header.total_bytes} bytes; a "
-                        f"{DIGEST_NAME} has {DIGEST_BYTES}",
+                        Reason.TOO_LARGE,
+                        f"a chunk may have {limit} bytes, got {len(message.data)}",
                     )
-                return message
-            if len(message.data) > limit:
-                raise FedLoraError(
-                    Reason.TOO_LARGE,
-                    f"a chunk may have {limit} bytes, got {len(message.data)}",
-                )
-            await asyncio.to_thread(writer.write, message.offset, message.data)
+                await behind.write(message)
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE,
             f"the stream ended after {writer.offset} of {header.total_bytes} bytes, without a "
@@ -290,6 +271,15 @@ class Uploads:
             raise refused
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
+        )
+
+
+def _check_commit(commit: Commit, header: UpdateHeader) -> None:
+    if commit.total_bytes != header.total_bytes or len(commit.digest) != DIGEST_BYTES:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"the commit names {commit.total_bytes} bytes and a digest of {len(commit.digest)}, "
+            f"the header {header.total_bytes} bytes; a {DIGEST_NAME} has {DIGEST_BYTES}",
         )
 
 

@@ -28,9 +28,7 @@ class DownloadedAdapter:
     """hexadecimal"""
 
 
-def download_adapter(
-    messages: Iterator[pb.ExportAdapterResponse], folder: Path
-) -> DownloadedAdapter:
+def download_adapter(messages: Iterator[object], folder: Path) -> DownloadedAdapter:
     """Writes a streamed adapter to `folder`.
 
     Args:
@@ -46,7 +44,7 @@ def download_adapter(
             Reason.ALREADY_EXISTS, f"{str(folder)!r} is there already", hint="Name a new folder"
         )
     first = next(messages, None)
-    if first is None or first.WhichOneof("message") != "header":
+    if not isinstance(first, pb.ExportAdapterResponse) or not first.HasField("header"):
         raise FedLoraError(Reason.UPLOAD_INCOMPLETE, "the stream did not begin with its header")
     header = first.header
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from fedlora.errors import FedLoraError
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
 from fedlora.rpc.channel import dial
+from fedlora.rpc.payload_methods import export_adapter
 from fedlora.rpc.status import from_rpc_error
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
@@ -122,12 +123,12 @@ class AdminClient:
         finally:
             stream.cancel()
 
-    def export_adapter(self, run: str, version: int | None) -> Iterator[pb.ExportAdapterResponse]:
+    def export_adapter(self, run: str, version: int | None) -> Iterator[object]:
         """One version of the adapter as the server streams it; None is the newest."""
         request = pb.ExportAdapterRequest(run=run)
         if version is not None:
             request.adapter_version = version
-        stream = self._stub.ExportAdapter(request)
+        stream = export_adapter(self._channel)(request)
         try:
             yield from stream
         except grpc.RpcError as error:

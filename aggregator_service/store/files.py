@@ -61,7 +61,7 @@ def sync_file(handle: int) -> None:
     reach(Failpoint.BLOB_SYNCED)
 
 
-def write_all(handle: int, data: bytes) -> None:
+def write_all(handle: int, data: bytes | memoryview) -> None:
     """Writes all of `data`; the system may take less of it at a time."""
     view = memoryview(data)
     if Failpoint.MID_CHUNK in ARMED:

@@ -86,7 +86,7 @@ class UploadWriter:
         """Bytes taken so far; where the stream goes on."""
         return self._sequence.offset
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         """Takes the next bytes: one look at every value, one digest, one write.
 
         Raises:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.rounds.summary import describe
+from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.errors import Context, answering, streaming
 from fedlora.adapters.peft_files import adapter_config_json
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
-from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.report import RunEvent
 from fedlora.runs.spec import RunSpec
-from fedlora.tensors.safetensors_io import FilePayload
 from fedlora.wire.convert import from_message, to_message
+from fedlora.wire.payload import encode_commit
 
 __all__ = ["AdminServicer"]
 
@@ -24,8 +25,9 @@ __all__ = ["AdminServicer"]
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Decodes, calls the coordinator, encodes."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, files: EncodedFiles) -> None:
         self._coordinator = coordinator
+        self._files = files
 
     @answering
     async def CreateRun(
@@ -101,28 +103,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     @streaming
     async def ExportAdapter(
         self, request: pb.ExportAdapterRequest, context: Context
-    ) -> AsyncIterator[pb.ExportAdapterResponse]:
+    ) -> AsyncIterator[Any]:
         actor = self._coordinator.run(request.run)
         version = request.adapter_version if request.HasField("adapter_version") else None
         record = await self._coordinator.adapter(actor, version)
         name, rank = await self._coordinator.servable(actor, record)
-        payload = FilePayload(self._coordinator.blobs.path(name))
-        digest = bytes.fromhex(name)
+        path, digest = self._coordinator.blobs.path(name), bytes.fromhex(name)
+        total_bytes = path.stat().st_size
         first = pb.ExportAdapterResponse()
         first.header.adapter_version = record.version
         first.header.round = record.round
-        first.header.total_bytes = payload.total_bytes
+        first.header.total_bytes = total_bytes
         first.header.digest = digest
         first.header.adapter_config_json = adapter_config_json(actor.state.spec.adapter, rank)
         yield first
-        chunks = payload.chunks(0, MAX_CHUNK_BYTES)
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            message = pb.ExportAdapterResponse()
-            message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
+        async for message in self._files.messages(path, start_offset=0, total_bytes=total_bytes):
             yield message
-        end = pb.ExportAdapterResponse()
-        end.commit.total_bytes, end.commit.digest = payload.total_bytes, digest
-        yield end
+        yield encode_commit(total_bytes, digest)
 
 
 def _event(event: RunEvent) -> pb.WatchRunResponse:

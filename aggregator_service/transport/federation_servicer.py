@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aggregator_service.coordinator import Coordinator
+from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.errors import Context, answering, streaming
-from aggregator_service.uploads import Chunk, Commit, Uploads
+from aggregator_service.uploads import Uploads
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
-from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.tasks import Capabilities, Evaluation, Progress, UpdateHeader
-from fedlora.tensors.safetensors_io import FilePayload
 from fedlora.wire.convert import from_message, to_message
+from fedlora.wire.payload import encode_commit
+from fedlora.wire.stream import Chunk, Commit
 
 __all__ = ["FederationServicer"]
 
@@ -23,9 +24,10 @@ __all__ = ["FederationServicer"]
 class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     """Decodes, calls the coordinator, encodes."""
 
-    def __init__(self, coordinator: Coordinator, uploads: Uploads) -> None:
+    def __init__(self, coordinator: Coordinator, uploads: Uploads, files: EncodedFiles) -> None:
         self._coordinator = coordinator
         self._uploads = uploads
+        self._files = files
 
     @answering
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
@@ -55,7 +57,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     @streaming
     async def PullAdapter(
         self, request: pb.PullAdapterRequest, context: Context
-    ) -> AsyncIterator[pb.PullAdapterResponse]:
+    ) -> AsyncIterator[Any]:
         header, path = await self._coordinator.open_adapter(
             request.session_token,
             request.adapter_version,
@@ -63,26 +65,23 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
             request.held_version if request.HasField("held_version") else None,
         )
         yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
-        chunks = FilePayload(path).chunks(request.start_offset, MAX_CHUNK_BYTES)
-        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-            message = pb.PullAdapterResponse()
-            message.chunk.offset, message.chunk.data = chunk[0], bytes(chunk[1])
+        async for message in self._files.messages(
+            path, start_offset=request.start_offset, total_bytes=header.total_bytes
+        ):
             yield message
-        end = pb.PullAdapterResponse()
-        end.commit.total_bytes, end.commit.digest = header.total_bytes, header.digest
-        yield end
+        yield encode_commit(header.total_bytes, header.digest)
 
     @answering
     async def PushUpdate(
         self,
-        request: AsyncIterator[pb.PushUpdateRequest],
+        request: AsyncIterator[Chunk | Commit | pb.PushUpdateRequest],
         context: Context,
     ) -> pb.PushUpdateResponse:
         first = await anext(aiter(request), None)
-        if first is None or first.WhichOneof("message") != "header":
-            got = "an empty stream" if first is None else first.WhichOneof("message")
+        if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             raise FedLoraError(
-                Reason.INVALID_ARGUMENT, f"the first message of an update is its header, got {got}"
+                Reason.INVALID_ARGUMENT,
+                f"the first message of an update is its header, got {_kind(first)}",
             )
         header = from_message(first.header, UpdateHeader)
         acknowledgement = await self._uploads.receive(header, _payload(request))
@@ -129,15 +128,21 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         return pb.LeaveResponse()
 
 
-async def _payload(messages: AsyncIterator[pb.PushUpdateRequest]) -> AsyncIterator[Chunk | Commit]:
+async def _payload(
+    messages: AsyncIterator[Chunk | Commit | pb.PushUpdateRequest],
+) -> AsyncIterator[Chunk | Commit]:
     async for message in messages:
-        kind = message.WhichOneof("message")
-        if kind == "chunk":
-            yield Chunk(message.chunk.offset, message.chunk.data)
-        elif kind == "commit":
-            yield Commit(message.commit.total_bytes, message.commit.digest)
-        else:
+        if isinstance(message, pb.PushUpdateRequest):
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
-                f"after the header come chunks and a commit, got {kind or 'an empty message'}",
+                f"after the header come chunks and a commit, got {_kind(message)}",
             )
+        yield message
+
+
+def _kind(message: Chunk | Commit | pb.PushUpdateRequest | None) -> str:
+    if message is None:
+        return "an empty stream"
+    if isinstance(message, pb.PushUpdateRequest):
+        return message.WhichOneof("message") or "an empty message"
+    return type(message).__name__.lower()

@@ -10,7 +10,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.transport.admin_servicer import AdminServicer
+from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.federation_servicer import FederationServicer
+from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
@@ -36,10 +38,12 @@ class GrpcServer:
         self._health = health.aio.HealthServicer()
         self._grace = config.shutdown_grace_seconds
         uploads = Uploads(coordinator, idle_timeout_seconds=config.idle_timeout_seconds)
-        federation_pb2_grpc.add_FederationServiceServicer_to_server(
-            FederationServicer(coordinator, uploads), self._server
-        )
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(coordinator), self._server)
+        files = EncodedFiles()
+        federation = FederationServicer(coordinator, uploads, files)
+        admin = AdminServicer(coordinator, files)
+        federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
+        add_payload_handlers(self._server, federation, admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
             from grpc_reflection.v1alpha import reflection

@@ -30,6 +30,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, federation_pb2_grpc, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.channel import MAX_CHUNK_BYTES, dial
+from fedlora.rpc.payload_methods import pull_adapter, push_update
 from fedlora.runs.tasks import (
     Acknowledgement,
     AdapterHeader,
@@ -45,6 +46,7 @@ from fedlora.runs.tasks import (
 )
 from fedlora.tensors.safetensors_io import Payload
 from fedlora.wire.convert import from_message, to_message
+from fedlora.wire.payload import encode_chunk, encode_commit
 
 __all__ = ["FederationClient"]
 
@@ -77,6 +79,8 @@ class FederationClient:
         self._address = address
         self._channel = dial(address)
         self._stub = federation_pb2_grpc.FederationServiceStub(self._channel)
+        self._push_update = push_update(self._channel)
+        self._pull_adapter = pull_adapter(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -196,7 +200,7 @@ class FederationClient:
             start_offset=offset,
             held_version=held_version,
         )
-        responses = self._stub.PullAdapter(request, timeout=transfer_seconds(expected_bytes))
+        responses = self._pull_adapter(request, timeout=transfer_seconds(expected_bytes))
         with stream(responses, peer=self._address, guard=self._guard) as messages:
             header = read_header(next(messages, None))
             path = adapters.find(header) or adapters.receive(header, messages, partial)
@@ -232,7 +236,7 @@ class FederationClient:
             replace(header, start_offset=start), payload, min(max_chunk_bytes, MAX_CHUNK_BYTES)
         )
         seconds = transfer_seconds(payload.total_bytes - start)
-        response = self._call(self._stub.PushUpdate, messages, seconds=seconds)
+        response = self._call(self._push_update, messages, seconds=seconds)
         return _checked(from_message(response, Acknowledgement), payload)
 
     def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
@@ -241,15 +245,11 @@ class FederationClient:
 
 def _upload(
     header: UpdateHeader, payload: Payload, max_chunk_bytes: int
-) -> Iterator[pb.PushUpdateRequest]:
+) -> Iterator[pb.PushUpdateRequest | bytes]:
     yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
-    for offset, data in payload.chunks(header.start_offset, max_chunk_bytes):
-        message = pb.PushUpdateRequest()
-        message.chunk.offset, message.chunk.data = offset, data
-        yield message
-    end = pb.PushUpdateRequest()
-    end.commit.total_bytes, end.commit.digest = payload.total_bytes, payload.digest
-    yield end
+    for offset, views in payload.views(header.start_offset, max_chunk_bytes):
+        yield encode_chunk(offset, views)
+    yield encode_commit(payload.total_bytes, payload.digest)
 
 
 def _checked(acknowledgement: Acknowledgement, payload: Payload) -> Acknowledgement:

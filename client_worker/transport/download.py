@@ -56,9 +56,7 @@ class AdapterFolder:
                 return path
         return None
 
-    def receive(
-        self, header: AdapterHeader, messages: Iterator[pb.PullAdapterResponse], partial: Path
-    ) -> Path:
+    def receive(self, header: AdapterHeader, messages: Iterator[object], partial: Path) -> Path:
         """Writes what follows a header to the end of `partial`, and gives the whole its name.
 
         Args:
@@ -88,9 +86,7 @@ class AdapterFolder:
             ) from error
         return path
 
-    def _fill(
-        self, header: AdapterHeader, messages: Iterator[pb.PullAdapterResponse], partial: Path
-    ) -> None:
+    def _fill(self, header: AdapterHeader, messages: Iterator[object], partial: Path) -> None:
         with partial.open("a+b") as file:
             file.seek(0)
             so_far = digest_file(file)
@@ -113,12 +109,11 @@ class AdapterFolder:
             path.unlink()
 
 
-def read_header(message: pb.PullAdapterResponse | None) -> AdapterHeader:
+def read_header(message: object) -> AdapterHeader:
     """The header that begins a download."""
-    kind = None if message is None else message.WhichOneof("message")
-    if message is None or kind != "header":
+    if not isinstance(message, pb.PullAdapterResponse) or not message.HasField("header"):
         raise FedLoraError(
-            Reason.INTERNAL, f"a download begins with a header, got {kind or 'nothing'}"
+            Reason.INTERNAL, f"a download begins with a header, got {type(message).__name__}"
         )
     header = from_message(message.header, AdapterHeader)
     if len(header.digest) != DIGEST_BYTES:

@@ -26,7 +26,7 @@ from fedlora.tensors.header import (
 )
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["FilePayload", "Payload", "decode", "encode"]
+__all__ = ["Payload", "decode", "encode"]
 
 METADATA = {"format": "pt"}
 """what peft and transformers write"""
@@ -55,6 +55,13 @@ class Payload:
 
     def chunks(self, start_offset: int, max_chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
         """Offset and bytes of the payload from `start_offset` on, in pieces."""
+        for offset, pieces in self.views(start_offset, max_chunk_bytes):
+            yield offset, b"".join(pieces)
+
+    def views(
+        self, start_offset: int, max_chunk_bytes: int
+    ) -> Iterator[tuple[int, list[memoryview]]]:
+        """As `chunks`, but each as views of the tensors' own memory, to be joined."""
         position, offset, size = 0, start_offset, 0
         pieces: list[memoryview] = []
         for part in self._parts:
@@ -65,31 +72,10 @@ class Payload:
                 pieces.append(piece)
                 begin, size = begin + len(piece), size + len(piece)
                 if size == max_chunk_bytes:
-                    yield offset, b"".join(pieces)
+                    yield offset, pieces
                     offset, size, pieces = offset + size, 0, []
         if pieces:
-            yield offset, b"".join(pieces)
-
-
-class FilePayload:
-    """A finished file as a payload.
-
-    Args:
-        path: the file; it must not change while the payload is in use.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.total_bytes = path.stat().st_size
-
-    def chunks(self, start_offset: int, max_chunk_bytes: int) -> Iterator[tuple[int, bytes]]:
-        """Offset and bytes of the file from `start_offset` on, in pieces."""
-        with self._path.open("rb") as file:
-            file.seek(start_offset)
-            offset = start_offset
-            while data := file.read(max_chunk_bytes):
-                yield offset, data
-                offset += len(data)
+            yield offset, pieces
 
 
 def encode(

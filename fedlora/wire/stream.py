@@ -5,13 +5,29 @@ Shared by both ends and both directions; sans-io, so it is tested without a sock
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from fedlora.digests import DIGEST_NAME, Digest, new_digest
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["ChunkSequence", "receive_payload"]
+__all__ = ["Chunk", "ChunkSequence", "Commit", "receive_payload"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of a payload, from `offset` on."""
+
+    offset: int
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of a payload, with its size and digest."""
+
+    total_bytes: int
+    digest: bytes
 
 
 class ChunkSequence:
@@ -55,19 +71,19 @@ class ChunkSequence:
 
 
 def receive_payload(
-    messages: Iterator[Any],
+    messages: Iterable[object],
     *,
     total_bytes: int,
     digest: bytes,
     max_chunk_bytes: int,
-    sink: Callable[[bytes], object],
+    sink: Callable[[memoryview], object],
     start_offset: int = 0,
     so_far: Digest | None = None,
 ) -> None:
     """Receives what follows a header: chunks into `sink`, then the commit.
 
     Args:
-        messages: with `oneof message { chunk, commit }`.
+        messages: chunks and a commit, as `fedlora.wire.payload` reads them.
         total_bytes: size in the header.
         digest: the header's, of the whole payload.
         max_chunk_bytes: most bytes of one chunk.
@@ -84,24 +100,21 @@ def receive_payload(
         total_bytes=total_bytes, max_chunk_bytes=max_chunk_bytes, start_offset=start_offset
     )
     for message in messages:
-        kind = message.WhichOneof("message")
-        if kind == "chunk":
-            data = message.chunk.data
-            sequence.accept(message.chunk.offset, len(data))
-            found.update(data)
-            sink(data)
-        elif kind == "commit":
+        if isinstance(message, Chunk):
+            sequence.accept(message.offset, len(message.data))
+            found.update(message.data)
+            sink(message.data)
+        elif isinstance(message, Commit):
             if sequence.offset != total_bytes:
                 raise FedLoraError(
                     Reason.UPLOAD_INCOMPLETE,
                     f"the commit came after {sequence.offset} of {total_bytes} bytes",
                 )
-            committed = (message.commit.total_bytes, message.commit.digest)
-            if committed != (total_bytes, digest):
+            if (message.total_bytes, message.digest) != (total_bytes, digest):
                 raise FedLoraError(
                     Reason.DIGEST_MISMATCH,
                     f"the header names {total_bytes} bytes with {DIGEST_NAME} {digest.hex()}, the "
-                    f"commit {committed[0]} with {committed[1].hex()}",
+                    f"commit {message.total_bytes} with {message.digest.hex()}",
                     hint="Fetch it again",
                 )
             if found.digest() != digest:
@@ -112,7 +125,9 @@ def receive_payload(
                 )
             return
         else:
-            raise FedLoraError(Reason.INVALID_ARGUMENT, f"expected a chunk or a commit, got {kind}")
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT, "after the header come chunks and a commit, got another"
+            )
     raise FedLoraError(
         Reason.UPLOAD_INCOMPLETE,
         f"the stream ended after {sequence.offset} of {total_bytes} bytes, without a commit",

@@ -59,7 +59,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.reporting": (*SHARED, "fedlora.config", *ROUNDS),
     "aggregator_service": (
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",
-        "aggregator_service.failpoints",
+        "aggregator_service.failpoints", "fedlora.wire.stream",
     ),
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,

@@ -14,7 +14,8 @@ from support.tcp_proxy import FaultProxy
 from support.waiting import until
 
 from aggregator_service.run_actor import RunActor
-from aggregator_service.transport import admin_servicer
+from aggregator_service.transport import server
+from aggregator_service.transport.encoded_files import EncodedFiles
 from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2 as pb
 
@@ -62,7 +63,7 @@ async def test_readers_get_the_newest_adapter_or_the_one_before_and_always_whole
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Many chunks, so that one version could follow on another.
-    monkeypatch.setattr(admin_servicer, "MAX_CHUNK_BYTES", 4096)
+    monkeypatch.setattr(server, "EncodedFiles", lambda: EncodedFiles(chunk_bytes=4096))
     spec = run_spec(num_rounds=NUM_ROUNDS, num_workers=1, rank=RANK, evaluate=False)
     async with (
         serving(tmp_path, spec) as served,

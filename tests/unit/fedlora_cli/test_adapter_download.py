@@ -7,6 +7,7 @@ import pytest
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2 as pb
+from fedlora.wire.stream import Chunk, Commit
 from fedlora_cli.adapter_download import download_adapter
 
 DATA = bytes(range(256)) * 40
@@ -23,13 +24,9 @@ def stream(data=DATA, *, chunk=1000, digest=DIGEST, header=True, commit=True):
         first.header.adapter_config_json = '{"r": 8}'
         yield first
     for offset in range(0, len(data), chunk):
-        message = pb.ExportAdapterResponse()
-        message.chunk.offset, message.chunk.data = offset, data[offset : offset + chunk]
-        yield message
+        yield Chunk(offset, memoryview(data[offset : offset + chunk]))
     if commit:
-        last = pb.ExportAdapterResponse()
-        last.commit.total_bytes, last.commit.digest = len(DATA), digest
-        yield last
+        yield Commit(len(DATA), digest)
 
 
 def test_a_whole_stream_becomes_a_folder(tmp_path):

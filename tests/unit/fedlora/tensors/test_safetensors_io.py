@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorManifest
-from fedlora.tensors.safetensors_io import FilePayload, decode, encode
+from fedlora.tensors.safetensors_io import decode, encode
 
 
 def sample() -> dict[str, torch.Tensor]:
@@ -55,13 +55,6 @@ def test_chunks_from_any_offset_are_the_rest_of_the_payload(offset: int, size: i
     chunks = list(payload.chunks(offset, size))
     assert joined(chunks) == whole[offset:]
     assert [o for o, _ in chunks] == list(range(offset, len(whole), size))
-
-
-def test_a_file_is_chunked_like_the_payload_it_holds(tmp_path):
-    payload = encode(sample())
-    path = tmp_path / "file"
-    path.write_bytes(joined(payload.chunks(0, 100)))
-    assert list(FilePayload(path).chunks(13, 50)) == list(payload.chunks(13, 50))
 
 
 @pytest.mark.parametrize("writer", ["ours", "safetensors"])

@@ -8,21 +8,15 @@ import pytest
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.proto.v1 import tensor_pb2
-from fedlora.wire.stream import ChunkSequence, receive_payload
+from fedlora.wire.stream import Chunk, ChunkSequence, Commit, receive_payload
 
 DATA = bytes(range(200)) * 5
 CHUNK = 25
 
 
-def messages(data: bytes = DATA) -> list[pb.PullAdapterResponse]:
-    chunks = [
-        pb.PullAdapterResponse(chunk=tensor_pb2.PayloadChunk(offset=o, data=data[o : o + CHUNK]))
-        for o in range(0, len(data), CHUNK)
-    ]
-    digest = new_digest(data).digest()
-    end = tensor_pb2.PayloadCommit(total_bytes=len(data), digest=digest)
-    return [*chunks, pb.PullAdapterResponse(commit=end)]
+def messages(data: bytes = DATA) -> list[Chunk | Commit]:
+    chunks = [Chunk(o, memoryview(data[o : o + CHUNK])) for o in range(0, len(data), CHUNK)]
+    return [*chunks, Commit(len(data), new_digest(data).digest())]
 
 
 def receive(stream, **changes) -> bytes:
@@ -90,14 +84,14 @@ def test_repeated_oversized_and_foreign_messages_are_refused():
 @pytest.mark.parametrize(
     "commit",
     [
-        tensor_pb2.PayloadCommit(total_bytes=len(DATA) - 1, digest=new_digest(DATA).digest()),
-        tensor_pb2.PayloadCommit(total_bytes=len(DATA), digest=bytes(32)),
-        tensor_pb2.PayloadCommit(),
+        Commit(len(DATA) - 1, new_digest(DATA).digest()),
+        Commit(len(DATA), bytes(32)),
+        Commit(0, b""),
     ],
 )
-def test_a_commit_that_contradicts_the_header_is_refused(commit: tensor_pb2.PayloadCommit):
+def test_a_commit_that_contradicts_the_header_is_refused(commit: Commit):
     with pytest.raises(FedLoraError, match="the header names 1000 bytes") as caught:
-        receive([*messages()[:-1], pb.PullAdapterResponse(commit=commit)])
+        receive([*messages()[:-1], commit])
     assert caught.value.reason is Reason.DIGEST_MISMATCH
 
 
@@ -112,7 +106,7 @@ def test_what_follows_the_commit_is_not_read():
         sink=received.extend,
     )
     assert received == DATA
-    assert next(stream).WhichOneof("message") == "header"
+    assert isinstance(next(stream), pb.PullAdapterResponse)
 
 
 def test_a_refused_chunk_leaves_the_sequence_where_it_was():

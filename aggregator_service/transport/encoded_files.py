@@ -1,0 +1,87 @@
+"""Stored files as messages: each chunk is read and encoded once for all that are sent it together.
+
+A round's workers fetch one adapter at about the same time. Whoever comes first has a chunk read;
+the others are sent the same bytes. What is kept is bounded, however large the adapters are and
+however many workers fetch them; who comes much later has it read again, from the page cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fedlora.errors import FedLoraError, Reason
+from fedlora.rpc.channel import MAX_CHUNK_BYTES
+from fedlora.wire.payload import encode_chunk
+
+__all__ = ["EncodedFiles"]
+
+_KEPT_CHUNKS = 32
+
+
+class EncodedFiles:
+    """Files that never change, chunk by chunk.
+
+    Args:
+        chunk_bytes: payload bytes of a message.
+        kept_chunks: messages kept for the next that asks.
+    """
+
+    def __init__(
+        self, *, chunk_bytes: int = MAX_CHUNK_BYTES, kept_chunks: int = _KEPT_CHUNKS
+    ) -> None:
+        self._chunk_bytes, self._kept_chunks = chunk_bytes, kept_chunks
+        self._kept: OrderedDict[tuple[Path, int], asyncio.Future[bytes]] = OrderedDict()
+
+    async def messages(
+        self, path: Path, *, start_offset: int, total_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """The file from an offset to its end, as encoded messages with a `chunk`.
+
+        Chunks end at multiples of the chunk's size wherever the first begins, so that a download
+        that goes on shares them too.
+
+        Raises:
+            FedLoraError: STATE_CORRUPT if the file has become shorter.
+        """
+        offset = start_offset
+        while offset < total_bytes:
+            end = min(offset - offset % self._chunk_bytes + self._chunk_bytes, total_bytes)
+            message = self._message(path, offset, end)
+            if end < total_bytes:
+                # Read while this one is on its way.
+                self._message(path, end, min(end + self._chunk_bytes, total_bytes))
+            yield await asyncio.shield(message)
+            offset = end
+
+    def _message(self, path: Path, start: int, end: int) -> asyncio.Future[bytes]:
+        key = (path, start)
+        message = self._kept.get(key)
+        if message is None:
+            message = asyncio.ensure_future(asyncio.to_thread(_read, path, start, end))
+            message.add_done_callback(lambda done: self._forget_failed(key, done))
+            self._kept[key] = message
+            if len(self._kept) > self._kept_chunks:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        return message
+
+    def _forget_failed(self, key: tuple[Path, int], done: asyncio.Future[bytes]) -> None:
+        if (done.cancelled() or done.exception()) and self._kept.get(key) is done:
+            del self._kept[key]
+
+
+def _read(path: Path, start: int, end: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        data = os.pread(file.fileno(), end - start, start)
+    if len(data) < end - start:
+        raise FedLoraError(
+            Reason.STATE_CORRUPT,
+            f"stored adapter {path.name} ends at byte {start + len(data)}, expected {end} at least",
+            hint="Restore the state directory from a backup",
+        )
+    return encode_chunk(start, (data,))

@@ -1,0 +1,46 @@
+"""Server ends of the calls that carry payloads: the generated handlers would copy every chunk."""
+
+from __future__ import annotations
+
+import grpc
+
+from aggregator_service.transport.admin_servicer import AdminServicer
+from aggregator_service.transport.federation_servicer import FederationServicer
+from fedlora.proto.v1 import admin_pb2, federation_pb2
+from fedlora.wire.payload import reader_of, serialize
+
+__all__ = ["add_payload_handlers"]
+
+_FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
+_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+
+
+def add_payload_handlers(
+    server: grpc.aio.Server, federation: FederationServicer, admin: AdminServicer
+) -> None:
+    """Takes the place of the generated handlers of these calls, which are there already."""
+    server.add_registered_method_handlers(
+        _FEDERATION,
+        {
+            "PushUpdate": grpc.stream_unary_rpc_method_handler(
+                federation.PushUpdate,
+                request_deserializer=reader_of(federation_pb2.PushUpdateRequest),
+                response_serializer=serialize,
+            ),
+            "PullAdapter": grpc.unary_stream_rpc_method_handler(
+                federation.PullAdapter,
+                request_deserializer=federation_pb2.PullAdapterRequest.FromString,
+                response_serializer=serialize,
+            ),
+        },
+    )
+    server.add_registered_method_handlers(
+        _ADMIN,
+        {
+            "ExportAdapter": grpc.unary_stream_rpc_method_handler(
+                admin.ExportAdapter,
+                request_deserializer=admin_pb2.ExportAdapterRequest.FromString,
+                response_serializer=serialize,
+            )
+        },
+    )
