@@ -31,6 +31,7 @@ from torch import Tensor
 from aggregator_service.transport import server as transport_server
 from aggregator_service.transport.federation_servicer import FederationServicer
 from fedlora.exit_codes import ExitCode
+from fedlora.proto.v1 import federation_pb2 as pb
 
 SCRIPT = Path(__file__).parents[1] / "support" / "worker_process.py"
 SPEC = run_spec(method="fedsa_lora", num_rounds=3, num_workers=2)
@@ -76,7 +77,7 @@ class Moment:
                     nonlocal task_id
                     chunks = 0
                     async for message in request:
-                        if message.WhichOneof("message") == "header":
+                        if isinstance(message, pb.PushUpdateRequest):
                             task_id = message.header.task_id
                             if task_id.endswith(f"/{ROUND}/train/w"):
                                 moment.uploads.append(message.header)

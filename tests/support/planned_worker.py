@@ -23,6 +23,8 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.plan import RoundPlan, Selection, WorkerFeature
 from fedlora.runs.tasks import Capabilities, Role
 from fedlora.wire.convert import from_message, to_message
+from fedlora.wire.payload import reader_of
+from fedlora.wire.stream import Chunk
 
 # --- the wire ------------------------------------------------------------------------------
 
@@ -75,8 +77,9 @@ class Recording:
 
 
 def _payload(messages: list[Any]) -> Payload:
-    data = b"".join(m.chunk.data for m in messages if m.WhichOneof("message") == "chunk")
-    return Payload(messages[0].header, load(data))
+    read = reader_of(pb.PullAdapterResponse)
+    parts = [read(m) if isinstance(m, bytes) else m for m in messages]
+    return Payload(parts[0].header, load(b"".join(p.data for p in parts if isinstance(p, Chunk))))
 
 
 # --- the worker ----------------------------------------------------------------------------
