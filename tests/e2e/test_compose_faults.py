@@ -102,4 +102,4 @@ def rounds_of(project: Project) -> list[object]:
 
     with grpc.insecure_channel(project("port", "aggregator", "8400").strip()) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
-        return list(stub.ListRounds(admin_pb2.ListRoundsRequest(run=RUN), timeout=30).rounds)
+        return [r.round for r in stub.ListRounds(admin_pb2.ListRoundsRequest(run=RUN), timeout=30)]

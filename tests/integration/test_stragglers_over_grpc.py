@@ -144,14 +144,11 @@ async def finish(served: Served, workers: list[ScriptedWorker]) -> bytes:
         assert (task.kind, task.round) == (TRAIN, 2)
         await worker.push(task, random_adapter(4, seed=10 + i))
     assert (await workers[2].task()).kind == federation_pb2.TASK_KIND_EVALUATE
-    report = await served.admin.ListRounds(admin_pb2.ListRoundsRequest(run="test"), timeout=30)
-    assert len(report.rounds) == 1
+    assert len(await served.rounds("test")) == 1
     header, _, _ = await workers[2].pull(2)
     for worker in workers:
         await worker.evaluate(await worker.task())
-    (_, second) = (
-        await served.admin.ListRounds(admin_pb2.ListRoundsRequest(run="test"), timeout=30)
-    ).rounds
+    _, second = await served.rounds("test")
     assert [(u.worker, u.staleness) for u in second.updates] == [("a", 0), ("b", 0), ("c", 1)]
     return header.digest
 

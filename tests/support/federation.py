@@ -22,7 +22,14 @@ from aggregator_service.app import Aggregator
 from aggregator_service.config import AggregatorConfig
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.digests import new_digest
-from fedlora.proto.v1 import adapter_pb2, admin_pb2_grpc, federation_pb2_grpc, tensor_pb2
+from fedlora.proto.v1 import (
+    adapter_pb2,
+    admin_pb2,
+    admin_pb2_grpc,
+    federation_pb2_grpc,
+    run_pb2,
+    tensor_pb2,
+)
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.channel import client_options
 from fedlora.runs.spec import RunSpec
@@ -80,6 +87,11 @@ class Served:
         await worker.register(max_rank=max_rank)
         await worker.confirm(layout)
         return worker
+
+    async def rounds(self, run: str) -> list[run_pb2.RoundReport]:
+        """Reports of the run's completed rounds."""
+        request = admin_pb2.ListRoundsRequest(run=run)
+        return [r.round async for r in self.admin.ListRounds(request, timeout=60)]
 
 
 class ScriptedWorker:

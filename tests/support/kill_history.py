@@ -152,9 +152,7 @@ class _Federation:
                 life.ended.set()
 
     async def _end(self, served: Served) -> None:
-        request = admin_pb2.ListRoundsRequest(run=self._spec.name)
-        rounds = [r.round async for r in served.admin.ListRounds(request, timeout=60)]
-        self.history.adapters = [r.adapter_digest for r in rounds]
+        self.history.adapters = [r.adapter_digest for r in await served.rounds(self._spec.name)]
         assert await asyncio.to_thread(self.server.terminate) == 0
 
     async def work(self, name: str) -> None:
