@@ -26,7 +26,7 @@ from fedlora.tensors.manifest import DataType, TensorManifest
 
 __all__ = ["PayloadVerifier"]
 
-_BLOCK_ELEMENTS = 16 * 1024
+_BLOCK_ELEMENTS = 31 * 1024
 """checked at once: in a core's cache, and too few for torch to spread over threads of its own, for
 which the other uploads would have to wait"""
 
