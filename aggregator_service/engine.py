@@ -208,11 +208,12 @@ class AggregationEngine:
         round, grams = self._grams.get(state.run_id, (0, None))
         if grams is None or round != state.round:
             grams = RoundGrams(
-                self._versions.published(state.spec, state.adapter), threads=self._threads
+                self._versions.begun(state.spec, state.adapter), threads=self._threads
             )
             self._grams[state.run_id] = (state.round, grams)
         # Not verified yet: the close does it, before anything is made of these blocks.
-        grams.add(self._versions.contributions(state.spec, counted, where=self._blobs.path))
+        bases = {state.adapter.version: grams.start}
+        grams.add(self._versions.contributions(state.spec, counted, bases, where=self._blobs.path))
         return grams
 
     def _aggregate(self, state: RunState, bases: Mapping[int, AdapterRecord]) -> AdapterRecord:
@@ -334,14 +335,15 @@ class AggregationEngine:
         late = {u.base_version for u in updates if u.staleness}
         # Each is read once, to be sure of its bytes, however many updates began from it.
         began = {version: self._versions.begun(spec, bases[version]) for version in sorted(late)}
+        began = {u.base_version: before for u in updates} | began
         given = [
             LateContribution(
                 contribution=contribution,
                 staleness=update.staleness,
-                base=began.get(update.base_version, before),
+                base=began[update.base_version],
             )
             for update, contribution in zip(
-                updates, self._versions.contributions(spec, updates), strict=True
+                updates, self._versions.contributions(spec, updates, began), strict=True
             )
         ]
         with cohort_of(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from aggregator_service.aggregation.cohort_files import Contribution
-from aggregator_service.aggregation.round_context import StoredAdapter
+from aggregator_service.aggregation.adapter_file import StoredAdapter
+from aggregator_service.aggregation.cohort_files import Coding, Contribution
 from aggregator_service.aggregation.slicing import slice_adapter
 from aggregator_service.rounds.state import AdapterRecord, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
+from fedlora.codecs.updates import create_codec
 from fedlora.runs.spec import RunSpec
 
 __all__ = ["StoredVersions"]
@@ -60,6 +61,7 @@ class StoredVersions:
         self,
         spec: RunSpec,
         updates: Iterable[UpdateRecord],
+        bases: Mapping[int, StoredAdapter],
         *,
         where: Callable[[str], Path] | None = None,
     ) -> list[Contribution]:
@@ -68,9 +70,11 @@ class StoredVersions:
         Args:
             spec: of the run.
             updates: of a round.
+            bases: the versions that they began from, by number.
             where: finds a file by its digest; None verifies its bytes.
         """
         path_of = where or self.verified
+        codec = create_codec(spec.codec) if spec.codec else None
         return [
             Contribution(
                 worker=u.worker,
@@ -79,6 +83,7 @@ class StoredVersions:
                 scaling=spec.adapter.scaling,
                 given_rank=u.given_rank or u.rank,
                 metrics=u.metrics,
+                coding=Coding(codec=codec, base=bases[u.base_version]) if codec else None,
             )
             for u in updates
         ]

@@ -14,21 +14,26 @@ import asyncio
 import functools
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
+from aggregator_service.aggregation.coded_update import check_codes
 from aggregator_service.aggregation.cohort_files import check_selections
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.reported_numbers import check_metrics, check_scores
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
-from aggregator_service.rounds.state import UpdateRecord
+from aggregator_service.rounds.manifests import plain_manifest
+from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
 from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key
+from fedlora.codecs.updates import create_codec
 from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.plan import plan_for
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
 from fedlora.wire.stream import Chunk, Commit
@@ -106,7 +111,7 @@ class Uploads:
             )
             await actor.apply(
                 UpdateCommitted(record),
-                before_commit=lambda _: self._finish(writer, commit, header, record),
+                before_commit=lambda state: self._finish(writer, commit, state, header, record),
             )
         except FedLoraError as error:
             self._coordinator.disk.noticed(error)
@@ -232,13 +237,13 @@ class Uploads:
 
     @staticmethod
     def _finish(
-        writer: UploadWriter, commit: Commit, header: UpdateHeader, record: UpdateRecord
+        writer: UploadWriter,
+        commit: Commit,
+        state: RunState,
+        header: UpdateHeader,
+        record: UpdateRecord,
     ) -> None:
-        inspect = None
-        if any(parse_key(info.name).part is Part.SELECTED for info in header.manifest.tensors):
-            inspect = functools.partial(
-                check_selections, rank=record.given_rank, owner=record.worker
-            )
+        inspect = _inspection(state, header, record)
         writer.commit(commit.total_bytes, commit.digest, inspect=inspect)
 
     async def _replay(
@@ -281,6 +286,23 @@ def _check_commit(commit: Commit, header: UpdateHeader) -> None:
             f"the commit names {commit.total_bytes} bytes and a digest of {len(commit.digest)}, "
             f"the header {header.total_bytes} bytes; a {DIGEST_NAME} has {DIGEST_BYTES}",
         )
+
+
+def _inspection(
+    state: RunState, header: UpdateHeader, record: UpdateRecord
+) -> Callable[[Path], None] | None:
+    """The last look at an update's file, for what a manifest does not tell; None for none."""
+    if codec := record.codec(state.spec):
+        plan = plan_for(state.plans, header.round)
+        return functools.partial(
+            check_codes,
+            codec=create_codec(codec),
+            plain=plain_manifest(state, plan, record.given_rank),
+            owner=record.worker,
+        )
+    if any(parse_key(info.name).part is Part.SELECTED for info in header.manifest.tensors):
+        return functools.partial(check_selections, rank=record.given_rank, owner=record.worker)
+    return None
 
 
 def _suspend_unused(opening: asyncio.Future[UploadWriter]) -> None:

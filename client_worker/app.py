@@ -20,6 +20,7 @@ from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
+from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Registration
@@ -91,7 +92,10 @@ def _work(
             federation=federation,
             create_trainer=create_trainer or create,
             capabilities=replace(
-                capabilities(), max_rank=config.max_rank, features=tuple(sorted(FEATURES))
+                capabilities(),
+                max_rank=config.max_rank,
+                features=tuple(sorted(FEATURES)),
+                codecs=tuple(CodecName),
             ),
             stop=stop,
             patience=Patience(

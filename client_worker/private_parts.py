@@ -104,6 +104,21 @@ class PrivateParts:
                 if other not in kept:
                     other.unlink()
 
+    def forget(self, run_id: str, task: Task, manifest: TensorManifest) -> None:
+        """Drops what a task has made, so that the next one begins from what came before it.
+
+        Args:
+            run_id: of the task.
+            task: whose outcome does not count.
+            manifest: tensors that the private part has.
+        """
+        self._open(run_id, manifest)
+        made = [part for part in self._parts if part.task_id == task.task_id]
+        self._parts = [part for part in self._parts if part.task_id != task.task_id]
+        for part in made:
+            if part.path is not None:
+                part.path.unlink(missing_ok=True)
+
     def _open(self, run_id: str, manifest: TensorManifest) -> None:
         if run_id == self._run_id:
             return

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from client_worker.asking import Asking, RefusedError
+from client_worker.coding import UpdateCoder
 from client_worker.config import WorkerConfig
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
@@ -103,6 +104,7 @@ class Runner:
                 federation, self._asking, private, folder=(folder or scratch) / "adapters"
             ),
             private=private,
+            coder=UpdateCoder(PrivateParts(folder / "residuals" if folder else None)),
             outbox=Outbox(folder / "outbox" if folder else None),
             stop=stop,
         )

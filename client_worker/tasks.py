@@ -13,10 +13,11 @@ from collections.abc import Mapping
 import structlog
 
 from client_worker.asking import Asking, RefusedError
+from client_worker.coding import UpdateCoder
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate
-from client_worker.parts import pick, private_manifest, sent_manifest
+from client_worker.parts import pick, private_manifest
 from client_worker.ports import Federation
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
@@ -54,6 +55,7 @@ class TaskWork:
         progress: told how far training has got.
         loader: puts into the model what a task begins from.
         private: keeps what is trained and never sent.
+        coder: writes what is sent.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
     """
@@ -68,6 +70,7 @@ class TaskWork:
         progress: ProgressReporter,
         loader: AdapterLoader,
         private: PrivateParts,
+        coder: UpdateCoder,
         outbox: Outbox,
         stop: StopRequest,
     ) -> None:
@@ -78,6 +81,7 @@ class TaskWork:
         self._progress = progress
         self._loader = loader
         self._private = private
+        self._coder = coder
         self._outbox = outbox
         self._stop = stop
 
@@ -85,20 +89,20 @@ class TaskWork:
         """Submits the adapter as freshly attached: it becomes version 0."""
         self._session.handle(Event.UPDATE_AT_HAND)
         update = TrainedUpdate(payload=encode(loaded.trainer.adapter()))
-        self._submit(task, update, registration)
+        self._submit(task, update, loaded, registration)
 
     def train(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Trains from the task's version and submits, or submits what a restart cut short."""
-        update = self._outbox.find(task, sent_manifest(loaded.manifest, task.plan))
+        update = self._outbox.find(task, self._coder.manifest(task, loaded))
         if update is not None:
             log.info("update_found", bytes=update.payload.total_bytes)
             self._session.handle(Event.UPDATE_AT_HAND)
-            self._submit(task, update, registration)
+            self._submit(task, update, loaded, registration)
             return
         self._session.handle(Event.TRAIN_GIVEN)
         self._loader.bring(task, loaded, registration)
         try:
-            update = self._trained(task, loaded)
+            update = self._trained(task, loaded, registration)
         except TaskAbandoned:
             self._stop.check()
             self._heartbeats.raise_if_fenced()
@@ -112,7 +116,7 @@ class TaskWork:
             self._private.keep(registration.run_id, task, values)
         self._outbox.keep(task, update)
         self._session.handle(Event.TRAINED)
-        self._submit(task, update, registration)
+        self._submit(task, update, loaded, registration)
 
     def evaluate(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Scores the task's version and reports it."""
@@ -136,7 +140,9 @@ class TaskWork:
 
     # --- steps ---------------------------------------------------------------------------
 
-    def _trained(self, task: Task, loaded: LoadedTrainer) -> TrainedUpdate:
+    def _trained(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> TrainedUpdate:
         """Trains, scores the result on this worker's held-out data, encodes it."""
         loaded.began_from, loaded.pristine = None, False
         outcome = loaded.trainer.train(
@@ -160,15 +166,19 @@ class TaskWork:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
         return TrainedUpdate(
-            payload=encode(
-                pick(loaded.trainer.adapter(), sent_manifest(loaded.manifest, task.plan))
-            ),
+            payload=encode(self._coder.update(task, loaded, registration)),
             num_examples=outcome.num_examples,
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
         )
 
-    def _submit(self, task: Task, update: TrainedUpdate, registration: Registration) -> None:
+    def _submit(
+        self,
+        task: Task,
+        update: TrainedUpdate,
+        loaded: LoadedTrainer,
+        registration: Registration,
+    ) -> None:
         """Sends an update until it is acknowledged, or refused as too late."""
         payload = update.payload
 
@@ -196,6 +206,7 @@ class TaskWork:
             acknowledgement = self._asking.ask("submitting the update", push)
         except RefusedError as refused:
             self._drop_if_stale(refused)
+            self._coder.refused(task, loaded, registration)
         else:
             self._session.handle(Event.ACKNOWLEDGED)
             log.info(

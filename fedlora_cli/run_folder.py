@@ -28,6 +28,7 @@ _DECISIVE = {
     "training",
     "data",
     "data.partition",
+    "codec",
 }
 
 

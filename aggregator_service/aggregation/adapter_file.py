@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,14 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_finite
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
-__all__ = ["AdapterFile", "Scaling", "read_manifest"]
+__all__ = [
+    "AdapterFile",
+    "SafetensorsFile",
+    "Scaling",
+    "StoredAdapter",
+    "TensorSource",
+    "read_manifest",
+]
 
 Scaling = float | Mapping[str, float] | Callable[[int], float]
 """s of lora_B: for all modules, by module path, or of a module's rank"""
@@ -28,20 +36,50 @@ _NARROW = ("F32", "BF16", "F16")
 _EXTRAS = (Part.MAGNITUDE, Part.CORE, Part.SELECTED)
 
 
-class AdapterFile:
-    """A safetensors file with PEFT keys (`fedlora.adapters.names`), opened for single parts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredAdapter:
+    """An adapter on disk, and the s with which its readers serve it."""
+
+    path: Path
+    scaling: Scaling
+
+
+class TensorSource(Protocol):
+    """Named tensors that are read one by one."""
+
+    def names(self) -> Iterable[str]:
+        """Of all of them."""
+        ...
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        ...
+
+    def dtype(self, key: str) -> str:
+        """Its element type, in safetensors' words."""
+        ...
+
+    def tensor(self, key: str) -> Tensor:
+        """Its values."""
+        ...
+
+    def close(self) -> None:
+        """Ends reading."""
+        ...
+
+
+class SafetensorsFile:
+    """A file's tensors as they are stored.
 
     Args:
         path: the file.
-        scaling: s of lora_B.
         owner: who it is from, for messages.
 
     Raises:
-        FedLoraError: INVALID_PAYLOAD for a file or key that cannot be read.
+        FedLoraError: INVALID_PAYLOAD for a file that cannot be read.
     """
 
-    def __init__(self, path: Path, scaling: Scaling, owner: str) -> None:
-        self._scaling, self.owner = scaling, owner
+    def __init__(self, path: Path, owner: str) -> None:
         try:
             # safetensors declares its reader without types.
             self._file = cast("Any", safe_open(path, framework="pt"))
@@ -49,13 +87,50 @@ class AdapterFile:
             raise FedLoraError(
                 Reason.INVALID_PAYLOAD, f"{owner}: cannot read {path.name}: {error}"
             ) from error
+
+    def names(self) -> Iterable[str]:
+        """Of all tensors."""
+        return cast("Iterable[str]", self._file.keys())
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """From the header."""
+        return tuple(self._file.get_slice(key).get_shape())
+
+    def dtype(self, key: str) -> str:
+        """From the header."""
+        return str(self._file.get_slice(key).get_dtype())
+
+    def tensor(self, key: str) -> Tensor:
+        """A copy of the stored values."""
+        return cast("Tensor", self._file.get_tensor(key))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.__exit__(None, None, None)
+
+
+class AdapterFile:
+    """An adapter with PEFT keys (`fedlora.adapters.names`), opened for single parts.
+
+    Args:
+        source: a safetensors file, or what else holds its tensors; closed with this.
+        scaling: s of lora_B.
+        owner: who it is from, for messages.
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD for a file or key that cannot be read.
+    """
+
+    def __init__(self, source: Path | TensorSource, scaling: Scaling, owner: str) -> None:
+        self._scaling, self.owner = scaling, owner
+        self._tensors = SafetensorsFile(source, owner) if isinstance(source, Path) else source
         self.shapes: dict[str, tuple[int, ...]] = {}
         """shapes of all tensors by key"""
         self._keys: dict[str, dict[Part, str]] = {}
         self.is_hira = False
         """whether the factors are HiRA's, of the update W0 o (B A)"""
-        for key in sorted(self._file.keys()):
-            self.shapes[key] = tuple(self._file.get_slice(key).get_shape())
+        for key in sorted(self._tensors.names()):
+            self.shapes[key] = self._tensors.shape(key)
             parsed = parse_key(key)
             self.is_hira |= parsed.factor in (Factor.HIRA_A, Factor.HIRA_B)
             if parsed.part is not None:
@@ -70,8 +145,12 @@ class AdapterFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file."""
-        self._file.__exit__(None, None, None)
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends reading."""
+        self._tensors.close()
 
     def parts(self, module: str) -> tuple[Part, ...]:
         """The parts of a module that the file holds; none for a module it does not know."""
@@ -150,7 +229,7 @@ class AdapterFile:
         keys = self._keys[module]
         if not {Part.A, Part.B} <= {*keys} or Part.CORE in keys:
             return False
-        stored = (self._dtype(keys[part]) for part in (Part.A, Part.B))
+        stored = (self._tensors.dtype(keys[part]) for part in (Part.A, Part.B))
         return all(name in _NARROW for name in stored) and (
             math.frexp(self.scale(module, self.rank(module)))[0] == 0.5
         )
@@ -193,7 +272,7 @@ class AdapterFile:
 
     def raw(self, key: str) -> Tensor:
         """One tensor as it is stored."""
-        return cast("Tensor", self._file.get_tensor(key))
+        return self._tensors.tensor(key)
 
     def key(self, module: str, part: Part) -> str:
         """The key of a part that the file holds."""
@@ -202,10 +281,7 @@ class AdapterFile:
     def dtype(self) -> str:
         """Element type of the first tensor of a module, in safetensors' words."""
         first = next(iter(self._keys[self.modules[0]].values()))
-        return self._dtype(first)
-
-    def _dtype(self, key: str) -> str:
-        return str(self._file.get_slice(key).get_dtype())
+        return self._tensors.dtype(first)
 
 
 def read_manifest(path: Path) -> TensorManifest:

@@ -20,18 +20,29 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
+from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling, StoredAdapter
 from aggregator_service.aggregation.client_grams import ClientGrams
+from aggregator_service.aggregation.coded_update import CodedTensors
 from aggregator_service.aggregation.module_cohort import BaseRows, GlobalModule, ModuleCohort
 from aggregator_service.aggregation.slicing import given_factors
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
+from fedlora.codecs.base import Codec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_finite
 from fedlora.runs.plan import RoundPlan, Selection
 
-__all__ = ["CohortFiles", "Contribution", "check_selections", "selected_components"]
+__all__ = ["Coding", "CohortFiles", "Contribution", "check_selections", "selected_components"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coding:
+    """What it takes to read an update in a codec."""
+
+    codec: Codec
+    base: StoredAdapter
+    """the version that the update is a change of"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +55,28 @@ class Contribution:
     """>= 0, need not sum to 1 over the cohort; 0 means absent. What the weighting rule takes for
     the number of examples"""
     path: Path
-    """safetensors file with PEFT keys"""
+    """safetensors file with PEFT keys, or in a codec"""
     scaling: Scaling
     """s of lora_B"""
     given_rank: int = 0
     """rank of the adapter that the worker was given; 0: the update's own"""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    coding: Coding | None = None
+    """None: the file holds the adapter's tensors as they are"""
+
+    def open(self) -> AdapterFile:
+        """The update as the adapter that it says, whatever it is written in."""
+        if self.coding is None:
+            return AdapterFile(self.path, self.scaling, self.worker)
+        base = self.coding.base
+        tensors = CodedTensors(
+            self.path,
+            codec=self.coding.codec,
+            base=AdapterFile(base.path, base.scaling, "the version it began from"),
+            rank=self.given_rank,
+            owner=self.worker,
+        )
+        return AdapterFile(tensors, self.scaling, self.worker)
 
 
 class CohortFiles:
@@ -84,10 +111,7 @@ class CohortFiles:
         """of the updates present, in float64, summing to 1"""
         self._stack = contextlib.ExitStack()
         try:
-            self.files = [
-                self._stack.enter_context(AdapterFile(c.path, c.scaling, c.worker))
-                for c in self.contributions
-            ]
+            self.files = [self._stack.enter_context(c.open()) for c in self.contributions]
             for file in self.files:
                 if start is None:
                     file.check_complete()

@@ -128,7 +128,11 @@ class Recipe:
             published = (*published, Part.BASE_A, Part.BASE_B)
         metrics = {*plan.required_metrics, *self.weighting.required_metrics}
         return replace(
-            plan, trained=trained, published=published, required_metrics=tuple(sorted(metrics))
+            plan,
+            trained=trained,
+            published=published,
+            required_metrics=tuple(sorted(metrics)),
+            keeps_basis=self.properties.keeps_basis,
         )
 
 

@@ -60,7 +60,9 @@ class RoundGrams:
     """
 
     def __init__(self, start: StoredAdapter, *, threads: int = 0) -> None:
-        self._start, self._threads = start, threads
+        self.start = start
+        """what the round began from"""
+        self._threads = threads
         self._blocks: dict[str, dict[tuple[str, str], _Block]] = {}
 
     def add(self, contributions: Sequence[Contribution]) -> None:
@@ -70,7 +72,7 @@ class RoundGrams:
             FedLoraError: as `CohortFiles`.
         """
         with (
-            AdapterFile(self._start.path, self._start.scaling, "the version before") as start,
+            AdapterFile(self.start.path, self.start.scaling, "the version before") as start,
             CohortFiles(contributions, start=start) as cohort,
         ):
             modules = [m for m in cohort.modules if self._pays(cohort, m)]

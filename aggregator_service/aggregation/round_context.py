@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from aggregator_service.aggregation.adapter_file import Scaling
+from aggregator_service.aggregation.adapter_file import StoredAdapter
 from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.cohort_files import CohortFiles
 from fedlora.adapters.spec import AdapterKind
@@ -30,14 +30,6 @@ class PreparedGrams(Protocol):
     def of(self, module: str, cohort: CohortFiles) -> ClientGrams | None:
         """The Gram matrices of a cohort; None where there are none."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredAdapter:
-    """An adapter on disk, and the s with which its readers serve it."""
-
-    path: Path
-    scaling: Scaling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,6 +64,14 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             f"rounds.quorum is {spec.rounds.quorum}",
             hint=f"Set rounds.quorum = {recipe.properties.min_clients}",
         )
+    if spec.codec is not None and (part := _uncodable(recipe.plans(spec.adapter.kind))):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} cannot take updates in a codec, here {spec.codec.name.value}: a codec writes "
+            f"the change of the adapter that was given, and its workers send {part}",
+            hint="Leave the section [codec] out, or take another method: fedit, flora_na and "
+            "optimal take every codec",
+        )
     why = needs_one_version(recipe, spec.adapter.kind) if spec.rounds.counts_late_updates else ""
     if why:
         raise FedLoraError(
@@ -90,6 +98,15 @@ def needs_one_version(recipe: Recipe, kind: AdapterKind) -> str:
         return reason
     if not (properties.keeps_basis or properties.mixed_ranks):
         return "its versions come in other components each, and it takes updates of one rank only"
+    return ""
+
+
+def _uncodable(plans: tuple[RoundPlan, ...]) -> str:
+    """What keeps updates from being a change of every number that was given; empty for nothing."""
+    if any(plan.selection is not Selection.ALL for plan in plans):
+        return "components of their choice, with an exact mask"
+    if any(plan.may_lower_rank for plan in plans):
+        return "an adapter of a rank of their choice"
     return ""
 
 

@@ -12,7 +12,7 @@ Whoever needs to know what a worker was given computes it here again, rounding i
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
@@ -22,10 +22,13 @@ from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
 from aggregator_service.aggregation.gauge import filled
 from aggregator_service.aggregation.tensor_writer import TensorWriter
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import Part
+from fedlora.adapters.names import Part, parse_key
 from fedlora.runs.seeds import derive_seed
 
-__all__ = ["given_factors", "is_at_rank", "slice_adapter"]
+__all__ = ["given_factors", "given_shape", "given_tensor", "is_at_rank", "slice_adapter"]
+
+_RANK_AXES: Mapping[Part, tuple[int, ...]] = {Part.A: (0,), Part.B: (1,), Part.CORE: (0, 1)}
+"""where the rank stands in a part's shape"""
 
 
 def is_at_rank(file: AdapterFile, rank: int) -> bool:
@@ -73,6 +76,21 @@ def given_factors(
     if Part.CORE in held:
         b = b @ held[Part.CORE].to(device=device, dtype=torch.float64)
     return LoraFactors.fold(a, b, file.scale(module, rank))
+
+
+def given_shape(file: AdapterFile, key: str, rank: int) -> tuple[int, ...]:
+    """Shape of a tensor of the adapter as a worker of that rank was given it."""
+    part = parse_key(key).part
+    axes = _RANK_AXES.get(part, ()) if part else ()
+    return tuple(rank if axis in axes else size for axis, size in enumerate(file.shapes[key]))
+
+
+def given_tensor(file: AdapterFile, key: str, rank: int) -> Tensor:
+    """A tensor of the adapter as a worker of that rank was given it, in the file's dtype."""
+    parsed = parse_key(key)
+    if parsed.part is None or parsed.part not in _RANK_AXES or file.rank(parsed.path) == rank:
+        return file.raw(key)
+    return _at_rank(file, parsed.path, rank)[parsed.part]
 
 
 def _at_rank(file: AdapterFile, module: str, rank: int) -> dict[Part, Tensor]:

@@ -109,7 +109,7 @@ def cohort_of(
                 path = temporary()
                 stack.callback(path.unlink, missing_ok=True)
                 _rebase(update, before, path, in_products=in_products)
-                member = replace(member, path=path, scaling=1.0)
+                member = replace(member, path=path, scaling=1.0, coding=None)
             members.append(member)
         if left > 0:
             members.append(
@@ -132,12 +132,12 @@ def _rebase(
     """Writes an update as if it had begun from the version before: float64, scale 1."""
     given = update.contribution
     with ExitStack() as stack:
-        sent, base, now = (
-            stack.enter_context(AdapterFile(path, scaling, owner))
-            for path, scaling, owner in (
-                (given.path, given.scaling, given.worker),
-                (update.base.path, update.base.scaling, "the version it began from"),
-                (before.path, before.scaling, "the version before"),
+        sent = stack.enter_context(given.open())
+        base, now = (
+            stack.enter_context(AdapterFile(adapter.path, adapter.scaling, owner))
+            for adapter, owner in (
+                (update.base, "the version it began from"),
+                (before, "the version before"),
             )
         )
         out = stack.enter_context(TensorWriter(output, {"format": "pt"}))

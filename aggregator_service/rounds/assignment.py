@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aggregator_service.rounds.manifests import (
     adapter_parts,
+    check_coded_manifest,
     check_update_manifest,
     initial_manifest,
 )
@@ -108,6 +109,9 @@ def check_update(state: RunState, worker: str, header: UpdateHeader, now: float)
             f" got none named {missing[0]!r}",
             hint=f"{state.spec.method.name} weighs updates by them",
         )
+    if state.spec.codec is not None and task.kind is TaskKind.TRAIN:
+        check_coded_manifest(state, state.spec.codec, task.plan, rank, header.manifest)
+        return rank
     return check_update_manifest(state, task.plan, rank, header.manifest)
 
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from aggregator_service.rounds.state import RunState
 from fedlora.adapters.names import Part, parse_key, part_key
 from fedlora.adapters.spec import AdapterKind, AdapterLayout
+from fedlora.codecs.spec import CodecSpec
+from fedlora.codecs.updates import coded_manifest, create_codec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan, Selection
 from fedlora.tensors.manifest import TensorInfo, TensorManifest
 
-__all__ = ["adapter_parts", "check_update_manifest", "initial_manifest"]
+__all__ = [
+    "adapter_parts",
+    "check_coded_manifest",
+    "check_update_manifest",
+    "initial_manifest",
+    "plain_manifest",
+]
 
 _AXES = ((Part.A, 0), (Part.B, 1), (Part.CORE, 0))
 """where the rank stands in a part's shape"""
@@ -53,6 +61,27 @@ def check_update_manifest(
     if difference := expected.difference(manifest):
         raise FedLoraError(Reason.MANIFEST_MISMATCH, f"the update is not the run's: {difference}")
     return rank
+
+
+def plain_manifest(state: RunState, plan: RoundPlan, rank: int) -> TensorManifest:
+    """The adapter's tensors that an update of all components says, whatever it is written in."""
+    return _manifest(state, rank, plan.trained)
+
+
+def check_coded_manifest(
+    state: RunState, codec: CodecSpec, plan: RoundPlan, rank: int, manifest: TensorManifest
+) -> None:
+    """Refuses an update whose tensors are not those that the codec makes of what was asked for.
+
+    Raises:
+        FedLoraError: MANIFEST_MISMATCH, naming the first difference.
+    """
+    expected = coded_manifest(plain_manifest(state, plan, rank), create_codec(codec))
+    if difference := expected.difference(manifest):
+        raise FedLoraError(
+            Reason.MANIFEST_MISMATCH,
+            f"the update is not one of the run's, written in {codec.name.value}: {difference}",
+        )
 
 
 def _manifest(state: RunState, rank: int, parts: tuple[Part, ...]) -> TensorManifest:

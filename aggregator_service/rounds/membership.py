@@ -49,6 +49,7 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
             f"worker {event.name!r} can exchange {', '.join(dtypes)}, the run exchanges "
             f"{spec.wire_dtype}",
         )
+    _check_codec(state, event)
     _check_features(state, event)
     old = state.workers.get(event.name)
     slot = None
@@ -83,6 +84,19 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
         },
     )
     return state.with_worker(worker), fact
+
+
+def _check_codec(state: RunState, event: WorkerRegistered) -> None:
+    codec = state.spec.codec
+    if codec is None or codec.name in event.capabilities.codecs:
+        return
+    able = ", ".join(sorted(event.capabilities.codecs)) or "no codec"
+    raise FedLoraError(
+        Reason.UNSUPPORTED_METHOD,
+        f"updates of run {state.spec.name!r} are written in {codec.name.value}, and worker "
+        f"{event.name!r} offers {able}",
+        hint="Use a worker of the server's version, or leave the section [codec] out",
+    )
 
 
 def _check_features(state: RunState, event: WorkerRegistered) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.codecs.spec import CodecSpec
 from fedlora.runs.plan import RoundPlan, plan_for
 from fedlora.runs.report import WorkerState
 from fedlora.runs.spec import RunPhase, RunSpec
@@ -74,6 +75,10 @@ class UpdateRecord:
     """made after the round's aggregation, on what came of it; no part of the cohort"""
     staleness: int = 0
     """rounds between the one it was made for and the one in which it counts"""
+
+    def codec(self, spec: RunSpec) -> CodecSpec | None:
+        """What it is written in; the first adapter and refinements are sent plainly."""
+        return None if self.round == 0 or self.is_refinement else spec.codec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
         "method": (spec.method,),
         "rounds": (spec.rounds,),
         "training": (spec.training,),
+        "codec": (spec.codec,) if spec.codec else (),
         "data.partition": (spec.partition,) if spec.partition else (),
         **{name: (rule,) if rule else () for name, rule in rules.items()},
     }

@@ -45,11 +45,13 @@ class Key:
     annotation: Any
     default: object
     help: str
+    among: tuple[str, ...] = ()
+    """of an enumeration: the values that may stand there; empty for all of them"""
 
     @property
     def expected(self) -> str:
         """What may stand there, in words."""
-        return _expected(self.annotation)
+        return _one_of(self.choices) if self.choices else _expected(self.annotation)
 
     @property
     def is_path(self) -> bool:
@@ -59,6 +61,8 @@ class Key:
     @property
     def choices(self) -> tuple[str, ...]:
         """The values of an enumeration; empty for other types."""
+        if self.among:
+            return self.among
         kind = _without_none(self.annotation)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return tuple(str(member.value) for member in kind)
@@ -67,6 +71,8 @@ class Key:
 
 def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
     """The keys of a dataclass, in order; fields that hold dataclasses or mappings are left out.
+
+    A field's metadata may say with "among" which values of an enumeration are meant.
 
     Args:
         owner: a dataclass.
@@ -89,6 +95,7 @@ def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
                 annotation=annotation,
                 default=_default(field),
                 help=helps.get(field.name, ""),
+                among=tuple(field.metadata.get("among", ())),
             )
         )
     return tuple(keys)
@@ -201,14 +208,16 @@ def _default(field: dataclasses.Field[Any]) -> object:
     return REQUIRED
 
 
+def _one_of(choices: Iterable[str]) -> str:
+    return "one of " + ", ".join(f'"{choice}"' for choice in choices)
+
+
 def _expected(annotation: Any) -> str:
     kind = _without_none(annotation)
     if typing.get_origin(kind) is tuple:
         return "a list of " + {str: "strings", int: "integers"}.get(
             typing.get_args(kind)[0], "values"
         )
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return "one of " + ", ".join(f'"{member.value}"' for member in kind)
     words = {
         bool: "true or false",
         int: "an integer",

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.adapters.spec import BaseModel as BaseModelSpec
+from fedlora.codecs.spec import CodecSpec
 from fedlora.config.checks import explain, missing_key, section_models
 from fedlora.config.keys import REQUIRED, keys_of
 from fedlora.config.sections import METHOD_RULES, Section, all_sections, run_sections
@@ -219,7 +220,8 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         values[section.name] = {
             attributes.get(e.key, e.key): e.value for e in entries if e.section == section.name
         }
-    model, method, partition = values["model"], values["method"], values["data.partition"]
+    model, method = values["model"], values["method"]
+    partition, codec = values["data.partition"], values["codec"]
     rules = {
         name: RuleSpec(name=values[name].pop("name"), options=values[name])
         for name in METHOD_RULES
@@ -233,6 +235,7 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         rounds=RoundRules(**values["rounds"]),
         training=TrainingSpec(**values["training"]),
         partition=PartitionSpec(**partition) if partition else None,
+        codec=CodecSpec(**codec) if codec else None,
     )
 
 

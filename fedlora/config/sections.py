@@ -1,6 +1,6 @@
 """The sections of a configuration file: which keys each has, and which dataclass gets the values.
 
-Ten sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
+Eleven sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
 command line; their dataclasses come from whoever loads the configuration, so that this package
 imports no service, and an image with one service reads past the other's sections.
 """
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedlora.adapters.spec import AdapterSpec, BaseModel
+from fedlora.codecs.spec import CodecSpec
 from fedlora.config.keys import Key, keys_of
 from fedlora.runs.spec import (
     MethodSpec,
@@ -107,6 +108,12 @@ def run_sections() -> tuple[Section, ...]:
             name="training",
             help="Local training; equal for all workers of a run.",
             keys=keys_of(TrainingSpec),
+        ),
+        Section(
+            name="codec",
+            help="How workers write their updates ([codecs.md](codecs.md)); leave the section out "
+            "to send them plainly, in `run.wire_dtype`.",
+            keys=keys_of(CodecSpec),
         ),
         Section(
             name="data.partition",

@@ -72,6 +72,9 @@ class RoundPlan:
     """metrics that an update must come with"""
     settings: Mapping[str, float] = field(default_factory=dict)
     """numbers of the method that the worker's training needs, such as `tail_penalty`"""
+    keeps_basis: bool = True
+    """the components of the next version are those of this one, so that what a codec took from an
+    update can be added to the worker's next one"""
 
     def __post_init__(self) -> None:
         if not self.trained:

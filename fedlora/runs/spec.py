@@ -1,4 +1,4 @@
-"""A run's specification: adapter, method, round rules, training, data split.
+"""A run's specification: adapter, method, round rules, training, data split, codec.
 
 Field docstrings are the reference: configuration files, flags and documentation are
 built from these dataclasses, so a default is written once, here.
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedlora.adapters.spec import AdapterSpec
+from fedlora.codecs.spec import CodecSpec
 from fedlora.errors import FedLoraError, Reason
-from fedlora.tensors.manifest import DataType
+from fedlora.tensors.manifest import FLOATS, DataType
 
 __all__ = [
     "BelowQuorum",
@@ -383,8 +384,10 @@ class RunSpec:
     """absent where every worker brings its own data"""
     seed: int = 0
     """seed of everything random in the run"""
-    wire_dtype: DataType = DataType.F32
-    """element type of adapters and updates on the wire and on disk"""
+    wire_dtype: DataType = field(default=DataType.F32, metadata={"among": FLOATS})
+    """element type of adapters on the wire and on disk, and of updates where no codec is set"""
+    codec: CodecSpec | None = None
+    """how updates are written; absent: plainly, in wire_dtype"""
 
     def __post_init__(self) -> None:
         if not _RUN_NAME.fullmatch(self.name):
@@ -394,3 +397,7 @@ class RunSpec:
             )
         if not 0 <= self.seed < 2**63:
             raise _invalid(f"run.seed must lie in [0, 2^63), got {self.seed}")
+        if self.wire_dtype not in FLOATS:
+            raise _invalid(
+                f"run.wire_dtype must be one of {', '.join(FLOATS)}, got {self.wire_dtype.value}"
+            )

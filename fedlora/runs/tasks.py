@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.spec import PartitionSpec, RunSpec
@@ -112,6 +113,8 @@ class Capabilities:
     features: tuple[WorkerFeature, ...] = ()
     """what it can do beyond training A and B from what it was given"""
     role: Role = Role.PARTY
+    codecs: tuple[CodecName, ...] = ()
+    """codecs it can write updates in"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

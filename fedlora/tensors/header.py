@@ -149,7 +149,7 @@ def data_order(manifest: TensorManifest) -> tuple[TensorInfo, ...]:
 
     Wide elements go first, so that each tensor is aligned; among equals the name decides.
     """
-    ranks = {DataType.F32: 0, DataType.BF16: 1, DataType.F16: 2}
+    ranks = {DataType.F32: 0, DataType.BF16: 1, DataType.F16: 2, DataType.U8: 3}
     return tuple(sorted(manifest.tensors, key=lambda t: (ranks[t.dtype], t.name)))
 
 

@@ -14,7 +14,7 @@ from fedlora.errors import FedLoraError, Reason
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DataType", "TensorInfo", "TensorManifest"]
+__all__ = ["FLOATS", "DataType", "TensorInfo", "TensorManifest"]
 
 
 class DataType(enum.StrEnum):
@@ -23,6 +23,8 @@ class DataType(enum.StrEnum):
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+    U8 = "u8"
+    """bytes of a codec; no adapter has them"""
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -37,7 +39,7 @@ class DataType(enum.StrEnum):
     @property
     def item_bytes(self) -> int:
         """Size of one element."""
-        return 4 if self is DataType.F32 else 2
+        return _ITEM_BYTES[self]
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> DataType:
@@ -49,6 +51,12 @@ class DataType(enum.StrEnum):
         raise FedLoraError(Reason.INVALID_ARGUMENT, f"no wire type for {dtype}; known: {known}")
 
 
+FLOATS = (DataType.F32, DataType.F16, DataType.BF16)
+"""types of an adapter's tensors"""
+
+_ITEM_BYTES = {DataType.F32: 4, DataType.F16: 2, DataType.BF16: 2, DataType.U8: 1}
+
+
 @cache
 def _torch_types() -> Mapping[DataType, torch.dtype]:
     # Here and not above: reading a configuration needs the names of the types, but not torch.
@@ -58,12 +66,13 @@ def _torch_types() -> Mapping[DataType, torch.dtype]:
         DataType.F32: torch.float32,
         DataType.F16: torch.float16,
         DataType.BF16: torch.bfloat16,
+        DataType.U8: torch.uint8,
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorInfo:
-    """One tensor of a payload, under its PEFT state-dict key."""
+    """One tensor of a payload, under its PEFT state-dict key or a name that a codec makes of it."""
 
     name: str
     shape: tuple[int, ...]

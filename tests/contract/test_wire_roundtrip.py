@@ -15,6 +15,7 @@ from google.protobuf.descriptor import Descriptor
 
 from fedlora.adapters import names
 from fedlora.adapters import spec as adapters
+from fedlora.codecs import spec as codecs
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
 from fedlora.runs import plan, report, tasks
@@ -33,6 +34,7 @@ PAIRS = {
     runs.RoundRules: run_pb2.RoundRules,
     runs.TrainingSpec: run_pb2.TrainingSpec,
     runs.PartitionSpec: run_pb2.PartitionSpec,
+    codecs.CodecSpec: run_pb2.CodecSpec,
     runs.RunSpec: run_pb2.RunSpec,
     tasks.Evaluation: run_pb2.Evaluation,
     tasks.Capabilities: federation_pb2.Capabilities,
@@ -68,7 +70,8 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "mixing": 0.5,
     },
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
-    runs.RunSpec: {"name": "run"},
+    runs.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
+    codecs.CodecSpec: {"kept_share": 0.5},
     runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "gauge": "balanced"}},
     plan.RoundPlan: {"private": (names.Part.MAGNITUDE,)},
     runs.RuleSpec: {"options": {"cap": 0.5, "kind": "soft"}},

@@ -145,4 +145,14 @@ engine = "{rules.engine.value}"
 buffer_size = {rules.buffer_size}
 [training]
 learning_rate = {run.training.learning_rate}
+{_codec_toml(run)}"""
+
+
+def _codec_toml(run: RunSpec) -> str:
+    if run.codec is None:
+        return ""
+    return f"""[codec]
+name = "{run.codec.name}"
+error_feedback = {str(run.codec.error_feedback).lower()}
+kept_share = {run.codec.kept_share}
 """

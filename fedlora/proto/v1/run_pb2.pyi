@@ -262,6 +262,36 @@ SAMPLING_BY_EXAMPLES: Sampling.ValueType  # 2
 SAMPLING_POWER_OF_CHOICE: Sampling.ValueType  # 3
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
+class _CodecName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CodecNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CodecName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CODEC_NAME_UNSPECIFIED: _CodecName.ValueType  # 0
+    CODEC_NAME_BF16: _CodecName.ValueType  # 1
+    CODEC_NAME_F16: _CodecName.ValueType  # 2
+    CODEC_NAME_INT8: _CodecName.ValueType  # 3
+    """8 bits and one scale for each component."""
+    CODEC_NAME_NF4: _CodecName.ValueType  # 4
+    """4 bits and one scale for each 64 values."""
+    CODEC_NAME_TOP_K: _CodecName.ValueType  # 5
+    """The largest values and their places."""
+
+class CodecName(_CodecName, metaclass=_CodecNameEnumTypeWrapper):
+    """How the numbers of an update are written. docs/codecs.md has the formats."""
+
+CODEC_NAME_UNSPECIFIED: CodecName.ValueType  # 0
+CODEC_NAME_BF16: CodecName.ValueType  # 1
+CODEC_NAME_F16: CodecName.ValueType  # 2
+CODEC_NAME_INT8: CodecName.ValueType  # 3
+"""8 bits and one scale for each component."""
+CODEC_NAME_NF4: CodecName.ValueType  # 4
+"""4 bits and one scale for each 64 values."""
+CODEC_NAME_TOP_K: CodecName.ValueType  # 5
+"""The largest values and their places."""
+Global___CodecName: _TypeAlias = CodecName  # noqa: Y015
+
 class _EvaluationScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -420,11 +450,16 @@ class RoundPlan(_message.Message):
     REFINED_FIELD_NUMBER: _builtins.int
     REQUIRED_METRICS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
+    KEEPS_BASIS_FIELD_NUMBER: _builtins.int
     selection: Global___Selection.ValueType
     may_lower_rank: _builtins.bool
     """A worker may come back with a lower rank than it was given, and keeps it."""
     personal_stage: _builtins.bool
     """After the round the worker trains private magnitudes of B, which are never sent."""
+    keeps_basis: _builtins.bool
+    """The components of the next version are those of this one, so that what a codec took from an
+    update can be added to the worker's next one.
+    """
     @_builtins.property
     def trained(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
         """Trained and sent; modules_to_save are trained and sent always."""
@@ -461,10 +496,11 @@ class RoundPlan(_message.Message):
         refined: _abc.Iterable[Global___Part.ValueType] | None = ...,
         required_metrics: _abc.Iterable[_builtins.str] | None = ...,
         settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        keeps_basis: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeps_basis", b"keeps_basis", "may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -663,6 +699,35 @@ class PartitionSpec(_message.Message):
 Global___PartitionSpec: _TypeAlias = PartitionSpec  # noqa: Y015
 
 @_typing.final
+class CodecSpec(_message.Message):
+    """The updates of TRAIN tasks hold, in this codec, the change from the version they began from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ERROR_FEEDBACK_FIELD_NUMBER: _builtins.int
+    KEPT_SHARE_FIELD_NUMBER: _builtins.int
+    name: Global___CodecName.ValueType
+    error_feedback: _builtins.bool
+    """Add what the codec took from a worker's update to its next one, where RoundPlan.keeps_basis."""
+    kept_share: _builtins.float
+    """Share of each tensor's values that CODEC_NAME_TOP_K sends, in (0, 1]."""
+    def __init__(
+        self,
+        *,
+        name: Global___CodecName.ValueType = ...,
+        error_feedback: _builtins.bool = ...,
+        kept_share: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_feedback", b"error_feedback", "kept_share", b"kept_share", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodecSpec: _TypeAlias = CodecSpec  # noqa: Y015
+
+@_typing.final
 class RunSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -674,11 +739,12 @@ class RunSpec(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     WIRE_DTYPE_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Letters, digits, "-", "_" and "."; unique on a server."""
     seed: _builtins.int
     wire_dtype: _tensor_pb2.DataType.ValueType
-    """Element type of adapters and updates on the wire and on disk."""
+    """Element type of adapters on the wire and on disk, and of updates where no codec is set."""
     @_builtins.property
     def adapter(self) -> _adapter_pb2.AdapterSpec: ...
     @_builtins.property
@@ -691,6 +757,10 @@ class RunSpec(_message.Message):
     def partition(self) -> Global___PartitionSpec:
         """Absent where every worker brings its own data."""
 
+    @_builtins.property
+    def codec(self) -> Global___CodecSpec:
+        """Absent: updates are sent plainly."""
+
     def __init__(
         self,
         *,
@@ -702,13 +772,19 @@ class RunSpec(_message.Message):
         partition: Global___PartitionSpec | None = ...,
         seed: _builtins.int = ...,
         wire_dtype: _tensor_pb2.DataType.ValueType = ...,
+        codec: Global___CodecSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "adapter", b"adapter", "method", b"method", "partition", b"partition", "rounds", b"rounds", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "partition", b"partition", "rounds", b"rounds", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_partition", b"_partition", "adapter", b"adapter", "method", b"method", "name", b"name", "partition", b"partition", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "name", b"name", "partition", b"partition", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
+    _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015
     _WhichOneofReturnType__partition: _TypeAlias = _typing.Literal["partition"]  # noqa: Y015
     _WhichOneofArgType__partition: _TypeAlias = _typing.Literal["_partition", b"_partition"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__codec) -> _WhichOneofReturnType__codec | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__partition) -> _WhichOneofReturnType__partition | None: ...
 
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64lora/proto/v1/tensor.proto\x12\x10\x66\x65\x64lora.proto.v1\"T\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12)\n\x05\x64type\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.DataType\"?\n\x0eTensorManifest\x12-\n\x07tensors\x18\x01 \x03(\x0b\x32\x1c.fedlora.proto.v1.TensorInfo\",\n\x0cPayloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"4\n\rPayloadCommit\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c*_\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F32\x10\x01\x12\x11\n\rDATA_TYPE_F16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64lora/proto/v1/tensor.proto\x12\x10\x66\x65\x64lora.proto.v1\"T\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12)\n\x05\x64type\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.DataType\"?\n\x0eTensorManifest\x12-\n\x07tensors\x18\x01 \x03(\x0b\x32\x1c.fedlora.proto.v1.TensorInfo\",\n\x0cPayloadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"4\n\rPayloadCommit\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c*q\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDATA_TYPE_F32\x10\x01\x12\x11\n\rDATA_TYPE_F16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x03\x12\x10\n\x0c\x44\x41TA_TYPE_U8\x10\x10\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlora.proto.v1.tensor_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DATATYPE']._serialized_start=302
-  _globals['_DATATYPE']._serialized_end=397
+  _globals['_DATATYPE']._serialized_end=415
   _globals['_TENSORINFO']._serialized_start=51
   _globals['_TENSORINFO']._serialized_end=135
   _globals['_TENSORMANIFEST']._serialized_start=137

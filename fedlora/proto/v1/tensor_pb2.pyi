@@ -38,6 +38,8 @@ class _DataTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataType.Val
     """IEEE 754 binary16; safetensors "F16"."""
     DATA_TYPE_BF16: _DataType.ValueType  # 3
     """bfloat16; safetensors "BF16"."""
+    DATA_TYPE_U8: _DataType.ValueType  # 16
+    """Bytes of a codec; safetensors "U8". Only updates have them."""
 
 class DataType(_DataType, metaclass=_DataTypeEnumTypeWrapper):
     """Element type of a tensor on the wire. Values from 16 on are for coded types."""
@@ -49,6 +51,8 @@ DATA_TYPE_F16: DataType.ValueType  # 2
 """IEEE 754 binary16; safetensors "F16"."""
 DATA_TYPE_BF16: DataType.ValueType  # 3
 """bfloat16; safetensors "BF16"."""
+DATA_TYPE_U8: DataType.ValueType  # 16
+"""Bytes of a codec; safetensors "U8". Only updates have them."""
 Global___DataType: _TypeAlias = DataType  # noqa: Y015
 
 @_typing.final
@@ -62,7 +66,8 @@ class TensorInfo(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """PEFT's state-dict key, for example
-    "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight".
+    "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight"; in an update that is
+    written by a codec, the same with ".codes", ".scales", ".places" or ".values" behind it.
     """
     dtype: Global___DataType.ValueType
     @_builtins.property

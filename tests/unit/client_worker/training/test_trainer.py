@@ -24,7 +24,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
-from fedlora.tensors.manifest import DataType, TensorManifest
+from fedlora.tensors.manifest import FLOATS, DataType, TensorManifest
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_the_optimiser_begins_anew_each_round(bert, labelled):
     assert all(torch.equal(t, fresh.adapter()[n]) for n, t in used.adapter().items())
 
 
-@pytest.mark.parametrize("dtype", list(DataType))
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_an_adapter_in_the_wires_dtype_goes_out_and_comes_in(bert, labelled, dtype):
     run = replace(worker_run(classifier_spec(bert)), wire_dtype=dtype)
     trainer = trainer_for(run, labelled, rank=2)

@@ -1,0 +1,102 @@
+"""What a worker sends of an adapter it has trained, and what the run's codec then still owes.
+
+What a codec leaves out of an update is kept like a private part (`client_worker.private_parts`): it
+is durable before the update is sent, and a task that is given again after a restart begins from
+what it began from the first time. So no crash loses it, and none counts it twice. It means
+something only while the components of the adapter are the same ones: where the round's plan says
+that the next version comes in others, nothing is kept.
+
+An update that the server refuses as too late has told it nothing, so what it made is forgotten, and
+the next one goes on from what the refused one began from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from client_worker.loading import LoadedTrainer
+from client_worker.parts import pick, sent_manifest
+from client_worker.private_parts import PrivateParts
+from fedlora.codecs.spec import CodecSpec
+from fedlora.codecs.updates import coded_manifest, coded_update, create_codec
+from fedlora.runs.tasks import Registration, Task, TaskKind
+from fedlora.tensors.manifest import DataType, TensorManifest
+
+__all__ = ["UpdateCoder"]
+
+
+class UpdateCoder:
+    """Writes updates as the run asks for them.
+
+    Args:
+        residuals: keeps what the codec has left out.
+    """
+
+    def __init__(self, residuals: PrivateParts) -> None:
+        self._residuals = residuals
+
+    def manifest(self, task: Task, loaded: LoadedTrainer) -> TensorManifest:
+        """The tensors of a task's update."""
+        plain = sent_manifest(loaded.manifest, task.plan)
+        codec = _codec_of(task, loaded)
+        return coded_manifest(plain, create_codec(codec)) if codec else plain
+
+    def update(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> Mapping[str, Tensor]:
+        """The tensors to send of the adapter in the model, which has begun from the task's version.
+
+        Raises:
+            FedLoraError: NOT_FINITE for a change that the codec cannot write.
+        """
+        plain = sent_manifest(loaded.manifest, task.plan)
+        codec = _codec_of(task, loaded)
+        if codec is None:
+            return pick(loaded.trainer.adapter(), plain)
+        residual: Mapping[str, Tensor] = {}
+        kept = _kept_manifest(task, loaded)
+        if kept is not None:
+            before = self._residuals.before(registration.run_id, task, kept)
+            residual = before.tensors if before else _zeros(kept)
+        coded = coded_update(
+            create_codec(codec),
+            pick(loaded.trainer.trained_values(), plain),
+            loaded.held.tensors,
+            residual,
+        )
+        if kept is not None:
+            self._residuals.keep(registration.run_id, task, {**residual, **coded.residual})
+        return coded.tensors
+
+    def refused(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
+        """Takes back what a task's update has left out, since nobody has read the update."""
+        kept = _kept_manifest(task, loaded)
+        if kept is not None:
+            self._residuals.forget(registration.run_id, task, kept)
+
+
+def _codec_of(task: Task, loaded: LoadedTrainer) -> CodecSpec | None:
+    """Only training on a party's data is coded; the first adapter and refinements are not."""
+    run, *_ = loaded.assignment
+    return run.codec if task.kind is TaskKind.TRAIN else None
+
+
+def _kept_manifest(task: Task, loaded: LoadedTrainer) -> TensorManifest | None:
+    """What is kept of a task's residual; None where it would mean nothing to the next one.
+
+    The whole adapter: the next round may ask for other parts than this one.
+    """
+    codec = _codec_of(task, loaded)
+    if codec is None or not (codec.error_feedback and task.plan.keeps_basis):
+        return None
+    return TensorManifest(
+        tensors=tuple(replace(t, dtype=DataType.F32) for t in loaded.manifest.tensors)
+    )
+
+
+def _zeros(manifest: TensorManifest) -> dict[str, Tensor]:
+    return {info.name: torch.zeros(info.shape) for info in manifest.tensors}

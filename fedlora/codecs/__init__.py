@@ -1,0 +1,1 @@
+"""Numbers of an update in fewer bits: codecs, and the payloads that they make."""
