@@ -26,4 +26,5 @@ def packed(codes: Tensor, bits: int) -> Tensor:
 def unpacked(data: Tensor, bits: int) -> Tensor:
     """The codes, and the zeros behind them."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-    return ((data.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(start_dim=-2)
+    codes: Tensor = (data.unsqueeze(-1) >> shifts) & (2**bits - 1)
+    return codes.flatten(start_dim=-2)

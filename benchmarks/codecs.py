@@ -1,0 +1,218 @@
+"""What do codecs save, and what do they cost in accuracy?
+
+    python benchmarks/codecs.py [--work FOLDER] [--seeds 2 3] [--rounds 5] [--steps 5]
+
+Runs the quickstart's model and data with every codec under three aggregation methods, at equal
+rounds and with paired seeds (`codec_runs/federations.py`), and writes benchmarks/codecs.md. The
+training is shrunk to a few steps and rounds: compare rows, no accuracy is the quickstart's. With a
+--work that is kept, a second call goes on where the first one ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+from codec_runs.federations import (
+    Federation,
+    Result,
+    Shrunk,
+    federate,
+    parties,
+    results,
+    write_tensors,
+)
+from codec_runs.formats import Loss, loss_of, low_rank, seconds_per_gb, uniform_int4
+from torch import Tensor
+
+from aggregator_service.aggregation.adapter_file import read_manifest
+from fedlora.codecs.spec import CodecName, CodecSpec
+from fedlora.codecs.updates import create_codec
+from fedlora.tensors.safetensors_io import decode
+
+METHODS = ("fedit", "flora_na", "optimal")
+CODECS = (None, *(CodecSpec(name=name) for name in CodecName))
+WITHOUT_FEEDBACK = tuple(
+    CodecSpec(name=name, error_feedback=False)
+    for name in (CodecName.BF16, CodecName.NF4, CodecName.TOP_K)
+)
+"""under fedit only: what the residual is good for"""
+PAGE = Path(__file__).with_suffix(".md")
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    shrunk = Shrunk(rounds=arguments.rounds, steps=arguments.steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        for seed in arguments.seeds:
+            _measure(seed, shrunk, work)
+        changes = _first_changes(work, arguments.seeds[0])
+        PAGE.write_text(_page(results(work), changes, shrunk))
+
+
+def _measure(seed: int, shrunk: Shrunk, work: Path) -> None:
+    """Runs what is missing of a seed."""
+    done = {(r.seed, r.method, r.codec) for r in results(work)}
+    wanted = [
+        Federation(seed=seed, method=method, codec=codec)
+        for codec in (*CODECS, *WITHOUT_FEEDBACK)
+        for method in (METHODS if codec is None or codec.error_feedback else METHODS[:1])
+    ]
+    missing = [f for f in wanted if (seed, f.method, f.label) not in done]
+    if not missing:
+        return
+    run, workers = parties(seed, shrunk)
+    given = workers[0].trainer.adapter()
+    first = write_tensors(work / f"first-{seed}", given)
+    for federation in missing:
+        print(federate(federation, run, workers, first, work), flush=True)
+    trained = workers[0].first
+    changed = {name: value - given[name] for name, value in trained.items()}
+    write_tensors(work / f"changed-{seed}", changed)
+
+
+def _first_changes(work: Path, seed: int) -> dict[str, Tensor]:
+    """What one worker's first round of a seed has changed."""
+    path = work / f"changed-{seed}"
+    return decode(path, read_manifest(path))
+
+
+# --- the page ------------------------------------------------------------------------------
+
+
+_PAGE = """\
+# Codecs, measured
+
+`python benchmarks/codecs.py --rounds {rounds} --steps {steps} --seeds {seeds}`: the quickstart's
+model, data and four workers, {rounds} rounds of {steps} steps instead of the quickstart's 12 of
+half an epoch, torch {torch} on the CPU. Seeds are paired: the same data, first adapter and order of
+examples in every row.
+
+## Size, error and time
+
+Bytes of one worker's update. Error of the product B A that the server reads, over what the round's
+training changed of it, round by round under fedit; what feedback adds to an update counts as error
+of that update. CPU seconds per GB of float32.
+
+{formats}
+
+## Accuracy on the test set after the last round
+
+Mean over the seeds in per cent; behind it the mean difference to no codec in points, and the
+smallest and the largest in brackets.
+
+{accuracies}
+
+## Loss on the test set after the last round
+
+It shows what a codec takes where the accuracy, of some thousand examples, does not.
+
+{losses}
+
+## Tried and left out
+
+Error of the tensors of one worker's first update, without feedback, at their bits per value. Equal
+steps are a four-bit format with nf4's blocks and scales. "Best rank" is the nearest matrix of that
+rank to each factor's change: no sketch, such as PowerSGD's, comes closer with so many numbers.
+
+{tried}
+"""
+
+
+def _page(found: Sequence[Result], changes: Mapping[str, Tensor], shrunk: Shrunk) -> str:
+    return _PAGE.format(
+        rounds=shrunk.rounds,
+        steps=shrunk.steps,
+        seeds=" ".join(str(s) for s in sorted({r.seed for r in found})),
+        torch=torch.__version__.partition("+")[0],
+        formats=_formats(found),
+        accuracies=_by_method(found, "accuracy", 100.0, 1),
+        losses=_by_method(found, "loss", 1.0, 3),
+        tried=_tried(changes),
+    )
+
+
+def _formats(found: Sequence[Result]) -> str:
+    lines = ["| codec | bytes | share | error of B A by round | encode s | decode s |"]
+    lines.append("|---|---|---|---|---|---|")
+    plain = _cells(found, "fedit", "none")[0].update_bytes
+    for codec in CODECS:
+        label = Federation(seed=0, method="", codec=codec).label
+        cells = _cells(found, "fedit", label)
+        errors = zip(*(c.product_errors for c in cells), strict=True)
+        by_round = " ".join(f"{100 * mean(e):.3g}" for e in errors) if codec else "0"
+        times = seconds_per_gb(create_codec(codec)) if codec else (0.0, 0.0)
+        size = cells[0].update_bytes
+        lines.append(
+            f"| {label} | {size:,} | {100 * size / plain:.1f} % | {by_round} % "
+            f"| {times[0]:.2f} | {times[1]:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _by_method(found: Sequence[Result], figure: str, unit: float, digits: int) -> str:
+    lines = [f"| codec | {' | '.join(METHODS)} |", "|---" * (1 + len(METHODS)) + "|"]
+    for codec in (*CODECS, *WITHOUT_FEEDBACK):
+        label = Federation(seed=0, method="", codec=codec).label
+        row = []
+        for method in METHODS:
+            cells, plain = _cells(found, method, label), _cells(found, method, "none")
+            pairs = [
+                (unit * getattr(c, figure), unit * getattr(p, figure))
+                for c in cells
+                for p in plain
+                if p.seed == c.seed
+            ]
+            row.append(_cell(pairs, digits, is_plain=codec is None))
+        lines.append(f"| {label} | {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _cell(pairs: Sequence[tuple[float, float]], digits: int, *, is_plain: bool) -> str:
+    if not pairs:
+        return ""
+    value = f"{mean(c for c, _ in pairs):.{digits}f}"
+    if is_plain:
+        return value
+    apart = [c - p for c, p in pairs]
+    spread = f" [{min(apart):+.{digits}f}, {max(apart):+.{digits}f}]" if len(apart) > 1 else ""
+    return f"{value} ({mean(apart):+.{digits}f}{spread})"
+
+
+def _tried(changes: Mapping[str, Tensor]) -> str:
+    codecs: dict[str, Loss] = {
+        spec.name.value: loss_of(create_codec(spec), changes) for spec in CODECS if spec
+    }
+    codecs["four bits, equal steps"] = uniform_int4(changes)
+    for rank in (1, 2, 4):
+        codecs[f"best rank {rank}, float32"] = low_rank(changes, rank)
+    lines = ["| format | bits | error |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {loss.bits:.2f} | {100 * loss.error:.3g} % |" for name, loss in codecs.items()
+    ]
+    return "\n".join(lines)
+
+
+def _cells(found: Sequence[Result], method: str, label: str) -> list[Result]:
+    return sorted(
+        (r for r in found if (r.method, r.codec) == (method, label)), key=lambda r: r.seed
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, help="folder to keep results in, to go on later")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5)
+    return parser
+
+
+if __name__ == "__main__":
+    main()
