@@ -18,6 +18,7 @@ from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
+from fedlora.codecs.spec import CodecName
 from fedlora.runs.tasks import Capabilities, Registration
 
 
@@ -70,6 +71,7 @@ def worker(
     create: Callable[[Registration], Any] | None = None,
     patience: Patience | None = None,
     max_rank: int = 0,
+    codecs: tuple[CodecName, ...] = tuple(CodecName),
     **settings: Any,
 ) -> Iterator[Worker]:
     """A worker that is ready to run; its pauses between tries last no time."""
@@ -87,7 +89,10 @@ def worker(
             federation=client,
             create_trainer=create or make,
             capabilities=Capabilities(
-                device_name="cpu", max_rank=max_rank, features=tuple(sorted(FEATURES))
+                device_name="cpu",
+                max_rank=max_rank,
+                features=tuple(sorted(FEATURES)),
+                codecs=codecs,
             ),
             stop=stop,
             patience=patience or Patience(limit_seconds=30.0, sleep=lambda _: None),
