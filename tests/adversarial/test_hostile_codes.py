@@ -10,15 +10,12 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
-from support.federation import ScriptedWorker, random_adapter, reason_of, serving
-from support.runs import LAYOUT, run_spec
+from support.federation import random_adapter, reason_of, serving
+from support.runs import run_spec
 from torch import Tensor
 
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.codecs.updates import coded_update, create_codec
-from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.runs.tasks import Capabilities
-from fedlora.wire.convert import to_message
 
 KEY = "base_model.model.encoder.0.query.lora_B.weight"
 
@@ -77,8 +74,7 @@ async def test_it_is_refused_and_the_honest_one_is_taken_after_it(
     spec = replace(run_spec(num_rounds=1, num_workers=1), codec=CodecSpec(name=name))
     codec = create_codec(CodecSpec(name=name))
     async with asyncio.timeout(60), serving(tmp_path, spec) as served:
-        worker = ScriptedWorker(served.federation, "w")
-        await _join(worker)
+        worker = await served.worker("w")
         await worker.push(await worker.task(), random_adapter(4, seed=0), num_examples=0)
         task = await worker.task()
         given = await worker.pull_tensors(task.adapter_version)
@@ -92,23 +88,6 @@ async def test_it_is_refused_and_the_honest_one_is_taken_after_it(
         assert reason_of(error.value) == reason
         assert _blobs(tmp_path) == blobs
         assert not (await worker.push(task, honest)).replayed
-
-
-async def _join(worker: ScriptedWorker) -> None:
-    response = await worker.stub.Register(
-        pb.RegisterRequest(
-            worker_name=worker.name,
-            instance_id=worker.instance_id,
-            capabilities=to_message(Capabilities(codecs=tuple(CodecName)), pb.Capabilities),
-        ),
-        timeout=30,
-    )
-    worker.token, worker.run_id, worker.rank = (
-        response.session_token,
-        response.run_id,
-        response.rank,
-    )
-    await worker.confirm(LAYOUT)
 
 
 def _blobs(tmp_path: Path) -> set[Path]:

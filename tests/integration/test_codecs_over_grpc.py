@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.federation import serving
+from support.codecs import read_update
+from support.federation import ScriptedWorker, Served, random_adapter, serving
 from support.planned_worker import Recording
+from support.reference import tail_norm
+from support.runs import LAYOUT as RUN_LAYOUT
 from support.runs import run_spec
 from support.tiny_trainer import LAYOUT, TinyTrainer
 from support.worker_harness import worker
@@ -19,15 +22,18 @@ from torch import Tensor
 
 from aggregator_service.aggregation.registry import create_recipe
 from aggregator_service.transport import server as transport_server
+from fedlora.adapters.names import Factor, lora_key
 from fedlora.codecs.rows import as_rows, from_rows
 from fedlora.codecs.spec import CodecName, CodecSpec
-from fedlora.codecs.updates import coded_manifest, create_codec, field_names, read_tensor
+from fedlora.codecs.updates import coded_manifest, coded_update, create_codec
 from fedlora.exit_codes import ExitCode
+from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.report import RoundReport
-from fedlora.runs.spec import RunSpec
+from fedlora.runs.spec import RoundEngine, RunSpec
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
 ROUNDS = 3
+MODULES = tuple(m.path for m in RUN_LAYOUT.modules)
 
 
 @dataclass
@@ -44,18 +50,9 @@ class Finished:
 
     def read(self, round: int, who: int) -> dict[str, Tensor]:
         """The adapter that an update says, by the codec's own definition."""
-        given, payload = self.versions[round - 1], self.sent[round - 1][who]
         assert self.spec.codec is not None
-        codec = create_codec(self.spec.codec)
-        return {
-            info.name: read_tensor(
-                codec,
-                info,
-                {field: payload[name] for field, name in field_names(info, codec).items()},
-                given[info.name],
-            )
-            for info in TensorManifest.of(given).tensors
-        }
+        payload = self.sent[round - 1][who]
+        return read_update(create_codec(self.spec.codec), payload, self.versions[round - 1])
 
 
 class Keeping(TinyTrainer):
@@ -181,3 +178,90 @@ async def test_a_worker_that_lacks_the_codec_is_refused_with_the_reason(tmp_path
         ) as w:
             assert await asyncio.to_thread(w.runner.run) is ExitCode.REFUSED
         assert served.aggregator.coordinator.run("test").state.workers == {}
+
+
+# --- workers moved by hand -------------------------------------------------------------------
+
+
+async def begin(worker: ScriptedWorker) -> None:
+    """Sends version 0."""
+    task = await worker.task()
+    assert task.kind == pb.TASK_KIND_INITIALIZE
+    await worker.push(task, random_adapter(worker.rank, seed=0), num_examples=0)
+
+
+async def push(
+    served: Served, worker: ScriptedWorker, task: pb.Task, *, seed: int
+) -> dict[str, Tensor]:
+    """Sends a coded change of what the worker is given; returns the adapter that it says."""
+    spec = served.aggregator.coordinator.run("test").state.spec
+    assert spec.codec is not None
+    codec, given = create_codec(spec.codec), await worker.pull_tensors(task.adapter_version)
+    noise = random_adapter(worker.rank, seed=seed, scale=0.3)
+    trained = {name: value + noise[name] for name, value in given.items()}
+    coded = coded_update(codec, trained, given, {})
+    await worker.push(task, coded.tensors)
+    return read_update(codec, coded.tensors, given)
+
+
+@pytest.mark.parametrize("codec", [CodecName.INT8, CodecName.TOP_K])
+async def test_a_late_update_is_the_change_of_the_version_that_its_worker_was_given(
+    tmp_path: Path, codec: CodecName
+):
+    spec = replace(
+        run_spec(
+            num_workers=3,
+            engine=RoundEngine.BUFFERED,
+            buffer_size=2,
+            quorum=1,
+            num_rounds=2,
+            evaluate=False,
+        ),
+        codec=CodecSpec(name=codec),
+    )
+    async with asyncio.timeout(60), serving(tmp_path, spec) as served:
+        workers = [await served.worker(name) for name in ("a", "b", "slow")]
+        await begin(workers[0])
+        tasks = [await w.task() for w in workers]
+        for i in (0, 1):
+            await push(served, workers[i], tasks[i], seed=1 + i)
+        again = await workers[0].task()
+        assert (again.adapter_version, tasks[2].adapter_version) == (1, 0)
+        v0, v1 = [await workers[0].pull_tensors(v) for v in (0, 1)]
+        late = await push(served, workers[2], tasks[2], seed=3)
+        fresh = await push(served, workers[0], again, seed=4)
+        await served.aggregator.wait_until_settled()
+        v2 = await workers[1].pull_tensors(2)
+    share = 0.5 * 2**-0.5  # one round late
+    for name, tensor in v2.items():
+        expected = v1[name] + 0.5 * (fresh[name] - v1[name]) + share * (late[name] - v0[name])
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("codec", list(CodecName))
+@pytest.mark.parametrize("lower_first", [False, True])
+async def test_a_worker_of_a_lower_rank_says_a_change_of_its_own_copy(
+    tmp_path: Path, codec: CodecName, lower_first: bool
+):
+    spec = replace(
+        run_spec(method="optimal", num_rounds=1, evaluate=False), codec=CodecSpec(name=codec)
+    )
+    async with asyncio.timeout(60), serving(tmp_path, spec) as served:
+        workers = [
+            await served.worker(name, max_rank=rank)
+            for name, rank in (("a", 2 if lower_first else 0), ("b", 0 if lower_first else 2))
+        ]
+        await begin(workers[0])
+        read = [await push(served, w, await w.task(), seed=i) for i, w in enumerate(workers)]
+        await served.aggregator.wait_until_settled()
+        whole = max(workers, key=lambda w: w.rank)
+        published = await whole.pull_tensors(1)
+    for module in MODULES:
+        mean = sum(product(adapter, module) for adapter in read) / 2
+        error = float((product(published, module) - mean).norm())
+        assert error == pytest.approx(tail_norm(mean, 4), rel=1e-4, abs=1e-4)
+
+
+def product(tensors: dict[str, Tensor], module: str) -> Tensor:
+    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
+    return 8.0 / len(a) * b @ a  # lora_alpha / r

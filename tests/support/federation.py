@@ -21,6 +21,7 @@ from support.runs import LAYOUT
 from aggregator_service.app import Aggregator
 from aggregator_service.config import AggregatorConfig
 from fedlora.adapters.spec import AdapterLayout
+from fedlora.codecs.spec import CodecName
 from fedlora.digests import new_digest
 from fedlora.proto.v1 import (
     adapter_pb2,
@@ -110,7 +111,9 @@ class ScriptedWorker:
             pb.RegisterRequest(
                 worker_name=self.name,
                 instance_id=self.instance_id,
-                capabilities=to_message(Capabilities(max_rank=max_rank), pb.Capabilities),
+                capabilities=to_message(
+                    Capabilities(max_rank=max_rank, codecs=tuple(CodecName)), pb.Capabilities
+                ),
             ),
             timeout=30,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.builders import MODULES, contribution, write_update
-from torch import Tensor
+from support.codecs import read_update
 
 from aggregator_service.aggregation.adapter_file import AdapterFile, StoredAdapter
 from aggregator_service.aggregation.coded_update import check_codes
@@ -19,7 +18,7 @@ from aggregator_service.aggregation.slicing import slice_adapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from fedlora.codecs.base import Codec
 from fedlora.codecs.spec import CodecName, CodecSpec
-from fedlora.codecs.updates import coded_update, create_codec, field_names, read_tensor
+from fedlora.codecs.updates import coded_update, create_codec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import TensorManifest
 
@@ -46,26 +45,12 @@ def pair(
     )
     coded = coded_update(codec, trained, given, {})
     save_file(dict(coded.tensors), folder / f"coded-{seed}")
-    save_file(read_all(codec, coded.tensors, given), folder / f"plain-{seed}")
+    save_file(read_update(codec, coded.tensors, given), folder / f"plain-{seed}")
     worker = {"worker": f"w-{seed}", "weight": 1.0 + seed}
     plain = contribution(folder / f"plain-{seed}", scaling=1.0, **worker)
     plain = replace(plain, scaling=scaling, given_rank=rank)
     coding = Coding(codec=codec, base=StoredAdapter(path=base, scaling=scaling))
     return replace(plain, path=folder / f"coded-{seed}", coding=coding), plain
-
-
-def read_all(
-    codec: Codec, coded: Mapping[str, Tensor], given: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    return {
-        info.name: read_tensor(
-            codec,
-            info,
-            {field: coded[name] for field, name in field_names(info, codec).items()},
-            given[info.name],
-        )
-        for info in TensorManifest.of(given).tensors
-    }
 
 
 @pytest.fixture

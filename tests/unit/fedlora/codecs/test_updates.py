@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.codecs import read_update
 from support.runs import LAYOUT
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from fedlora.codecs.updates import (
     coded_manifest,
     coded_update,
     create_codec,
-    field_names,
     read_tensor,
 )
 from fedlora.errors import FedLoraError, Reason
@@ -33,19 +33,6 @@ def tensors(seed: int, size: float = 1.0) -> dict[str, Tensor]:
 
 def sum_of(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor + other[name] for name, tensor in one.items()}
-
-
-def read(codec: Codec, sent: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapter that a server reads."""
-    return {
-        info.name: read_tensor(
-            codec,
-            info,
-            {field: sent[name] for field, name in field_names(info, codec).items()},
-            given[info.name],
-        )
-        for info in PLAIN.tensors
-    }
 
 
 @every_codec
@@ -92,7 +79,7 @@ def test_a_codec_writes_the_change_and_so_is_as_exact_as_the_change_is_small(cod
         change = tensors(1, size)
         trained = sum_of(given, change)
         coded = coded_update(codec, trained, given, {})
-        seen = read(codec, coded.tensors, given)
+        seen = read_update(codec, coded.tensors, given)
         for info in PLAIN.tensors:
             bound = from_rows(
                 info, codec.error_bound(as_rows(info, trained[info.name] - given[info.name]))
@@ -108,7 +95,7 @@ def test_over_rounds_the_server_reads_all_of_every_change_but_the_last_residual(
     for round in range(1, 6):
         trained = sum_of(given, tensors(round, 0.1))
         coded = coded_update(codec, trained, given, residual)
-        seen = read(codec, coded.tensors, given)
+        seen = read_update(codec, coded.tensors, given)
         owed = {n: owed[n] + trained[n].double() - seen[n].double() for n in owed}
         given, residual = seen, dict(coded.residual)
     for name, difference in owed.items():
