@@ -26,7 +26,14 @@ from codec_runs.federations import (
     results,
     write_tensors,
 )
-from codec_runs.formats import Loss, loss_of, low_rank, seconds_per_gb, uniform_int4
+from codec_runs.formats import (
+    Loss,
+    loss_of,
+    low_rank,
+    seconds_per_gb,
+    tensors_in_bf16,
+    uniform_int4,
+)
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import read_manifest
@@ -52,8 +59,9 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         for seed in arguments.seeds:
             _measure(seed, shrunk, work)
-        changes = _first_changes(work, arguments.seeds[0])
-        PAGE.write_text(_page(results(work), changes, shrunk))
+        seed = arguments.seeds[0]
+        first, changed = _tensors(work / f"first-{seed}"), _tensors(work / f"changed-{seed}")
+        PAGE.write_text(_page(results(work), first, changed, shrunk))
 
 
 def _measure(seed: int, shrunk: Shrunk, work: Path) -> None:
@@ -77,9 +85,7 @@ def _measure(seed: int, shrunk: Shrunk, work: Path) -> None:
     write_tensors(work / f"changed-{seed}", changed)
 
 
-def _first_changes(work: Path, seed: int) -> dict[str, Tensor]:
-    """What one worker's first round of a seed has changed."""
-    path = work / f"changed-{seed}"
+def _tensors(path: Path) -> dict[str, Tensor]:
     return decode(path, read_manifest(path))
 
 
@@ -117,15 +123,21 @@ It shows what a codec takes where the accuracy, of some thousand examples, does 
 
 ## Tried and left out
 
-Error of the tensors of one worker's first update, without feedback, at their bits per value. Equal
-steps are a four-bit format with nf4's blocks and scales. "Best rank" is the nearest matrix of that
-rank to each factor's change: no sketch, such as PowerSGD's, comes closer with so many numbers.
+Error of the tensors of one worker's first update, without feedback, over what training changed of
+them, at their bits per value. Equal steps are a four-bit format with nf4's blocks and scales. "Best
+rank" is the nearest matrix of that rank to each factor's change: no sketch, such as PowerSGD's,
+comes closer with so many numbers.
 
 {tried}
 """
 
 
-def _page(found: Sequence[Result], changes: Mapping[str, Tensor], shrunk: Shrunk) -> str:
+def _page(
+    found: Sequence[Result],
+    first: Mapping[str, Tensor],
+    changed: Mapping[str, Tensor],
+    shrunk: Shrunk,
+) -> str:
     return _PAGE.format(
         rounds=shrunk.rounds,
         steps=shrunk.steps,
@@ -134,7 +146,7 @@ def _page(found: Sequence[Result], changes: Mapping[str, Tensor], shrunk: Shrunk
         formats=_formats(found),
         accuracies=_by_method(found, "accuracy", 100.0, 1),
         losses=_by_method(found, "loss", 1.0, 3),
-        tried=_tried(changes),
+        tried=_tried(first, changed),
     )
 
 
@@ -185,16 +197,17 @@ def _cell(pairs: Sequence[tuple[float, float]], digits: int, *, is_plain: bool) 
     return f"{value} ({mean(apart):+.{digits}f}{spread})"
 
 
-def _tried(changes: Mapping[str, Tensor]) -> str:
-    codecs: dict[str, Loss] = {
-        spec.name.value: loss_of(create_codec(spec), changes) for spec in CODECS if spec
+def _tried(first: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> str:
+    losses: dict[str, Loss] = {
+        spec.name.value: loss_of(create_codec(spec), changed) for spec in CODECS if spec
     }
-    codecs["four bits, equal steps"] = uniform_int4(changes)
+    losses["bf16 of the tensors, not of their change"] = tensors_in_bf16(first, changed)
+    losses["four bits, equal steps"] = uniform_int4(changed)
     for rank in (1, 2, 4):
-        codecs[f"best rank {rank}, float32"] = low_rank(changes, rank)
+        losses[f"best rank {rank}, float32"] = low_rank(changed, rank)
     lines = ["| format | bits | error |", "|---|---|---|"]
     lines += [
-        f"| {name} | {loss.bits:.2f} | {100 * loss.error:.3g} % |" for name, loss in codecs.items()
+        f"| {name} | {loss.bits:.2f} | {100 * loss.error:.3g} % |" for name, loss in losses.items()
     ]
     return "\n".join(lines)
 

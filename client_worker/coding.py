@@ -6,8 +6,8 @@ what it began from the first time. So no crash loses it, and none counts it twic
 something only while the components of the adapter are the same ones: where the round's plan says
 that the next version comes in others, nothing is kept.
 
-An update that the server refuses as too late has told it nothing, so what it made is forgotten, and
-the next one goes on from what the refused one began from.
+An update that the server has not read has told it nothing: what it made is forgotten, and the next
+one goes on from what the unread one began from.
 """
 
 from __future__ import annotations
@@ -72,11 +72,24 @@ class UpdateCoder:
             self._residuals.keep(registration.run_id, task, {**residual, **coded.residual})
         return coded.tensors
 
-    def refused(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
-        """Takes back what a task's update has left out, since nobody has read the update."""
+    def feeds_back(self, task: Task, loaded: LoadedTrainer) -> bool:
+        """Whether a task's update makes up for the one before."""
+        return _kept_manifest(task, loaded) is not None
+
+    def unread(
+        self, task_id: str, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> None:
+        """Takes back what an update has left out, since nobody has read that update.
+
+        Args:
+            task_id: of the task it was made for.
+            task: in hand; it may be the same.
+            loaded: of the task in hand.
+            registration: of the run.
+        """
         kept = _kept_manifest(task, loaded)
         if kept is not None:
-            self._residuals.forget(registration.run_id, task, kept)
+            self._residuals.forget(registration.run_id, task_id, kept)
 
 
 def _codec_of(task: Task, loaded: LoadedTrainer) -> CodecSpec | None:

@@ -21,7 +21,7 @@ from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Tas
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.safetensors_io import Payload, decode, encode
 
-__all__ = ["Outbox", "TrainedUpdate"]
+__all__ = ["LeftBehind", "Outbox", "TrainedUpdate", "idempotency_key"]
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +36,20 @@ class TrainedUpdate:
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftBehind:
+    """An update that was kept, and whose answer never came."""
+
+    task_id: str
+    idempotency_key: str
+    """under which it was sent, if it was"""
+
+
+def idempotency_key(task_id: str, digest: bytes) -> str:
+    """By content: the same bytes resume or are acknowledged again, others are new."""
+    return f"{task_id}.{digest.hex()[:32]}"
 
 
 class Outbox:
@@ -95,6 +109,22 @@ class Outbox:
         if not intact:
             log.warning("kept_update_damaged", action="training again")
         return update if intact else None
+
+    def left_behind(self, task: Task) -> LeftBehind | None:
+        """The update kept for another task than this one; None where there is none."""
+        if self._folder is None:
+            return None
+        try:
+            kept = json.loads((self._folder / "update.json").read_text())
+            task_id, digest = str(kept["task_id"]), bytes.fromhex(kept["digest"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("kept_update_unreadable", error=str(error), action="forgetting it")
+            return None
+        if task_id == task.task_id:
+            return None
+        return LeftBehind(task_id=task_id, idempotency_key=idempotency_key(task_id, digest))
 
     def clear(self) -> None:
         """Forgets the update."""

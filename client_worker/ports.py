@@ -25,6 +25,7 @@ from fedlora.runs.tasks import (
     Registration,
     Task,
     UpdateHeader,
+    UploadStatus,
 )
 from fedlora.tensors.safetensors_io import Payload
 
@@ -63,6 +64,10 @@ class Federation(Protocol):
         version that the caller holds whole the server leaves out what has not changed since; the
         header's held_version says whether it did.
         """
+        ...
+
+    def upload_status(self, token: str, idempotency_key: str) -> UploadStatus:
+        """Whether an update is here, or how much of it."""
         ...
 
     def push_update(

@@ -104,17 +104,17 @@ class PrivateParts:
                 if other not in kept:
                     other.unlink()
 
-    def forget(self, run_id: str, task: Task, manifest: TensorManifest) -> None:
+    def forget(self, run_id: str, task_id: str, manifest: TensorManifest) -> None:
         """Drops what a task has made, so that the next one begins from what came before it.
 
         Args:
             run_id: of the task.
-            task: whose outcome does not count.
+            task_id: of the task whose outcome does not count.
             manifest: tensors that the private part has.
         """
         self._open(run_id, manifest)
-        made = [part for part in self._parts if part.task_id == task.task_id]
-        self._parts = [part for part in self._parts if part.task_id != task.task_id]
+        made = [part for part in self._parts if part.task_id == task_id]
+        self._parts = [part for part in self._parts if part.task_id != task_id]
         for part in made:
             if part.path is not None:
                 part.path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from client_worker.asking import Asking, RefusedError
 from client_worker.coding import UpdateCoder
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
-from client_worker.outbox import Outbox, TrainedUpdate
+from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
 from client_worker.parts import pick, private_manifest
 from client_worker.ports import Federation
 from client_worker.private_parts import PrivateParts
@@ -33,6 +33,7 @@ from fedlora.runs.tasks import (
     Registration,
     Task,
     UpdateHeader,
+    UploadState,
 )
 from fedlora.tensors.safetensors_io import encode
 
@@ -100,6 +101,7 @@ class TaskWork:
             self._submit(task, update, loaded, registration)
             return
         self._session.handle(Event.TRAIN_GIVEN)
+        self._settle(task, loaded, registration)
         self._loader.bring(task, loaded, registration)
         try:
             update = self._trained(task, loaded, registration)
@@ -139,6 +141,20 @@ class TaskWork:
             log.info("evaluated", scores={e.split.value: dict(e.metrics) for e in scores})
 
     # --- steps ---------------------------------------------------------------------------
+
+    def _settle(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
+        """Finds out whether an update was read that a restart has cut off from its answer."""
+        left = self._outbox.left_behind(task)
+        if left is None or not self._coder.feeds_back(task, loaded):
+            return
+        status = self._asking.ask(
+            "asking for an update's fate",
+            lambda token: self._federation.upload_status(token, left.idempotency_key),
+        )
+        log.info("update_left_behind", task=left.task_id, state=status.state.value)
+        if status.state is not UploadState.COMMITTED:
+            self._coder.unread(left.task_id, task, loaded, registration)
+        self._outbox.clear()
 
     def _trained(
         self, task: Task, loaded: LoadedTrainer, registration: Registration
@@ -189,8 +205,7 @@ class TaskWork:
                 task_id=task.task_id,
                 round=task.round,
                 base_version=task.adapter_version,
-                # By content: the same bytes resume or are acknowledged again, others are new.
-                idempotency_key=f"{task.task_id}.{payload.digest.hex()[:32]}",
+                idempotency_key=idempotency_key(task.task_id, payload.digest),
                 total_bytes=payload.total_bytes,
                 manifest=payload.manifest,
                 num_examples=update.num_examples,
@@ -206,7 +221,7 @@ class TaskWork:
             acknowledgement = self._asking.ask("submitting the update", push)
         except RefusedError as refused:
             self._drop_if_stale(refused)
-            self._coder.refused(task, loaded, registration)
+            self._coder.unread(task.task_id, task, loaded, registration)
         else:
             self._session.handle(Event.ACKNOWLEDGED)
             log.info(

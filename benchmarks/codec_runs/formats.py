@@ -14,7 +14,7 @@ from fedlora.codecs.base import Codec, bits_per_value
 from fedlora.codecs.rows import as_rows, rows_of
 from fedlora.tensors.manifest import DataType, TensorInfo
 
-__all__ = ["Loss", "loss_of", "low_rank", "seconds_per_gb", "uniform_int4"]
+__all__ = ["Loss", "loss_of", "low_rank", "seconds_per_gb", "tensors_in_bf16", "uniform_int4"]
 
 _TIMED_ROWS, _TIMED_WIDTH = 16, 2**20
 """64 MiB of float32"""
@@ -54,6 +54,16 @@ def uniform_int4(changes: Mapping[str, Tensor]) -> Loss:
         size += float(x_CN.double().square().sum())
         bits += 4 * ceil(x_CN.numel() / 2) * 2 + 16 * len(blocks)
     return Loss(bits=bits / _count(changes), error=(wrong / size) ** 0.5)
+
+
+def tensors_in_bf16(given: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> Loss:
+    """The trained tensors themselves in bf16, as `run.wire_dtype` has them: no codec's way."""
+    wrong = size = 0.0
+    for name, change in changes.items():
+        trained = given[name] + change
+        wrong += float((trained.bfloat16().float() - trained).double().square().sum())
+        size += float(change.double().square().sum())
+    return Loss(bits=16.0, error=(wrong / size) ** 0.5)
 
 
 def low_rank(changes: Mapping[str, Tensor], rank: int) -> Loss:

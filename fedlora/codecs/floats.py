@@ -3,8 +3,8 @@
 Bits    16 per value.
 Error   |x - x'| <= u |x| + t, with u = 2^-8 and t = 2^-134 for bf16, u = 2^-11 and t = 2^-25 for
         f16: half a unit in the last digit, and half the smallest number there is.
-Range   bf16 has float32's. f16 ends at 65504 and loses digits below 6e-5, which is why a *change*
-        of an adapter is a poor thing to write in it where the learning rate is low.
+Range   bf16 has float32's. f16 ends at 65504 and loses digits below 6e-5, so that it is the better
+        one for changes of a size that learning rates above that make, and the worse one below.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from aggregator_service.rounds.events import (
 from aggregator_service.rounds.machine import step
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
+from fedlora.codecs.spec import CodecName
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
 from fedlora.runs.tasks import Capabilities, Role
@@ -92,6 +93,7 @@ class MachineDriver:
         max_rank: int = 0,
         features: tuple[WorkerFeature, ...] = (),
         role: Role = Role.PARTY,
+        codecs: tuple[CodecName, ...] = (),
     ) -> None:
         for name in names:
             self.feed(
@@ -99,7 +101,9 @@ class MachineDriver:
                     name=name,
                     instance_id=f"i-{self.now}",
                     session_hash=f"hash-{name}-{self.now}",
-                    capabilities=Capabilities(max_rank=max_rank, features=features, role=role),
+                    capabilities=Capabilities(
+                        max_rank=max_rank, features=features, role=role, codecs=codecs
+                    ),
                     takes_mixed_ranks=True,
                 )
             )

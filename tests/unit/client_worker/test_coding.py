@@ -214,6 +214,30 @@ def test_an_update_refused_as_too_late_leaves_what_was_owed_before_it(
     ]
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_of_an_update_cut_off_from_its_answer_the_worker_asks_whether_it_was_read(
+    tmp_path: Path, read: bool
+):
+    cache = tmp_path / "cache"
+    with FakeFederation(planned(*ROUNDS), run=run_with(), adapters=VERSIONS) as server:
+
+        def cut_off_round_2(step: int) -> None:
+            if server.plan[0].round == 2 and step == STEPS:
+                broken = FedLoraError(Reason.STATE_CORRUPT, "broken")
+                method = "PushUpdate" if read else "GetUploadStatus"
+                server.fail(method, Fault(broken, after_effect=read))
+
+        with worker(server.address, tmp_path, cache_dir=cache, on_step=cut_off_round_2) as w:
+            assert w.runner.run() is ExitCode.REFUSED
+        # Its round has gone by when it is back.
+        while server.plan[0].round == 2:
+            server.plan.popleft()
+        with worker(server.address, tmp_path, cache_dir=cache) as again:
+            assert again.runner.run() == 0
+    assert sent(server)[-1] == expected_in_turn(*(ROUNDS if read else (1, 3)))[-1]
+    assert not (cache / "workers" / "w" / "outbox").exists()
+
+
 class Jumping(TinyTrainer):
     """Comes out further from what it was given than f16 can say."""
 

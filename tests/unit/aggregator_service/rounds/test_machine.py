@@ -27,6 +27,7 @@ from aggregator_service.rounds.events import (
 from aggregator_service.rounds.machine import TABLE, pending_effects
 from aggregator_service.rounds.state import AdapterRecord
 from fedlora.adapters.names import Part
+from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
@@ -446,6 +447,16 @@ def test_a_worker_that_lacks_a_feature_of_the_method_is_refused():
         driver.join("a")
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
     driver.join("a", features=(WorkerFeature.PRIVATE_PARTS,))
+
+
+def test_a_worker_that_lacks_the_runs_codec_is_refused():
+    driver = MachineDriver(replace(run_spec(), codec=CodecSpec(name=CodecName.NF4)))
+    with pytest.raises(FedLoraError, match="written in nf4, and worker 'a' offers no codec") as no:
+        driver.join("a")
+    assert no.value.reason is Reason.UNSUPPORTED_METHOD
+    with pytest.raises(FedLoraError, match="offers bf16, int8"):
+        driver.join("a", codecs=(CodecName.INT8, CodecName.BF16))
+    driver.join("a", codecs=(CodecName.NF4,))
 
 
 def test_a_worker_that_prunes_keeps_its_lower_rank():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fedlora.config import CONFIG_VARIABLE, LocalWorkers, OriginKind, load_config
+from fedlora.codecs.spec import CodecName, CodecSpec
+from fedlora.config import CONFIG_VARIABLE, LocalWorkers, OriginKind, load_config, run_entries
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import LearningRateSchedule, PartitionScheme, RunSpec
 from fedlora.tensors.manifest import DataType
@@ -100,6 +101,25 @@ def test_the_partition_is_part_of_the_run_and_not_of_the_data_section(write):
     assert config.need_run().partition.num_slots == 3
     assert config.need_run().partition.scheme is PartitionScheme.IID
     assert config.section("data") == {}
+
+
+def test_the_codec_is_part_of_the_run_and_absent_unless_written(write):
+    assert load(write(RUN)).need_run().codec is None
+    run = load(write(RUN + "[codec]\nname = 'top_k'\nkept_share = 0.01\n")).need_run()
+    assert run.codec == CodecSpec(name=CodecName.TOP_K, kept_share=0.01)
+    shown = {e.name: e.value for e in run_entries(run) if e.section == "codec"}
+    assert shown == {
+        "codec.name": CodecName.TOP_K,
+        "codec.error_feedback": True,
+        "codec.kept_share": 0.01,
+    }
+
+
+def test_only_numbers_are_types_of_an_adapter(write):
+    with pytest.raises(FedLoraError, match='one of "f32", "f16", "bf16"'):
+        load(write(RUN), "run.wire_dtype=u9")
+    with pytest.raises(FedLoraError, match="wire_dtype must be one of f32, f16, bf16, got u8"):
+        load(write(RUN), "run.wire_dtype=u8")
 
 
 def test_a_file_without_a_run_describes_none(write):
