@@ -43,6 +43,7 @@ from fedlora.tensors.safetensors_io import decode
 
 METHODS = ("fedit", "flora_na", "optimal")
 CODECS = (None, *(CodecSpec(name=name) for name in CodecName))
+"""None sends plain float32"""
 WITHOUT_FEEDBACK = tuple(
     CodecSpec(name=name, error_feedback=False)
     for name in (CodecName.BF16, CodecName.NF4, CodecName.TOP_K)
@@ -103,8 +104,9 @@ examples in every row.
 ## Size, error and time
 
 Bytes of one worker's update. Error of the product B A that the server reads, over what the round's
-training changed of it, round by round under fedit; what feedback adds to an update counts as error
-of that update. CPU seconds per GB of float32.
+training changed of it, mean of all rounds: of the codec alone (optimal, whose workers feed nothing
+back), and with feedback (fedit), where what an update makes up for counts as its error. CPU seconds
+per GB of float32.
 
 {formats}
 
@@ -151,21 +153,26 @@ def _page(
 
 
 def _formats(found: Sequence[Result]) -> str:
-    lines = ["| codec | bytes | share | error of B A by round | encode s | decode s |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| codec | bytes | share | error, alone | error, with feedback | encode | decode |"]
+    lines.append("|---|---|---|---|---|---|---|")
     plain = _cells(found, "fedit", "none")[0].update_bytes
+    lines.append(f"| none | {plain:,} | 100.0 % | 0 | 0 | | |")
     for codec in CODECS:
-        label = Federation(seed=0, method="", codec=codec).label
-        cells = _cells(found, "fedit", label)
-        errors = zip(*(c.product_errors for c in cells), strict=True)
-        by_round = " ".join(f"{100 * mean(e):.3g}" for e in errors) if codec else "0"
-        times = seconds_per_gb(create_codec(codec)) if codec else (0.0, 0.0)
+        if codec is None:
+            continue
+        cells, fed_back = (_cells(found, m, codec.name.value) for m in ("optimal", "fedit"))
+        alone, made_up = (100 * mean(_errors(c)) for c in (cells, fed_back))
+        encode_seconds, decode_seconds = seconds_per_gb(create_codec(codec))
         size = cells[0].update_bytes
         lines.append(
-            f"| {label} | {size:,} | {100 * size / plain:.1f} % | {by_round} % "
-            f"| {times[0]:.2f} | {times[1]:.2f} |"
+            f"| {codec.name.value} | {size:,} | {100 * size / plain:.1f} % | {alone:.2g} % "
+            f"| {made_up:.2g} % | {encode_seconds:.1f} s | {decode_seconds:.1f} s |"
         )
     return "\n".join(lines)
+
+
+def _errors(cells: Sequence[Result]) -> list[float]:
+    return [error for cell in cells for error in cell.product_errors]
 
 
 def _by_method(found: Sequence[Result], figure: str, unit: float, digits: int) -> str:

@@ -73,6 +73,15 @@ def test_an_evaluation_takes_what_the_round_has_made(opened):
     assert (found.round, sum_of(found.tensors)) == (2, sum_of(values(2)))
 
 
+def test_what_a_task_has_made_can_be_taken_back(opened):
+    opened().keep("run-1", train_task(1), values(1))
+    opened().keep("run-1", train_task(2), values(2))
+    opened().forget("run-1", train_task(2).task_id, MANIFEST)
+    assert begun(opened(), 3) == sum_of(values(1))
+    opened().forget("run-1", train_task(1).task_id, MANIFEST)
+    assert begun(opened(), 3) is None
+
+
 def test_a_worker_that_missed_rounds_goes_on_with_what_it_had(opened):
     opened().keep("run-1", train_task(1), values(1))
     assert begun(opened(), 9) == sum_of(values(1))
