@@ -21,6 +21,7 @@ from codec_runs.federations import (
     Federation,
     Result,
     Shrunk,
+    changes_after,
     federate,
     parties,
     results,
@@ -49,6 +50,8 @@ WITHOUT_FEEDBACK = tuple(
     for name in (CodecName.BF16, CodecName.NF4, CodecName.TOP_K)
 )
 """under fedit only: what the residual is good for"""
+STEPS = (5, 17, 50)
+"""of a first round: of these federations, of the quickstart's, and of a longer one"""
 PAGE = Path(__file__).with_suffix(".md")
 
 
@@ -96,9 +99,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 _PAGE = """\
 # Codecs, measured
 
-`python benchmarks/codecs.py --rounds {rounds} --steps {steps} --seeds {seeds}`: the quickstart's
-model, data and four workers, {rounds} rounds of {steps} steps instead of the quickstart's 12 of
-half an epoch, torch {torch} on the CPU. Seeds are paired: the same data, first adapter and order of
+`python benchmarks/codecs.py --rounds {rounds} --steps {steps} --seeds {seeds}`, torch {torch} on
+the CPU: the quickstart's model, data and four workers, {rounds} rounds of {steps} steps instead of
+the quickstart's 12 of half an epoch. Seeds are paired: the same data, first adapter and order of
 examples in every row.
 
 ## Size, error and time
@@ -131,6 +134,13 @@ rank" is the nearest matrix of that rank to each factor's change: no sketch, suc
 comes closer with so many numbers.
 
 {tried}
+
+Which four bits are better depends on the shape of the changes. The few steps of a short round move
+all numbers about as far, which suits equal steps; over more steps they come to be distributed like
+sums, which suits nf4, whose error is the same in both. Error of the tensors of a worker's first
+update, by its steps:
+
+{four_bits}
 """
 
 
@@ -149,6 +159,7 @@ def _page(
         accuracies=_by_method(found, "accuracy", 100.0, 1),
         losses=_by_method(found, "loss", 1.0, 3),
         tried=_tried(first, changed),
+        four_bits=_four_bits(),
     )
 
 
@@ -161,12 +172,12 @@ def _formats(found: Sequence[Result]) -> str:
         if codec is None:
             continue
         cells, fed_back = (_cells(found, m, codec.name.value) for m in ("optimal", "fedit"))
-        alone, made_up = (100 * mean(_errors(c)) for c in (cells, fed_back))
+        alone, made_up = (_percent(mean(_errors(c))) for c in (cells, fed_back))
         encode_seconds, decode_seconds = seconds_per_gb(create_codec(codec))
         size = cells[0].update_bytes
         lines.append(
-            f"| {codec.name.value} | {size:,} | {100 * size / plain:.1f} % | {alone:.2g} % "
-            f"| {made_up:.2g} % | {encode_seconds:.1f} s | {decode_seconds:.1f} s |"
+            f"| {codec.name.value} | {size:,} | {100 * size / plain:.1f} % | {alone} "
+            f"| {made_up} | {encode_seconds:.1f} s | {decode_seconds:.1f} s |"
         )
     return "\n".join(lines)
 
@@ -200,8 +211,8 @@ def _cell(pairs: Sequence[tuple[float, float]], digits: int, *, is_plain: bool) 
     if is_plain:
         return value
     apart = [c - p for c, p in pairs]
-    spread = f" [{min(apart):+.{digits}f}, {max(apart):+.{digits}f}]" if len(apart) > 1 else ""
-    return f"{value} ({mean(apart):+.{digits}f}{spread})"
+    spread = f" [{min(apart):+z.{digits}f}, {max(apart):+z.{digits}f}]" if len(apart) > 1 else ""
+    return f"{value} ({mean(apart):+z.{digits}f}{spread})"
 
 
 def _tried(first: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> str:
@@ -214,9 +225,24 @@ def _tried(first: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> str:
         losses[f"best rank {rank}, float32"] = low_rank(changed, rank)
     lines = ["| format | bits | error |", "|---|---|---|"]
     lines += [
-        f"| {name} | {loss.bits:.2f} | {100 * loss.error:.3g} % |" for name, loss in losses.items()
+        f"| {name} | {loss.bits:.2f} | {_percent(loss.error)} |" for name, loss in losses.items()
     ]
     return "\n".join(lines)
+
+
+def _four_bits() -> str:
+    lines = ["| steps | nf4 | equal steps |", "|---|---|---|"]
+    nf4 = create_codec(CodecSpec(name=CodecName.NF4))
+    for steps in STEPS:
+        changes = changes_after(2, steps)
+        errors = (loss_of(nf4, changes).error, uniform_int4(changes).error)
+        lines.append(f"| {steps} | {_percent(errors[0])} | {_percent(errors[1])} |")
+    return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
 
 
 def _cells(found: Sequence[Result], method: str, label: str) -> list[Result]:

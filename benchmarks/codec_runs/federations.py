@@ -52,6 +52,7 @@ __all__ = [
     "Party",
     "Result",
     "Shrunk",
+    "changes_after",
     "federate",
     "parties",
     "results",
@@ -141,6 +142,14 @@ def parties(seed: int, shrunk: Shrunk) -> tuple[RunSpec, list[Party]]:
     return run, [Party(slot=slot, trainer=trainer) for slot, trainer in enumerate(made)]
 
 
+def changes_after(seed: int, steps: int) -> dict[str, Tensor]:
+    """What one worker's first round changes if it has that many steps."""
+    run, (party, *_) = parties(seed, Shrunk(rounds=12, steps=steps))
+    given = party.trainer.trained_values()
+    _train(run, 1, party)
+    return {name: value - given[name] for name, value in party.trainer.trained_values().items()}
+
+
 def federate(
     federation: Federation, run: RunSpec, workers: list[Party], first: Path, work: Path
 ) -> Result:
@@ -226,12 +235,7 @@ def _update(
     held = _held(start, run, trainer)
     trainer.load_adapter(held.tensors)
     if number > 1 or not party.first:
-        trainer.train(
-            round=number,
-            seed=derive_seed(run.seed, number, "train", party.slot),
-            on_progress=lambda *_: None,
-            should_abandon=lambda: False,
-        )
+        _train(run, number, party)
         if number == 1:
             party.first.update(trainer.trained_values())
     else:
@@ -263,6 +267,15 @@ def _update(
         scaling=run.adapter.scaling,
         given_rank=run.adapter.r,
         coding=coding,
+    )
+
+
+def _train(run: RunSpec, number: int, party: Party) -> None:
+    party.trainer.train(
+        round=number,
+        seed=derive_seed(run.seed, number, "train", party.slot),
+        on_progress=lambda *_: None,
+        should_abandon=lambda: False,
     )
 
 

@@ -8,6 +8,9 @@ Bits    4 per value and 16 per block of 64 along a row: 4.25 where rows are long
 Error   |x - x'| <= m g / 2 + 2^-134 with g = 0.3038, the widest gap between levels; the constant
         is half of bf16's smallest number, for scales that are hardly larger.
 
+Equal steps, the other format of four bits, are better on the changes of a few optimiser steps and
+worse on those of many (benchmarks/codecs.md); these levels lose about the same on both.
+
 The paper's scales are float32, and quantised once more for weights of billions; those of one update
 are written in bf16, which moves them by 2^-8 at most and costs a quarter of a bit.
 """
