@@ -123,9 +123,7 @@ def test_more_bytes_than_declared_are_refused_at_the_first_one():
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.integers(1, 3000), max_size=30), st.sampled_from(FLOATS), st.none() | st.data()
-)
+@given(st.lists(st.integers(1, 3000), max_size=30), st.sampled_from(FLOATS), st.none() | st.data())
 def test_the_verdict_does_not_depend_on_where_the_chunks_end(
     sizes: list[int], dtype: DataType, bad: st.DataObject | None
 ):
