@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import AdapterHeader
 from fedlora.tensors.manifest import TensorManifest
@@ -46,7 +47,7 @@ def laid_over(
     payload: Mapping[str, Tensor],
     *,
     session_token: str,
-    manifest: TensorManifest,
+    shape: AdapterShape,
 ) -> HeldAdapter:
     """What the worker holds once a download has come.
 
@@ -55,7 +56,7 @@ def laid_over(
         header: of the download.
         payload: its tensors.
         session_token: session of the request.
-        manifest: the run's whole adapter at this worker's rank.
+        shape: of the run's adapter at this worker's rank.
 
     Raises:
         FedLoraError: MANIFEST_MISMATCH if the outcome is not the whole adapter.
@@ -68,7 +69,8 @@ def laid_over(
             f"{header.held_version}, expected {'all of it' if base is None else f'one to {base}'}",
         )
     tensors = dict(payload) if header.held_version is None else {**held.tensors, **payload}
-    if difference := manifest.difference(TensorManifest.of(tensors)):
+    found = TensorManifest.of(tensors)
+    if difference := shape.version(found).difference(found):
         raise FedLoraError(
             Reason.MANIFEST_MISMATCH,
             f"adapter version {header.adapter_version} does not fit the adapter attached here: "

@@ -28,6 +28,7 @@ from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session, State
 from client_worker.stop import Stopped, StopRequest
 from client_worker.tasks import TaskWork
+from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Capabilities, Registration, Task, TaskKind
@@ -210,8 +211,13 @@ class Runner:
         self._asking.insist(
             "confirming the adapter", lambda: self._membership.confirm(assignment, layout)
         )
-        manifest = layout.manifest(registration.rank, registration.run.wire_dtype)
-        return LoadedTrainer(trainer=trainer, assignment=assignment, manifest=manifest)
+        shape = AdapterShape(
+            layout=layout,
+            kind=registration.run.adapter.kind,
+            rank=registration.rank,
+            dtype=registration.run.wire_dtype,
+        )
+        return LoadedTrainer(trainer=trainer, assignment=assignment, shape=shape)
 
     def _next_task(self) -> Task:
         self._heartbeats.raise_if_fenced()

@@ -14,6 +14,7 @@ FEATURES = frozenset(
     {
         WorkerFeature.PARTIAL_TRAINING,
         WorkerFeature.PRIVATE_PARTS,
+        WorkerFeature.BASE_CHANGES,
         WorkerFeature.ROUND_METRICS,
     }
 )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from client_worker.adaptation.attach import AdaptedModel, attach_adapter
+from client_worker.adaptation.adapted_model import AdaptedModel
+from client_worker.adaptation.attach import attach_adapter
 from client_worker.adaptation.base_model import load_base
 from client_worker.adaptation.packing import require_exact_packing
 from client_worker.data.config import DataConfig
@@ -144,7 +145,13 @@ class LocalTrainer:
     @property
     def layout(self) -> AdapterLayout:
         """Where the adapter sits in the base model, and that model's fingerprint."""
-        return self._model.layout
+        return self._model.shape.layout
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, as it computes."""
+        module: nn.Module = self._model.module
+        return module
 
     @property
     def num_train_examples(self) -> int:

@@ -74,7 +74,7 @@ class TinyTrainer:
         tensors: Mapping[str, torch.Tensor],
         private: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        assert set(tensors) == set(self._tensors)
+        assert set(tensors) >= set(adapter(seed=0))
         laid_over = {**tensors, **(private or {})}
         self._tensors = {name: tensor.clone() for name, tensor in laid_over.items()}
         self.loads.append(float(next(iter(self._tensors.values())).sum()))
