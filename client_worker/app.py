@@ -91,7 +91,10 @@ def _work(
             federation=federation,
             create_trainer=create_trainer or create,
             capabilities=replace(
-                capabilities(), max_rank=config.max_rank, features=tuple(sorted(FEATURES))
+                capabilities(),
+                max_rank=config.max_rank,
+                features=tuple(sorted(FEATURES)),
+                role=config.role,
             ),
             stop=stop,
             patience=Patience(

@@ -104,6 +104,10 @@ class Outcome(Protocol):
         ...
 
 
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
+"""told steps done, steps in all, metrics"""
+
+
 class Trainer(Protocol):
     """The model with its adapter, and the data."""
 
@@ -134,13 +138,41 @@ class Trainer(Protocol):
         round: int,
         seed: int,
         plan: RoundPlan,
-        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> Outcome:
         """One round of local training, of the parts that the plan says and no other.
 
         Raises:
             TaskAbandoned: soon after `should_abandon` has returned True.
+        """
+        ...
+
+    def refine(
+        self,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> Outcome:
+        """The stage on a server's own data, after a round; as `train`."""
+        ...
+
+    def personalise(
+        self,
+        own: Mapping[str, torch.Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, torch.Tensor]:
+        """Trains magnitudes of B from `own`, or from B's, and returns them by module; as `train`.
+
+        The model has them in it afterwards.
         """
         ...
 

@@ -104,6 +104,7 @@ class Runner:
                 federation, self._asking, private, folder=(folder or scratch) / "adapters"
             ),
             private=private,
+            personal=PrivateParts(folder / "personal" if folder else None),
             outbox=Outbox(folder / "outbox" if folder else None),
             stop=stop,
         )
@@ -182,7 +183,7 @@ class Runner:
             with self._heartbeats.holding(task.task_id):
                 if task.kind is TaskKind.INITIALIZE:
                     self._work.initialize(task, loaded, registration)
-                elif task.kind is TaskKind.TRAIN:
+                elif task.kind in (TaskKind.TRAIN, TaskKind.REFINE):
                     self._work.train(task, loaded, registration)
                 else:
                     self._work.evaluate(task, loaded, registration)

@@ -16,8 +16,8 @@ from client_worker.asking import Asking, RefusedError
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate
-from client_worker.parts import pick, private_manifest, sent_manifest
-from client_worker.ports import Federation
+from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
+from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
@@ -31,6 +31,7 @@ from fedlora.runs.tasks import (
     Progress,
     Registration,
     Task,
+    TaskKind,
     UpdateHeader,
 )
 from fedlora.tensors.safetensors_io import encode
@@ -53,7 +54,8 @@ class TaskWork:
         heartbeats: know whether the task in hand still counts.
         progress: told how far training has got.
         loader: puts into the model what a task begins from.
-        private: keeps what is trained and never sent.
+        private: keeps what is trained with a round and never sent.
+        personal: keeps what makes the published adapter this worker's own.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
     """
@@ -68,6 +70,7 @@ class TaskWork:
         progress: ProgressReporter,
         loader: AdapterLoader,
         private: PrivateParts,
+        personal: PrivateParts,
         outbox: Outbox,
         stop: StopRequest,
     ) -> None:
@@ -78,6 +81,7 @@ class TaskWork:
         self._progress = progress
         self._loader = loader
         self._private = private
+        self._personal = personal
         self._outbox = outbox
         self._stop = stop
 
@@ -100,10 +104,7 @@ class TaskWork:
         try:
             update = self._trained(task, loaded)
         except TaskAbandoned:
-            self._stop.check()
-            self._heartbeats.raise_if_fenced()
-            self._session.handle(Event.DROPPED)
-            log.info("abandoned")
+            self._abandon()
             return
         # First of the two, and before anything is sent: see `client_worker.private_parts`.
         private = private_manifest(loaded.manifest, task.plan)
@@ -122,6 +123,12 @@ class TaskWork:
             scores = loaded.trainer.evaluate(
                 EvaluationScope.GLOBAL, shard_index=task.shard_index, shard_count=task.shard_count
             )
+        if task.plan.personal_stage:
+            try:
+                scores = (*scores, *self._personal_scores(task, loaded, registration))
+            except TaskAbandoned:
+                self._abandon()
+                return
         scores = tuple(_finite_scores(e) for e in scores)
         try:
             self._asking.ask(
@@ -139,24 +146,20 @@ class TaskWork:
     def _trained(self, task: Task, loaded: LoadedTrainer) -> TrainedUpdate:
         """Trains, scores the result on this worker's held-out data, encodes it."""
         loaded.began_from, loaded.pristine = None, False
-        outcome = loaded.trainer.train(
+        refines = task.kind is TaskKind.REFINE
+        begin = loaded.trainer.refine if refines else loaded.trainer.train
+        outcome = begin(
             round=task.round,
             seed=task.seed,
             plan=task.plan,
-            on_progress=lambda step, steps, metrics: self._progress.offer(
-                Progress(
-                    task_id=task.task_id,
-                    completed_steps=step,
-                    total_steps=steps,
-                    metrics=_finite(metrics),
-                )
-            ),
-            should_abandon=lambda: self._stop.requested or self._heartbeats.abandoned,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
         )
         metrics = _finite(outcome.metrics)
         log.info("trained", num_examples=outcome.num_examples, metrics=metrics)
         scores: tuple[Evaluation, ...] = ()
-        if loaded.assignment[0].rounds.evaluate:
+        # What a refinement came to is scored by those whose data it is for.
+        if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
         return TrainedUpdate(
@@ -167,6 +170,46 @@ class TaskWork:
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
         )
+
+    def _personal_scores(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> tuple[Evaluation, ...]:
+        """Makes the published adapter in the model this worker's own, keeps what that took."""
+        manifest = personal_manifest(loaded.shape, task.plan)
+        before = self._personal.before(registration.run_id, task, manifest)
+        loaded.began_from, loaded.pristine = None, False
+        magnitudes = loaded.trainer.personalise(
+            before.tensors if before else None,
+            round=task.round,
+            seed=task.seed,
+            plan=task.plan,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
+        )
+        self._personal.keep(registration.run_id, task, magnitudes)
+        log.info("personalised", begun_in_round=before.round if before else None)
+        with self._stop.window():
+            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
+
+    def _reporting(self, task: Task) -> OnProgress:
+        return lambda step, steps, metrics: self._progress.offer(
+            Progress(
+                task_id=task.task_id,
+                completed_steps=step,
+                total_steps=steps,
+                metrics=_finite(metrics),
+            )
+        )
+
+    def _should_abandon(self) -> bool:
+        return self._stop.requested or self._heartbeats.abandoned
+
+    def _abandon(self) -> None:
+        """Drops the work in hand, unless the worker has to end."""
+        self._stop.check()
+        self._heartbeats.raise_if_fenced()
+        self._session.handle(Event.DROPPED)
+        log.info("abandoned")
 
     def _submit(self, task: Task, update: TrainedUpdate, registration: Registration) -> None:
         """Sends an update until it is acknowledged, or refused as too late."""

@@ -258,7 +258,8 @@ def _own(report: RoundReport) -> list[Evaluation]:
 
 
 def _published(report: RoundReport) -> list[Evaluation]:
-    return [e for w in report.evaluations for e in w.evaluations]
+    found = (e for w in report.evaluations for e in w.evaluations)
+    return [e for e in found if e.scope is EvaluationScope.GLOBAL]
 
 
 def _spread(evaluations: Sequence[Evaluation], metric: str) -> tuple[float, float] | None:

@@ -114,13 +114,21 @@ class AdaptedModel:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
 
+    def factors(self, part: Part) -> dict[str, nn.Parameter]:
+        """A part of every module, by the module's path."""
+        return {path: parameters_of(layer)[part] for path, layer in self._layers.items()}
+
     def trainable(
-        self, parts: Collection[Part] = (Part.A, Part.B)
+        self, parts: Collection[Part] = (Part.A, Part.B), *, full_modules: bool = True
     ) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Frees these parts of every module for training and freezes the others.
 
+        Args:
+            parts: of the adapter.
+            full_modules: free modules_to_save as well.
+
         Returns:
-            The factors to train, and the parameters of modules_to_save, which always are.
+            The factors to train, and the parameters of modules_to_save to train.
         """
         factors: list[nn.Parameter] = []
         for layer in self._layers.values():
@@ -128,12 +136,10 @@ class AdaptedModel:
                 parameter.requires_grad_(part in parts)
                 if part in parts:
                     factors.append(parameter)
-        head = [
-            parameter
-            for name, parameter in self.module.named_parameters()
-            if ".modules_to_save." in name and parameter.requires_grad
-        ]
-        return factors, head
+        head = [p for name, p in self.module.named_parameters() if ".modules_to_save." in name]
+        for parameter in head:
+            parameter.requires_grad_(full_modules)
+        return factors, head if full_modules else []
 
 
 def peft_state(module: nn.Module) -> dict[str, Tensor]:

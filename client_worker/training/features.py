@@ -15,6 +15,7 @@ FEATURES = frozenset(
         WorkerFeature.PARTIAL_TRAINING,
         WorkerFeature.PRIVATE_PARTS,
         WorkerFeature.BASE_CHANGES,
+        WorkerFeature.PERSONAL_STAGE,
         WorkerFeature.ROUND_METRICS,
     }
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from client_worker.adaptation.adapted_model import AdaptedModel
 from client_worker.adaptation.attach import attach_adapter
 from client_worker.adaptation.base_model import load_base
 from client_worker.adaptation.packing import require_exact_packing
+from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnitude_stand_ins
 from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
@@ -22,6 +23,14 @@ from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
 from client_worker.training.round_metrics import RoundMetrics
+from client_worker.training.stages import (
+    Stage,
+    personal_axis,
+    personal_stage,
+    refinement,
+    round_stage,
+)
+from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
@@ -32,6 +41,9 @@ from fedlora.tensors.manifest import DataType
 __all__ = ["LocalTrainer", "TaskAbandoned", "TrainingOutcome"]
 
 _WHOLE = RoundPlan()
+
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
+"""told steps done, steps in all, metrics"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +198,7 @@ class LocalTrainer:
         round: int,
         seed: int,
         plan: RoundPlan = _WHOLE,
-        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> TrainingOutcome:
         """One round of local training, from the adapter that is in the model.
@@ -214,11 +226,92 @@ class LocalTrainer:
                 should_abandon=should_abandon,
             ),
         )
+        outcome = self._stretch(
+            round_stage(self._run.training, plan),
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+        return replace(outcome, metrics={**outcome.metrics, **figures.at_end()})
+
+    def refine(
+        self,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> TrainingOutcome:
+        """The stage on a server's own data, after a round; arguments and errors as `train`."""
+        return self._stretch(
+            refinement(self._run.training, plan),
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+
+    def personalise(
+        self,
+        own: Mapping[str, Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, Tensor]:
+        """Trains this worker's own magnitudes of B on the adapter that is in the model.
+
+        Args:
+            own: what the stage before this one returned; None begins with B's own.
+            round: see `train`, as the other arguments and errors.
+            seed: see `train`.
+            plan: see `train`.
+            on_progress: see `train`.
+            should_abandon: see `train`.
+
+        Returns:
+            The magnitudes by path of the module, one a vector of B: on the CPU, in float32.
+        """
+        stage = personal_stage(self._run.training, plan)
+        dim = personal_axis(plan).summed(Part.B)
+        magnitudes = magnitude_stand_ins(self._model.factors(Part.B), own, dim=dim)
+        self._stretch(
+            stage,
+            [magnitudes],
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+        return {path: b_N.detach().to("cpu", copy=True) for path, b_N in magnitudes.trained.items()}
+
+    def _stretch(
+        self,
+        stage: Stage,
+        stand_ins: Sequence[StandIns] = (),
+        *,
+        round: int,
+        seed: int,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> TrainingOutcome:
+        """Trains what a stage says, or what stands in for it."""
+        factors, head = self._model.trainable(stage.parts, full_modules=stage.full_modules)
+        if stage.directions is not None:
+            stand_ins = [
+                direction_stand_ins(self._model.factors(part), dim=stage.directions.summed(part))
+                for part in sorted(stage.parts)
+            ]
+        trained = [t for stand_in in stand_ins for t in stand_in.trained.values()]
         result = train_round(
             self._model.module,
-            self._model.trainable({*plan.trained, *plan.private}),
+            (trained or factors, head),
             self._data.train,
-            self._run.training,
+            stage.training,
             Course(round=round, num_rounds=self._run.rounds.num_rounds, seed=seed),
             precision=self._precision,
             pad_id=self._model.pad_id,
@@ -226,6 +319,7 @@ class LocalTrainer:
             on_progress=on_progress,
             should_abandon=should_abandon,
             offsets_V=self._offsets_V,
+            stand_ins=stand_ins,
         )
         return TrainingOutcome(
             num_examples=self.num_train_examples,
@@ -235,7 +329,6 @@ class LocalTrainer:
                 "train_seconds": result.seconds,
                 "examples_per_second": result.num_processed / result.seconds,
                 "peak_device_bytes": float(self._precision.peak_bytes()),
-                **figures.at_end(),
             },
         )
 

@@ -68,10 +68,11 @@ class Role(enum.StrEnum):
 
 
 class EvaluationScope(enum.StrEnum):
-    """Whose scores: the worker's own adapter, or the published one."""
+    """Whose scores: the worker's own adapter, the published one, or that one made personal."""
 
     LOCAL = "local"
     GLOBAL = "global"
+    PERSONAL = "personal"
 
 
 class EvaluationSplit(enum.StrEnum):

@@ -24,7 +24,7 @@ from fedlora.adapters.spec import AdapterSpec
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec
-from fedlora.runs.tasks import Registration
+from fedlora.runs.tasks import Registration, Role
 
 __all__ = ["Finished", "federate", "of_part", "parts_in", "run_of", "same", "stored", "trainer_in"]
 
@@ -92,9 +92,20 @@ def trainer_in(folder: Path, name: str, rows: int) -> Callable[[Registration], L
 
 
 async def federate(
-    tmp_path: Path, spec: RunSpec, *, max_ranks: Mapping[str, int] | None = None
+    tmp_path: Path,
+    spec: RunSpec,
+    *,
+    max_ranks: Mapping[str, int] | None = None,
+    server_data: bool = False,
 ) -> Finished:
-    """Runs two workers, w-0 and w-1, to the end."""
+    """Runs two workers, w-0 and w-1, to the end.
+
+    Args:
+        tmp_path: for everything.
+        spec: the run.
+        max_ranks: of the workers that have one.
+        server_data: whether a third worker, "server", holds data of the server's.
+    """
     trainers: dict[str, LocalTrainer] = {}
     lived: dict[str, list[dict[str, Tensor]]] = {}
 
@@ -119,20 +130,28 @@ async def federate(
         serving(tmp_path, spec, export_dir=tmp_path / "runs") as served,
     ):
         with ExitStack() as stack:
-            workers = [
-                stack.enter_context(
-                    worker(
-                        served.address,
-                        tmp_path / name,
-                        name=name,
-                        create=create(name, rows),
-                        max_rank=(max_ranks or {}).get(name, 0),
-                    )
+
+            def started(name: str, rows: int, **settings: Any) -> asyncio.Task[ExitCode]:
+                made = worker(
+                    served.address,
+                    tmp_path / name,
+                    name=name,
+                    create=create(name, rows),
+                    max_rank=(max_ranks or {}).get(name, 0),
+                    **settings,
                 )
-                for name, rows in (("w-0", 17), ("w-1", 23))
-            ]
-            codes = await asyncio.gather(*(asyncio.to_thread(w.runner.run) for w in workers))
-        assert codes == [ExitCode.OK] * 2
+                return asyncio.create_task(asyncio.to_thread(stack.enter_context(made).runner.run))
+
+            running = []
+            if server_data:
+                # There before the first round ends, which would go on without it.
+                running.append(started("server", 20, role=Role.SERVER_DATA))
+                actor = served.aggregator.coordinator.run("test")
+                while not actor.state.ready_refiners:
+                    await actor.wait_for_change(None)
+            running += [started("w-0", 17), started("w-1", 23)]
+            codes = await asyncio.gather(*running)
+        assert codes == [ExitCode.OK] * len(running)
         last = served.aggregator.coordinator.run("test").state.version
         assert last is not None
         versions = [await stored(served, version) for version in range(last + 1)]

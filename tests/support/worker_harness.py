@@ -87,7 +87,10 @@ def worker(
             federation=client,
             create_trainer=create or make,
             capabilities=Capabilities(
-                device_name="cpu", max_rank=max_rank, features=tuple(sorted(FEATURES))
+                device_name="cpu",
+                max_rank=max_rank,
+                features=tuple(sorted(FEATURES)),
+                role=config.role,
             ),
             stop=stop,
             patience=patience or Patience(limit_seconds=30.0, sleep=lambda _: None),
