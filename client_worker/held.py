@@ -11,7 +11,7 @@ state, and may have given a number twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -56,7 +56,8 @@ def laid_over(
         header: of the download.
         payload: its tensors.
         session_token: session of the request.
-        shape: of the run's adapter at this worker's rank.
+        shape: of the run's adapter at the rank that this worker was given; a worker that has pruned
+            its adapter is sent one of the rank that is left.
 
     Raises:
         FedLoraError: MANIFEST_MISMATCH if the outcome is not the whole adapter.
@@ -70,6 +71,7 @@ def laid_over(
         )
     tensors = dict(payload) if header.held_version is None else {**held.tensors, **payload}
     found = TensorManifest.of(tensors)
+    shape = replace(shape, rank=min(header.rank, shape.rank))
     if difference := shape.version(found).difference(found):
         raise FedLoraError(
             Reason.MANIFEST_MISMATCH,

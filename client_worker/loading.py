@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -13,6 +13,7 @@ from client_worker.membership import Assignment
 from client_worker.parts import private_manifest
 from client_worker.ports import Federation, Trainer
 from client_worker.private_parts import PrivatePart, PrivateParts
+from fedlora.adapters.names import Part
 from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.tasks import AdapterHeader, Registration, Task
 from fedlora.tensors.manifest import TensorManifest
@@ -40,8 +41,9 @@ class LoadedTrainer:
 
     @property
     def manifest(self) -> TensorManifest:
-        """The tensors of the adapter as attached."""
-        return self.shape.manifest(self.shape.parts)
+        """Every tensor that a worker's own adapter may have, at the rank it has now."""
+        shape = replace(self.shape, rank=self.trainer.rank)
+        return shape.manifest((*shape.parts, Part.CORE))
 
 
 class AdapterLoader:

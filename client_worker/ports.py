@@ -116,6 +116,15 @@ class Trainer(Protocol):
         """Where the adapter attaches."""
         ...
 
+    @property
+    def rank(self) -> int:
+        """Of the adapter now; training may lower it, and loading a version gives it that one's."""
+        ...
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Makes the freshly attached adapter the run's first version, whose parts `plan` trains."""
+        ...
+
     def adapter(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, under PEFT's names, in the run's wire dtype."""
         ...

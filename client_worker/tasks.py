@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping
 
 import structlog
+from torch import Tensor
 
 from client_worker.asking import Asking, RefusedError
+from client_worker.components import chosen_components
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate
@@ -24,6 +26,7 @@ from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
 from fedlora.errors import Reason
+from fedlora.runs.plan import Selection
 from fedlora.runs.tasks import (
     Acknowledgement,
     Evaluation,
@@ -88,12 +91,14 @@ class TaskWork:
     def initialize(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Submits the adapter as freshly attached: it becomes version 0."""
         self._session.handle(Event.UPDATE_AT_HAND)
-        update = TrainedUpdate(payload=encode(loaded.trainer.adapter()))
+        loaded.trainer.begin(task.plan)
+        first = pick(loaded.trainer.adapter(), sent_manifest(loaded.manifest, task.plan))
+        update = TrainedUpdate(payload=encode(first))
         self._submit(task, update, registration)
 
     def train(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Trains from the task's version and submits, or submits what a restart cut short."""
-        update = self._outbox.find(task, sent_manifest(loaded.manifest, task.plan))
+        update = self._outbox.find(task)
         if update is not None:
             log.info("update_found", bytes=update.payload.total_bytes)
             self._session.handle(Event.UPDATE_AT_HAND)
@@ -156,16 +161,15 @@ class TaskWork:
             should_abandon=self._should_abandon,
         )
         metrics = _finite(outcome.metrics)
-        log.info("trained", num_examples=outcome.num_examples, metrics=metrics)
+        rank = loaded.trainer.rank
+        log.info("trained", num_examples=outcome.num_examples, rank=rank, metrics=metrics)
         scores: tuple[Evaluation, ...] = ()
         # What a refinement came to is scored by those whose data it is for.
         if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
         return TrainedUpdate(
-            payload=encode(
-                pick(loaded.trainer.adapter(), sent_manifest(loaded.manifest, task.plan))
-            ),
+            payload=encode(_sent(task, loaded)),
             num_examples=outcome.num_examples,
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
@@ -255,6 +259,17 @@ class TaskWork:
             raise refused
         self._session.handle(Event.DROPPED)
         log.warning("dropped", reason=refused.error.reason.value, error=str(refused))
+
+
+def _sent(task: Task, loaded: LoadedTrainer) -> dict[str, Tensor]:
+    """What the plan asks for of the adapter as it is now trained."""
+    trained = loaded.trainer.adapter()
+    update = pick(trained, sent_manifest(loaded.manifest, task.plan))
+    if task.plan.selection is Selection.ALL:
+        return update
+    return chosen_components(
+        update, trained, loaded.held.tensors, plan=task.plan, shape=loaded.shape
+    )
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

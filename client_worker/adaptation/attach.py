@@ -67,7 +67,7 @@ def attach_adapter(
             parameter.data = parameter.data.float()
     layout = _layout(peft_state(module), base.fingerprint, dtype)
     shape = AdapterShape(layout=layout, kind=spec.kind, rank=rank, dtype=dtype)
-    return AdaptedModel(module, base.tokenizer, shape)
+    return AdaptedModel(module, base.tokenizer, shape, spec.scaling)
 
 
 def _config(spec: AdapterSpec, rank: int) -> LoraConfig | HiraConfig:

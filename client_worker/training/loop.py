@@ -73,6 +73,7 @@ def train_round(
     should_abandon: Callable[[], bool],
     offsets_V: Tensor | None = None,
     stand_ins: Sequence[StandIns] = (),
+    penalty: Callable[[], Tensor | None] = lambda: None,
 ) -> RoundResult:
     """Trains in place.
 
@@ -89,6 +90,7 @@ def train_round(
         should_abandon: asked before each step.
         offsets_V: added to the logits (`objective.label_offsets`).
         stand_ins: where `parameters` are trained in the place of tensors of the model.
+        penalty: what is added to the loss of a step, which is a mean; None for nothing.
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
@@ -131,6 +133,8 @@ def train_round(
                     f"the training loss is {loss} in step {step + 1} of round {course.round}",
                     hint="Lower training.learning_rate, or set training.max_gradient_norm",
                 )
+            if (added := penalty()) is not None:
+                scaler.scale(added).backward()  # type: ignore[no-untyped-call]
             for stand_in in stand_ins:
                 stand_in.pull()
             scaler.unscale_(optimizer)

@@ -22,6 +22,7 @@ from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
+from client_worker.training.rank_pruning import Tail
 from client_worker.training.round_metrics import RoundMetrics
 from client_worker.training.stages import (
     Stage,
@@ -166,9 +167,23 @@ class LocalTrainer:
         return module
 
     @property
+    def rank(self) -> int:
+        """Of the adapter now: what was attached, or less once a plan has let it be lowered."""
+        return self._model.shape.rank
+
+    @property
     def num_train_examples(self) -> int:
         """Examples to train on; held-out ones are not among them."""
         return len(self._data.train)
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Makes a freshly attached adapter one that such plans can train: with cores, or as it is.
+
+        Args:
+            plan: names the parts of the run's first version as those that are trained.
+        """
+        if Part.CORE in plan.trained:
+            self._model.begin_with_cores(self._run.seed)
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter as it is now, under PEFT's names: on the CPU, in the run's wire dtype."""
@@ -226,13 +241,17 @@ class LocalTrainer:
                 should_abandon=should_abandon,
             ),
         )
+        a, b = self._model.factors(Part.A), self._model.factors(Part.B)
+        tail = Tail(plan, self.rank, a, b)
         outcome = self._stretch(
             round_stage(self._run.training, plan),
             round=round,
             seed=seed,
             on_progress=on_progress,
             should_abandon=should_abandon,
+            penalty=tail.penalty,
         )
+        self._model.resize(tail.rank_at_end())
         return replace(outcome, metrics={**outcome.metrics, **figures.at_end()})
 
     def refine(
@@ -298,6 +317,7 @@ class LocalTrainer:
         seed: int,
         on_progress: OnProgress,
         should_abandon: Callable[[], bool],
+        penalty: Callable[[], Tensor | None] = lambda: None,
     ) -> TrainingOutcome:
         """Trains what a stage says, or what stands in for it."""
         factors, head = self._model.trainable(stage.parts, full_modules=stage.full_modules)
@@ -320,6 +340,7 @@ class LocalTrainer:
             should_abandon=should_abandon,
             offsets_V=self._offsets_V,
             stand_ins=stand_ins,
+            penalty=penalty,
         )
         return TrainingOutcome(
             num_examples=self.num_train_examples,

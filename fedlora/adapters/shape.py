@@ -45,9 +45,11 @@ class AdapterShape:
         """What a published version must hold to be one of this adapter.
 
         Args:
-            found: what it holds. What has been added to the base model is there for some modules
-                only, at whatever rank it has grown to.
+            found: what it holds. Cores are there for all modules or none; what has been added to
+                the base model for some only, at whatever rank it has grown to.
         """
+        cores = any(part_key(m.path, Part.CORE) in found.by_name for m in self.layout.modules)
+        whole = self.manifest((*self.parts, Part.CORE) if cores else self.parts)
         added = []
         for module in self.layout.modules:
             held = found.by_name.get(part_key(module.path, Part.BASE_A))
@@ -60,4 +62,4 @@ class AdapterShape:
                     )
                     for part in (Part.BASE_A, Part.BASE_B)
                 ]
-        return TensorManifest(tensors=(*self.manifest(self.parts).tensors, *added))
+        return TensorManifest(tensors=(*whole.tensors, *added))

@@ -121,7 +121,35 @@ async def test_every_family_goes_through_every_method_that_takes_it(
     tmp_path: Path, bert: Path, method: str, kind: AdapterKind
 ):
     done = await federate(tmp_path, run_of(classifier_spec(bert, kind=kind), method))
-    plans = [plan for plan in done.plans if plan.private]
-    if not plans:
+    if not any(plan.private or plan.personal_stage for plan in done.plans):
         check_served(done)
     assert not same(done.versions[0], done.versions[-1])
+
+
+@pytest.mark.parametrize("method", ["fed_sb", "lora_a2", "aflora"])
+async def test_cores_and_chosen_components_end_as_an_adapter_that_peft_serves(
+    tmp_path: Path, bert: Path, method: str
+):
+    done = await federate(tmp_path, run_of(classifier_spec(bert), method, num_rounds=3))
+    check_served(done)
+
+
+async def test_workers_prune_their_rank_and_are_sent_what_is_left(tmp_path: Path, bert: Path):
+    options = {"tail_fraction": 0.75, "tail_penalty": 10.0, "min_rank": 2}
+    spec = run_of(classifier_spec(bert), "hetlora", num_rounds=4, options=options)
+    done = await federate(tmp_path, spec, max_ranks={"w-1": 3})
+    assert {name: trainer.rank for name, trainer in done.trainers.items()} == {"w-0": 2, "w-1": 2}
+    assert of_rank(done.versions[-1]) == {4}
+
+
+@pytest.mark.parametrize("method", ["flora", "hetlora", "aflora", "flora_na", "replication"])
+async def test_a_workers_own_limit_is_its_rank(tmp_path: Path, bert: Path, method: str):
+    options = {"min_rank": 4} if method == "hetlora" else None
+    spec = run_of(classifier_spec(bert), method, options=options)
+    done = await federate(tmp_path, spec, max_ranks={"w-1": 2})
+    assert {name: trainer.rank for name, trainer in done.trainers.items()} == {"w-0": 4, "w-1": 2}
+    torch.testing.assert_close(logits(done.trainers["w-0"].module), served(done))
+
+
+def of_rank(version: dict[str, Tensor]) -> set[int]:
+    return {len(tensor) for tensor in of_part(version, Part.A).values()}

@@ -27,9 +27,9 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import METHODS
 from aggregator_service.transport import server as transport_server
 from client_worker.training.features import FEATURES
-from fedlora.adapters.names import Part
+from fedlora.adapters.names import Part, parse_key
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.plan import WorkerFeature, plan_for
+from fedlora.runs.plan import Selection, WorkerFeature, plan_for
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Registration
 
@@ -68,24 +68,27 @@ async def test_nothing_frozen_or_private_is_ever_sent(
 ):
     done = await federate(tmp_path, run_of(classifier_spec(bert), method))
     first, *updates = recording.up
-    assert parts_in(first.tensors) == {Part.A, Part.B, None}
+    whole = parts_in(first.tensors)
+    assert {Part.A, Part.B, None} <= whole
     assert len(updates) == 4
     for update in updates:
         plan = plan_for(done.plans, update.header.round)
-        assert parts_in(update.tensors) == {*plan.trained, None}
+        mask = set() if plan.selection is Selection.ALL else {Part.SELECTED}
+        assert parts_in(update.tensors) == {*plan.trained, *mask, None}
         assert {*plan.required_metrics} <= update.header.metrics.keys()
         # What was sent is what was trained, and it has moved.
         given = done.versions[update.header.base_version]
-        assert all(not torch.equal(t, given[name]) for name, t in update.tensors.items())
+        moved = {n: t for n, t in update.tensors.items() if parse_key(n).part is not Part.SELECTED}
+        assert all(not torch.equal(t, given[name]) for name, t in moved.items())
     for round in (1, 2):
         before, after = done.versions[round - 1 : round + 1]
         for part in {Part.A, Part.B} - {*plan_for(done.plans, round).published}:
             assert same(of_part(before, part), of_part(after, part))
     # Every worker asked for a whole adapter once, and then for what it lacked.
     for payload in recording.down:
-        moved = {*plan_for(done.plans, payload.header.round).published, None}
-        whole = payload.held_version is None
-        assert parts_in(payload.tensors) == ({Part.A, Part.B, None} if whole else moved)
+        plan = plan_for(done.plans, payload.header.round)
+        moved = {*plan.published, *plan.refined, None}
+        assert parts_in(payload.tensors) == (whole if payload.held_version is None else moved)
     assert [p.held_version for p in recording.down].count(None) == 2
 
 

@@ -63,6 +63,13 @@ class TinyTrainer:
         self._endless_from = endless_from if endless else math.inf
         self._tensors = adapter(seed=0, rank=registration.rank)
 
+    @property
+    def rank(self) -> int:
+        return self.registration.rank
+
+    def begin(self, plan: RoundPlan) -> None:
+        pass
+
     def adapter(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self._tensors.items()}
 

@@ -266,3 +266,27 @@ def test_dora_has_three_parts_that_are_freed_one_by_one(bert):
         assert all(mark in names[id(p)] and p.requires_grad for p in factors)
         trained = {n for n, p in model.module.named_parameters() if p.requires_grad}
         assert all(mark in n or ".modules_to_save." in n for n in trained)
+
+
+def test_a_lower_rank_keeps_the_products_of_the_components_that_stay(bert):
+    spec = classifier_spec(bert)
+    model = attached(spec)
+    state = perturbed(model.state())
+    state = {n: t * 0 if n.endswith("lora_B.weight") else t for n, t in state.items()}
+    for name, tensor in state.items():
+        if name.endswith("lora_B.weight"):
+            tensor[:, :2] = 0.3
+    model.load_state(state)
+    before = logits(model)
+    model.resize(2)
+    assert torch.allclose(logits(model), before, atol=1e-6)
+    lowered = model.state()
+    manifest = model.shape.layout.manifest(2, DataType.F32)
+    assert not manifest.difference(TensorManifest.of(lowered))
+    # And a version of any rank up to the one attached takes its place.
+    model.load_state(state)
+    assert torch.equal(logits(model), before)
+    model.load_state(lowered)
+    assert torch.allclose(logits(model), before, atol=1e-6)
+    with pytest.raises(FedLoraError, match=r"expected f32 \[4, 24\], got f32 \[5, 24\]"):
+        model.load_state(attached(spec, rank=5).state())
