@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.worker_runs import classifier_spec
 from torch import Tensor
 
 from aggregator_service.transport import server as transport_server
+from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part
 from fedlora.runs.tasks import TaskKind
 
@@ -86,6 +88,26 @@ async def test_directions_are_refined_for_all_and_magnitudes_are_each_workers_ow
             own[name, round] = mine
             assert not same(of_part(trained, Part.B), mine)
     assert not same(own["w-0", 2], own["w-1", 2])
+
+
+async def test_each_personal_stage_goes_on_from_the_one_before_it(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stages: dict[int, list[tuple[object, dict[str, Tensor]]]] = {}
+    personalise = LocalTrainer.personalise
+
+    def noted(trainer: LocalTrainer, own: Any, **options: Any) -> dict[str, Tensor]:
+        made = personalise(trainer, own, **options)
+        stages.setdefault(id(trainer), []).append((own, made))
+        return made
+
+    monkeypatch.setattr(LocalTrainer, "personalise", noted)
+    await run(tmp_path, bert, refine_steps=0)
+    assert len(stages) == 2
+    for (own_1, made_1), (own_2, _) in stages.values():
+        assert own_1 is None
+        assert isinstance(own_2, dict)
+        assert same(own_2, made_1)
 
 
 async def test_no_round_begins_from_what_is_personal(

@@ -272,14 +272,13 @@ def test_a_lower_rank_keeps_the_products_of_the_components_that_stay(bert):
     spec = classifier_spec(bert)
     model = attached(spec)
     state = perturbed(model.state())
-    state = {n: t * 0 if n.endswith("lora_B.weight") else t for n, t in state.items()}
     for name, tensor in state.items():
         if name.endswith("lora_B.weight"):
-            tensor[:, :2] = 0.3
+            tensor[:, 2:] = 0
     model.load_state(state)
     before = logits(model)
     model.resize(2)
-    assert torch.allclose(logits(model), before, atol=1e-6)
+    assert torch.allclose(logits(model), before, atol=1e-5)
     lowered = model.state()
     manifest = model.shape.layout.manifest(2, DataType.F32)
     assert not manifest.difference(TensorManifest.of(lowered))
@@ -287,6 +286,6 @@ def test_a_lower_rank_keeps_the_products_of_the_components_that_stay(bert):
     model.load_state(state)
     assert torch.equal(logits(model), before)
     model.load_state(lowered)
-    assert torch.allclose(logits(model), before, atol=1e-6)
+    assert torch.allclose(logits(model), before, atol=1e-5)
     with pytest.raises(FedLoraError, match=r"expected f32 \[4, 24\], got f32 \[5, 24\]"):
         model.load_state(attached(spec, rank=5).state())
