@@ -144,7 +144,7 @@ class TaskWork:
             self._drop_if_stale(refused)
         else:
             self._session.handle(Event.REPORTED)
-            log.info("evaluated", scores={e.split.value: dict(e.metrics) for e in scores})
+            log.info("evaluated", scores={e.label: dict(e.metrics) for e in scores})
 
     # --- steps ---------------------------------------------------------------------------
 

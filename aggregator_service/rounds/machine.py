@@ -328,7 +328,7 @@ def _evaluation_reported(state: RunState, event: EvaluationReported, now: float)
         round=state.round,
         worker=event.worker,
         detail={
-            f"{_scored(e)}_{name}": value
+            f"{e.label}_{name}": value
             for e in event.evaluations
             for name, value in {**e.metrics, "num_examples": float(e.num_examples)}.items()
         },
@@ -357,13 +357,6 @@ def _deadline_checked(state: RunState, event: DeadlineChecked, now: float) -> Tr
     came = len(state.updates)
     text = f"round {state.round}: {came} of {quorum} updates needed after {seconds:g} s"
     return wait_again(Transition(state=state), text, now)
-
-
-def _scored(evaluation: Evaluation) -> str:
-    """What a score is called in an event: after its examples, or personal."""
-    if evaluation.scope is EvaluationScope.PERSONAL:
-        return evaluation.scope.value
-    return evaluation.split.value
 
 
 def _loss(evaluations: tuple[Evaluation, ...]) -> float | None:

@@ -54,8 +54,7 @@ class StandIns:
             gradient, member.tensor.grad = member.tensor.grad, None
             # A layer that took no part in the forward pass has none.
             if gradient is not None:
-                with torch.enable_grad():
-                    made = member.made(member.trained)
+                made = member.made(member.trained)
                 (member.trained.grad,) = torch.autograd.grad(made, member.trained, gradient)
 
     @torch.no_grad()

@@ -6,20 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from client_worker.adaptation.adapted_model import AdaptedModel
-from client_worker.adaptation.attach import attach_adapter
-from client_worker.adaptation.base_model import load_base
-from client_worker.adaptation.packing import require_exact_packing
 from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnitude_stand_ins
 from client_worker.data.config import DataConfig
-from client_worker.data.encoding import EncodedExample, encode_examples
-from client_worker.data.local_data import load_local_data
-from client_worker.device import torch_device
 from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
+from client_worker.training.material import EncodedData, load_material
 from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
 from client_worker.training.rank_pruning import Tail
@@ -56,15 +50,6 @@ class TrainingOutcome:
     num_steps: int
     metrics: Mapping[str, float]
     """train_loss, train_seconds, examples_per_second, peak_device_bytes, and what the plan asks"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedData:
-    """The worker's examples as tokens."""
-
-    train: Sequence[EncodedExample]
-    held_out: Sequence[EncodedExample]
-    test: Sequence[EncodedExample]
 
 
 class LocalTrainer:
@@ -115,44 +100,15 @@ class LocalTrainer:
             FedLoraError: INVALID_DATA, INVALID_CONFIG, INVALID_MODEL, BASE_MISMATCH,
                 UNSUPPORTED_METHOD or MISSING_EXTRA, each with the way out.
         """
-        spec, training = run.adapter, run.training
-        if training.packing and spec.task_type is not TaskType.CAUSAL_LM:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
-                hint="Set training.packing = false",
-            )
-        if training.logit_adjustment and spec.task_type is TaskType.CAUSAL_LM:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                "training.logit_adjustment is for sequence_classification, and the task is "
-                f"{spec.task_type.value}",
-                hint="Set training.logit_adjustment = 0",
-            )
-        if threads:
-            torch.set_num_threads(threads)
-        # The data first: what is wrong with them shows in a second, a model may take minutes.
-        examples = load_local_data(
-            data, task=spec.task_type, labels=spec.labels, slot=slot, seed=run.seed
+        model, encoded, precision = load_material(
+            run,
+            rank=rank,
+            data=data,
+            slot=slot,
+            device=device,
+            cache_dir=cache_dir,
+            threads=threads,
         )
-        base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
-        model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)
-        encoded = EncodedData(
-            **{
-                name: encode_examples(
-                    getattr(examples, name),
-                    base.tokenizer,
-                    max_tokens=training.max_sequence_tokens,
-                )
-                for name in ("train", "held_out", "test")
-            }
-        )
-        precision = Precision.of(torch_device(device))
-        model.module.to(precision.device)
-        if training.packing:
-            require_exact_packing(model.module.eval(), len(base.tokenizer))
-        if training.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         return cls(run, model, encoded, precision)
 
     @property

@@ -171,6 +171,12 @@ class Evaluation:
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """What the scores are called in events and logs: after their examples, or personal."""
+        personal = self.scope is EvaluationScope.PERSONAL
+        return self.scope.value if personal else self.split.value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateHeader:

@@ -92,3 +92,20 @@ def test_a_rank_beyond_the_weights_own_is_filled_with_zeros():
     torch.testing.assert_close(b @ a, weight)
     assert (a.shape, b.shape) == ((5, 6), (3, 5))
     assert not a[3:].any()
+
+
+@torch.no_grad()
+def test_cores_and_base_changes_follow_the_precision_of_the_arithmetic(bert):
+    model = attached(classifier_spec(bert))
+    version = with_cores(model)
+    added = {
+        part_key(m.path, part): torch.full(m.shape(part, 2), 0.1)
+        for m in model.shape.layout.modules
+        for part in (Part.BASE_A, Part.BASE_B)
+    }
+    model.load_state({**version, **added})
+    exact = logits(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = logits(model)
+    # bfloat16 carries 8 bits; a few roundings a layer stay well within 10 % of the largest logit.
+    assert (rounded.float() - exact).abs().max() < 0.1 * exact.abs().max()
