@@ -73,3 +73,8 @@ def test_personal_scores_are_a_group_of_their_own():
     assert pooled["held_out_accuracy"] == pytest.approx(0.5)
     assert pooled["local_accuracy"] == pytest.approx(0.9)
     assert pooled["local_global_gap"] == pytest.approx(0.4)
+
+
+def test_scores_are_called_after_their_examples_or_personal():
+    found = [score(*what, 1).label for what in (("global", "test"), ("personal", "held_out"))]
+    assert found == ["test", "personal"]
