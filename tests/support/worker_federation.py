@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -108,12 +109,15 @@ async def federate(
     """
     trainers: dict[str, LocalTrainer] = {}
     lived: dict[str, list[dict[str, Tensor]]] = {}
+    loading = threading.Lock()
 
     def create(name: str, rows: int) -> Callable[[Registration], LocalTrainer]:
         make = trainer_in(tmp_path, name, rows)
 
         def made(registration: Registration) -> LocalTrainer:
-            trainer = trainers[name] = make(registration)
+            # A model's head comes from torch's one generator, which these workers share.
+            with loading:
+                trainer = trainers[name] = make(registration)
             evaluate = trainer.evaluate
 
             def noted(*arguments: Any, **options: Any) -> Any:
