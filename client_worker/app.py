@@ -96,6 +96,7 @@ def _work(
                 max_rank=config.max_rank,
                 features=tuple(sorted(FEATURES)),
                 codecs=tuple(CodecName),
+                role=config.role,
             ),
             stop=stop,
             patience=Patience(

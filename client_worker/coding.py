@@ -18,11 +18,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from client_worker.components import chosen_components
 from client_worker.loading import LoadedTrainer
 from client_worker.parts import pick, sent_manifest
 from client_worker.private_parts import PrivateParts
 from fedlora.codecs.spec import CodecSpec
-from fedlora.codecs.updates import coded_manifest, coded_update, create_codec
+from fedlora.codecs.updates import coded_update, create_codec
+from fedlora.runs.plan import Selection
 from fedlora.runs.tasks import Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType, TensorManifest
 
@@ -39,12 +41,6 @@ class UpdateCoder:
     def __init__(self, residuals: PrivateParts) -> None:
         self._residuals = residuals
 
-    def manifest(self, task: Task, loaded: LoadedTrainer) -> TensorManifest:
-        """The tensors of a task's update."""
-        plain = sent_manifest(loaded.manifest, task.plan)
-        codec = _codec_of(task, loaded)
-        return coded_manifest(plain, create_codec(codec)) if codec else plain
-
     def update(
         self, task: Task, loaded: LoadedTrainer, registration: Registration
     ) -> Mapping[str, Tensor]:
@@ -53,10 +49,9 @@ class UpdateCoder:
         Raises:
             FedLoraError: NOT_FINITE for a change that the codec cannot write.
         """
-        plain = sent_manifest(loaded.manifest, task.plan)
         codec = _codec_of(task, loaded)
         if codec is None:
-            return pick(loaded.trainer.adapter(), plain)
+            return _plain_update(task, loaded)
         residual: Mapping[str, Tensor] = {}
         kept = _kept_manifest(task, loaded)
         if kept is not None:
@@ -64,7 +59,7 @@ class UpdateCoder:
             residual = before.tensors if before else _zeros(kept)
         coded = coded_update(
             create_codec(codec),
-            pick(loaded.trainer.trained_values(), plain),
+            pick(loaded.trainer.trained_values(), sent_manifest(loaded.manifest, task.plan)),
             loaded.held.tensors,
             residual,
         )
@@ -90,6 +85,17 @@ class UpdateCoder:
         kept = _kept_manifest(task, loaded)
         if kept is not None:
             self._residuals.forget(registration.run_id, task_id, kept)
+
+
+def _plain_update(task: Task, loaded: LoadedTrainer) -> Mapping[str, Tensor]:
+    """What the plan asks for of the adapter as it is now trained."""
+    trained = loaded.trainer.adapter()
+    update = pick(trained, sent_manifest(loaded.manifest, task.plan))
+    if task.plan.selection is Selection.ALL:
+        return update
+    return chosen_components(
+        update, trained, loaded.held.tensors, plan=task.plan, shape=loaded.shape
+    )
 
 
 def _codec_of(task: Task, loaded: LoadedTrainer) -> CodecSpec | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from client_worker.data.config import DataConfig
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.tasks import check_worker_name
+from fedlora.runs.tasks import Role, check_worker_name
 
 __all__ = ["WorkerConfig", "default_name"]
 
@@ -24,6 +24,9 @@ class WorkerConfig:
     """name the worker keeps over restarts, unlike that of any other; host and device if empty"""
     run_name: str = ""
     """run to join; empty joins the server's only open one"""
+    role: Role = Role.PARTY
+    """party trains on its own data; server_data holds data of the server's, is in no round and
+    refines what rounds came to, for methods that have such a stage"""
     device: str = "auto"
     """auto, cpu, cuda:N or cuda:GPU-<uuid>; one device and one only"""
     data: DataConfig

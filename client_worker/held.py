@@ -11,10 +11,11 @@ state, and may have given a number twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import AdapterHeader
 from fedlora.tensors.manifest import TensorManifest
@@ -46,7 +47,7 @@ def laid_over(
     payload: Mapping[str, Tensor],
     *,
     session_token: str,
-    manifest: TensorManifest,
+    shape: AdapterShape,
 ) -> HeldAdapter:
     """What the worker holds once a download has come.
 
@@ -55,7 +56,8 @@ def laid_over(
         header: of the download.
         payload: its tensors.
         session_token: session of the request.
-        manifest: the run's whole adapter at this worker's rank.
+        shape: of the run's adapter at the rank that this worker was given; a worker that has pruned
+            its adapter is sent one of the rank that is left.
 
     Raises:
         FedLoraError: MANIFEST_MISMATCH if the outcome is not the whole adapter.
@@ -68,7 +70,9 @@ def laid_over(
             f"{header.held_version}, expected {'all of it' if base is None else f'one to {base}'}",
         )
     tensors = dict(payload) if header.held_version is None else {**held.tensors, **payload}
-    if difference := manifest.difference(TensorManifest.of(tensors)):
+    found = TensorManifest.of(tensors)
+    shape = replace(shape, rank=min(header.rank, shape.rank))
+    if difference := shape.version(found).difference(found):
         raise FedLoraError(
             Reason.MANIFEST_MISMATCH,
             f"adapter version {header.adapter_version} does not fit the adapter attached here: "

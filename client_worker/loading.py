@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
@@ -13,6 +13,8 @@ from client_worker.membership import Assignment
 from client_worker.parts import private_manifest
 from client_worker.ports import Federation, Trainer
 from client_worker.private_parts import PrivatePart, PrivateParts
+from fedlora.adapters.names import Part
+from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.tasks import AdapterHeader, Registration, Task
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.safetensors_io import decode
@@ -28,14 +30,20 @@ class LoadedTrainer:
 
     trainer: Trainer
     assignment: Assignment
-    manifest: TensorManifest
-    """tensors of an adapter of this run at this worker's rank"""
+    shape: AdapterShape
+    """of an adapter of this run at this worker's rank"""
     held: HeldAdapter = field(default_factory=lambda: HeldAdapter(tensors={}))
     """the global adapter, as last downloaded"""
     began_from: tuple[HeldAdapter, PrivatePart | None] | None = None
     """what is in the model; None if it is freshly attached or trained"""
     pristine: bool = True
     """as attached: neither trained nor replaced"""
+
+    @property
+    def manifest(self) -> TensorManifest:
+        """Every tensor that a worker's own adapter may have, at the rank it has now."""
+        shape = replace(self.shape, rank=self.trainer.rank)
+        return shape.manifest((*shape.parts, Part.CORE))
 
 
 class AdapterLoader:
@@ -59,7 +67,7 @@ class AdapterLoader:
     def bring(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Puts into the model what a task begins from, unless it is there already."""
         if not loaded.held.is_version(registration.session_token, task.adapter_version):
-            loaded.held = self._download(task.adapter_version, loaded)
+            loaded.held = self._download(task, loaded)
         private = None
         manifest = private_manifest(loaded.manifest, task.plan)
         if manifest.tensors:
@@ -75,13 +83,16 @@ class AdapterLoader:
             **({"private_of_round": private.round} if private else {}),
         )
 
-    def _download(self, version: int, loaded: LoadedTrainer) -> HeldAdapter:
+    def _download(self, task: Task, loaded: LoadedTrainer) -> HeldAdapter:
+        version, shape = task.adapter_version, loaded.shape
+        base_bytes = shape.largest_base_bytes if task.plan.changes_base else 0
+
         def pull(token: str) -> tuple[str, AdapterHeader, Path]:
             header, path = self._federation.pull_adapter(
                 token,
                 version,
                 folder=self._folder,
-                expected_bytes=loaded.manifest.data_bytes,
+                expected_bytes=loaded.manifest.data_bytes + base_bytes,
                 held_version=loaded.held.base_for(token, version),
             )
             return token, header, path
@@ -98,5 +109,5 @@ class AdapterLoader:
             header,
             decode(path, header.manifest),
             session_token=token,
-            manifest=loaded.manifest,
+            shape=shape,
         )

@@ -18,7 +18,7 @@ import structlog
 
 from fedlora.errors import FedLoraError
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Task
-from fedlora.tensors.manifest import TensorManifest
+from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 from fedlora.tensors.safetensors_io import Payload, decode, encode
 
 __all__ = ["LeftBehind", "Outbox", "TrainedUpdate", "idempotency_key"]
@@ -73,6 +73,7 @@ class Outbox:
             "num_examples": update.num_examples,
             "metrics": dict(update.metrics),
             "evaluations": [asdict(e) for e in update.evaluations],
+            "tensors": [asdict(t) for t in update.payload.manifest.tensors],
         }
         try:
             self.clear()
@@ -86,7 +87,7 @@ class Outbox:
         except OSError as error:
             log.warning("update_not_kept", error=str(error))
 
-    def find(self, task: Task, manifest: TensorManifest) -> TrainedUpdate | None:
+    def find(self, task: Task) -> TrainedUpdate | None:
         """The update kept for a task, if its bytes are still the ones that were trained."""
         if self._folder is None:
             return None
@@ -94,6 +95,7 @@ class Outbox:
             kept = json.loads((self._folder / "update.json").read_text())
             if (kept["task_id"], kept["base_version"]) != (task.task_id, task.adapter_version):
                 return None
+            manifest = TensorManifest(tensors=tuple(_tensor(t) for t in kept["tensors"]))
             update = TrainedUpdate(
                 payload=encode(decode(self._folder / "payload.safetensors", manifest)),
                 num_examples=kept["num_examples"],
@@ -130,6 +132,10 @@ class Outbox:
         """Forgets the update."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _tensor(kept: Any) -> TensorInfo:
+    return TensorInfo(name=kept["name"], shape=tuple(kept["shape"]), dtype=DataType(kept["dtype"]))
 
 
 def _evaluation(kept: Any) -> Evaluation:

@@ -10,11 +10,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fedlora.adapters.names import parse_key
+from client_worker.training.stages import personal_axis
+from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.plan import RoundPlan
-from fedlora.tensors.manifest import DataType, TensorManifest
+from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
-__all__ = ["pick", "private_manifest", "sent_manifest"]
+__all__ = ["personal_manifest", "pick", "private_manifest", "sent_manifest"]
 
 
 def sent_manifest(adapter: TensorManifest, plan: RoundPlan) -> TensorManifest:
@@ -36,6 +38,21 @@ def private_manifest(adapter: TensorManifest, plan: RoundPlan) -> TensorManifest
             replace(t, dtype=DataType.F32)
             for t in adapter.tensors
             if parse_key(t.name).part in plan.private
+        )
+    )
+
+
+def personal_manifest(shape: AdapterShape, plan: RoundPlan) -> TensorManifest:
+    """The worker's own magnitudes of B: one a vector, under the module's path."""
+    along = personal_axis(plan).summed(Part.B)
+    return TensorManifest(
+        tensors=tuple(
+            TensorInfo(
+                name=module.path,
+                shape=(module.shape(Part.B, shape.rank)[1 - along],),
+                dtype=DataType.F32,
+            )
+            for module in shape.layout.modules
         )
     )
 

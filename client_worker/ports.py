@@ -109,12 +109,25 @@ class Outcome(Protocol):
         ...
 
 
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
+"""told steps done, steps in all, metrics"""
+
+
 class Trainer(Protocol):
     """The model with its adapter, and the data."""
 
     @property
     def layout(self) -> AdapterLayout:
         """Where the adapter attaches."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter now; training may lower it, and loading a version gives it that one's."""
+        ...
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Makes the freshly attached adapter the run's first version, whose parts `plan` trains."""
         ...
 
     def adapter(self) -> dict[str, torch.Tensor]:
@@ -139,13 +152,41 @@ class Trainer(Protocol):
         round: int,
         seed: int,
         plan: RoundPlan,
-        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> Outcome:
         """One round of local training, of the parts that the plan says and no other.
 
         Raises:
             TaskAbandoned: soon after `should_abandon` has returned True.
+        """
+        ...
+
+    def refine(
+        self,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> Outcome:
+        """The stage on a server's own data, after a round; as `train`."""
+        ...
+
+    def personalise(
+        self,
+        own: Mapping[str, torch.Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, torch.Tensor]:
+        """Trains magnitudes of B from `own`, or from B's, and returns them by module; as `train`.
+
+        The model has them in it afterwards.
         """
         ...
 

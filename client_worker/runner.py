@@ -29,6 +29,7 @@ from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session, State
 from client_worker.stop import Stopped, StopRequest
 from client_worker.tasks import TaskWork
+from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Capabilities, Registration, Task, TaskKind
@@ -104,6 +105,7 @@ class Runner:
                 federation, self._asking, private, folder=(folder or scratch) / "adapters"
             ),
             private=private,
+            personal=PrivateParts(folder / "personal" if folder else None),
             coder=UpdateCoder(PrivateParts(folder / "residuals" if folder else None)),
             outbox=Outbox(folder / "outbox" if folder else None),
             stop=stop,
@@ -183,7 +185,7 @@ class Runner:
             with self._heartbeats.holding(task.task_id):
                 if task.kind is TaskKind.INITIALIZE:
                     self._work.initialize(task, loaded, registration)
-                elif task.kind is TaskKind.TRAIN:
+                elif task.kind in (TaskKind.TRAIN, TaskKind.REFINE):
                     self._work.train(task, loaded, registration)
                 else:
                     self._work.evaluate(task, loaded, registration)
@@ -212,8 +214,13 @@ class Runner:
         self._asking.insist(
             "confirming the adapter", lambda: self._membership.confirm(assignment, layout)
         )
-        manifest = layout.manifest(registration.rank, registration.run.wire_dtype)
-        return LoadedTrainer(trainer=trainer, assignment=assignment, manifest=manifest)
+        shape = AdapterShape(
+            layout=layout,
+            kind=registration.run.adapter.kind,
+            rank=registration.rank,
+            dtype=registration.run.wire_dtype,
+        )
+        return LoadedTrainer(trainer=trainer, assignment=assignment, shape=shape)
 
     def _next_task(self) -> Task:
         self._heartbeats.raise_if_fenced()

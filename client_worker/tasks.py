@@ -17,8 +17,8 @@ from client_worker.coding import UpdateCoder
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
-from client_worker.parts import pick, private_manifest
-from client_worker.ports import Federation
+from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
+from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
@@ -32,6 +32,7 @@ from fedlora.runs.tasks import (
     Progress,
     Registration,
     Task,
+    TaskKind,
     UpdateHeader,
     UploadState,
 )
@@ -55,7 +56,8 @@ class TaskWork:
         heartbeats: know whether the task in hand still counts.
         progress: told how far training has got.
         loader: puts into the model what a task begins from.
-        private: keeps what is trained and never sent.
+        private: keeps what is trained with a round and never sent.
+        personal: keeps what makes the published adapter this worker's own.
         coder: writes what is sent.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
@@ -71,6 +73,7 @@ class TaskWork:
         progress: ProgressReporter,
         loader: AdapterLoader,
         private: PrivateParts,
+        personal: PrivateParts,
         coder: UpdateCoder,
         outbox: Outbox,
         stop: StopRequest,
@@ -82,6 +85,7 @@ class TaskWork:
         self._progress = progress
         self._loader = loader
         self._private = private
+        self._personal = personal
         self._coder = coder
         self._outbox = outbox
         self._stop = stop
@@ -89,12 +93,14 @@ class TaskWork:
     def initialize(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Submits the adapter as freshly attached: it becomes version 0."""
         self._session.handle(Event.UPDATE_AT_HAND)
-        update = TrainedUpdate(payload=encode(loaded.trainer.adapter()))
+        loaded.trainer.begin(task.plan)
+        first = pick(loaded.trainer.adapter(), sent_manifest(loaded.manifest, task.plan))
+        update = TrainedUpdate(payload=encode(first))
         self._submit(task, update, loaded, registration)
 
     def train(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Trains from the task's version and submits, or submits what a restart cut short."""
-        update = self._outbox.find(task, self._coder.manifest(task, loaded))
+        update = self._outbox.find(task)
         if update is not None:
             log.info("update_found", bytes=update.payload.total_bytes)
             self._session.handle(Event.UPDATE_AT_HAND)
@@ -106,10 +112,7 @@ class TaskWork:
         try:
             update = self._trained(task, loaded, registration)
         except TaskAbandoned:
-            self._stop.check()
-            self._heartbeats.raise_if_fenced()
-            self._session.handle(Event.DROPPED)
-            log.info("abandoned")
+            self._abandon()
             return
         # First of the two, and before anything is sent: see `client_worker.private_parts`.
         private = private_manifest(loaded.manifest, task.plan)
@@ -128,6 +131,12 @@ class TaskWork:
             scores = loaded.trainer.evaluate(
                 EvaluationScope.GLOBAL, shard_index=task.shard_index, shard_count=task.shard_count
             )
+        if task.plan.personal_stage:
+            try:
+                scores = (*scores, *self._personal_scores(task, loaded, registration))
+            except TaskAbandoned:
+                self._abandon()
+                return
         scores = tuple(_finite_scores(e) for e in scores)
         try:
             self._asking.ask(
@@ -138,7 +147,7 @@ class TaskWork:
             self._drop_if_stale(refused)
         else:
             self._session.handle(Event.REPORTED)
-            log.info("evaluated", scores={e.split.value: dict(e.metrics) for e in scores})
+            log.info("evaluated", scores={e.label: dict(e.metrics) for e in scores})
 
     # --- steps ---------------------------------------------------------------------------
 
@@ -161,24 +170,21 @@ class TaskWork:
     ) -> TrainedUpdate:
         """Trains, scores the result on this worker's held-out data, encodes it."""
         loaded.began_from, loaded.pristine = None, False
-        outcome = loaded.trainer.train(
+        refines = task.kind is TaskKind.REFINE
+        begin = loaded.trainer.refine if refines else loaded.trainer.train
+        outcome = begin(
             round=task.round,
             seed=task.seed,
             plan=task.plan,
-            on_progress=lambda step, steps, metrics: self._progress.offer(
-                Progress(
-                    task_id=task.task_id,
-                    completed_steps=step,
-                    total_steps=steps,
-                    metrics=_finite(metrics),
-                )
-            ),
-            should_abandon=lambda: self._stop.requested or self._heartbeats.abandoned,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
         )
         metrics = _finite(outcome.metrics)
-        log.info("trained", num_examples=outcome.num_examples, metrics=metrics)
+        rank = loaded.trainer.rank
+        log.info("trained", num_examples=outcome.num_examples, rank=rank, metrics=metrics)
         scores: tuple[Evaluation, ...] = ()
-        if loaded.assignment[0].rounds.evaluate:
+        # What a refinement came to is scored by those whose data it is for.
+        if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
         return TrainedUpdate(
@@ -187,6 +193,46 @@ class TaskWork:
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
         )
+
+    def _personal_scores(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> tuple[Evaluation, ...]:
+        """Makes the published adapter in the model this worker's own, keeps what that took."""
+        manifest = personal_manifest(loaded.shape, task.plan)
+        before = self._personal.before(registration.run_id, task, manifest)
+        loaded.began_from, loaded.pristine = None, False
+        magnitudes = loaded.trainer.personalise(
+            before.tensors if before else None,
+            round=task.round,
+            seed=task.seed,
+            plan=task.plan,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
+        )
+        self._personal.keep(registration.run_id, task, magnitudes)
+        log.info("personalised", begun_in_round=before.round if before else None)
+        with self._stop.window():
+            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
+
+    def _reporting(self, task: Task) -> OnProgress:
+        return lambda step, steps, metrics: self._progress.offer(
+            Progress(
+                task_id=task.task_id,
+                completed_steps=step,
+                total_steps=steps,
+                metrics=_finite(metrics),
+            )
+        )
+
+    def _should_abandon(self) -> bool:
+        return self._stop.requested or self._heartbeats.abandoned
+
+    def _abandon(self) -> None:
+        """Drops the work in hand, unless the worker has to end."""
+        self._stop.check()
+        self._heartbeats.raise_if_fenced()
+        self._session.handle(Event.DROPPED)
+        log.info("abandoned")
 
     def _submit(
         self,

@@ -1,9 +1,6 @@
 """Magnitude and direction of LoRA factors: lengths of rows or columns, and what is left of them.
 
-    axis    A                      B                      magnitudes
-    rank    rows, R of them        columns, R of them     one of each per component
-    row     rows, R of them        rows, D of them        B's belong to outputs
-    dora    columns, K of them     columns, R of them     DoRA's split, of A and of B
+`fedlora.adapters.axis` says which vectors those are.
 
 A vector x is m v with m = |x| and |v| = 1. One shorter than MIN_NORM has no direction: v is 0, and
 x counts as 0. B is so at its start.
@@ -11,47 +8,24 @@ x counts as 0. B is so at its start.
 On the axis `rank` the product is B_D diag(b * a) A_D. It holds magnitudes only as products b * a,
 so that (a c, b / c) is the same model.
 
-Shape suffixes: N vectors, R rank, K in_features, D out_features.
+Shape suffix: N vectors.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.draws import Side
+from fedlora.adapters.axis import MIN_NORM, Axis
 from fedlora.numerics import weighted_sum
 
 __all__ = ["MIN_MEAN_NORM", "MIN_NORM", "Axis", "Polar", "decompose", "mean_polar", "recompose"]
 
-MIN_NORM = 1e-8
-"""length from which a vector has a direction"""
-
 MIN_MEAN_NORM = 0.1
 """length from which a mean of unit vectors has a direction worth following"""
-
-
-class Axis(enum.StrEnum):
-    """Which vectors of a factor are split; a worker is told its number, in this order."""
-
-    RANK = "rank"
-    ROW = "row"
-    DORA = "dora"
-
-    @property
-    def code(self) -> int:
-        """0, 1, 2: as a setting of a round plan, which holds numbers only."""
-        return list(Axis).index(self)
-
-    def summed(self, side: Side) -> int:
-        """The dimension along which the vectors of a factor lie."""
-        if self is Axis.DORA:
-            return 0
-        return 0 if self is Axis.RANK and side is Side.B else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

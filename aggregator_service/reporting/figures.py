@@ -180,7 +180,9 @@ def layer_map(rounds: Sequence[RoundReport]) -> str:
 def spectrum_chart(report: RoundReport) -> str:
     """Singular values of the ideal mean, each layer's over its largest."""
     entries = report.certificate.modules if report.certificate else ()
-    shares = [[s / e.spectrum[0] for s in e.spectrum] for e in entries if finite(e.spectrum[:1])]
+    # A layer in which nobody learnt anything has no shape.
+    spectra = [e.spectrum for e in entries if e.spectrum and e.spectrum[0] > 0]
+    shares = [[s / spectrum[0] for s in spectrum] for spectrum in spectra]
     count = min((len(s) for s in shares), default=0)
     by_number = [sorted(s[i] for s in shares) for i in range(count)]
     return line_chart(
@@ -258,7 +260,8 @@ def _own(report: RoundReport) -> list[Evaluation]:
 
 
 def _published(report: RoundReport) -> list[Evaluation]:
-    return [e for w in report.evaluations for e in w.evaluations]
+    found = (e for w in report.evaluations for e in w.evaluations)
+    return [e for e in found if e.scope is EvaluationScope.GLOBAL]
 
 
 def _spread(evaluations: Sequence[Evaluation], metric: str) -> tuple[float, float] | None:

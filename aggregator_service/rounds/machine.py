@@ -328,7 +328,7 @@ def _evaluation_reported(state: RunState, event: EvaluationReported, now: float)
         round=state.round,
         worker=event.worker,
         detail={
-            f"{e.split.value}_{name}": value
+            f"{e.label}_{name}": value
             for e in event.evaluations
             for name, value in {**e.metrics, "num_examples": float(e.num_examples)}.items()
         },

@@ -13,6 +13,7 @@ _GROUPS = {
     (EvaluationScope.GLOBAL, EvaluationSplit.TEST): "test",
     (EvaluationScope.GLOBAL, EvaluationSplit.HELD_OUT): "held_out",
     (EvaluationScope.LOCAL, EvaluationSplit.HELD_OUT): "local",
+    (EvaluationScope.PERSONAL, EvaluationSplit.HELD_OUT): "personal",
 }
 
 # Metrics of which higher is better, in the order in which the gap is taken on them.
@@ -26,11 +27,12 @@ def pool_scores(
 
     Args:
         local: each worker's scores of its own adapter, before aggregation.
-        published: each worker's scores of the published adapter.
+        published: each worker's scores of the published adapter, as it is and made personal.
 
     Returns:
         ``test_<metric>`` (shared test set), ``held_out_<metric>`` (workers' own data, published
-        adapter), ``local_<metric>`` (own data, own adapter), each weighted by examples, with
+        adapter), ``local_<metric>`` (own data, own adapter), ``personal_<metric>`` (own data,
+        published adapter with own magnitudes), each weighted by examples, with
         ``<group>_num_examples``; and ``local_global_gap``, how much better the workers' own
         adapters do on their own data, over the workers that reported both.
     """

@@ -14,6 +14,11 @@ FEATURES = frozenset(
     {
         WorkerFeature.PARTIAL_TRAINING,
         WorkerFeature.PRIVATE_PARTS,
+        WorkerFeature.BASE_CHANGES,
+        WorkerFeature.COMPONENT_SELECTION,
+        WorkerFeature.RANK_PRUNING,
+        WorkerFeature.CORE_MATRIX,
+        WorkerFeature.PERSONAL_STAGE,
         WorkerFeature.ROUND_METRICS,
     }
 )

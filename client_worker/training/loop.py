@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client_worker.adaptation.polar import StandIns
 from client_worker.data.batches import batches_of_round, num_steps
 from client_worker.data.collate import Batch, pack, pad
 from client_worker.data.encoding import EncodedExample
@@ -71,6 +72,8 @@ def train_round(
     on_progress: Callable[[int, int, Mapping[str, float]], None],
     should_abandon: Callable[[], bool],
     offsets_V: Tensor | None = None,
+    stand_ins: Sequence[StandIns] = (),
+    penalty: Callable[[], Tensor | None] = lambda: None,
 ) -> RoundResult:
     """Trains in place.
 
@@ -86,6 +89,8 @@ def train_round(
         on_progress: called after each step with steps done, steps in all, and loss and rate.
         should_abandon: asked before each step.
         offsets_V: added to the logits (`objective.label_offsets`).
+        stand_ins: where `parameters` are trained in the place of tensors of the model.
+        penalty: what is added to the loss of a step, which is a mean; None for nothing.
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
@@ -128,12 +133,18 @@ def train_round(
                     f"the training loss is {loss} in step {step + 1} of round {course.round}",
                     hint="Lower training.learning_rate, or set training.max_gradient_norm",
                 )
+            if (added := penalty()) is not None:
+                scaler.scale(added).backward()  # type: ignore[no-untyped-call]
+            for stand_in in stand_ins:
+                stand_in.pull()
             scaler.unscale_(optimizer)
             if spec.max_gradient_norm > 0:
                 nn.utils.clip_grad_norm_(itertools.chain(*parameters), spec.max_gradient_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            for stand_in in stand_ins:
+                stand_in.push()
             total_loss, total_targets = total_loss + loss, total_targets + targets
             processed += len(chosen)
             on_progress(

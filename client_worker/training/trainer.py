@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from client_worker.adaptation.attach import AdaptedModel, attach_adapter
-from client_worker.adaptation.base_model import load_base
-from client_worker.adaptation.packing import require_exact_packing
+from client_worker.adaptation.adapted_model import AdaptedModel
+from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnitude_stand_ins
 from client_worker.data.config import DataConfig
-from client_worker.data.encoding import EncodedExample, encode_examples
-from client_worker.data.local_data import load_local_data
-from client_worker.device import torch_device
 from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
+from client_worker.training.material import EncodedData, load_material
 from client_worker.training.objective import label_offsets
 from client_worker.training.precision import Precision
+from client_worker.training.rank_pruning import Tail
 from client_worker.training.round_metrics import RoundMetrics
+from client_worker.training.stages import (
+    Stage,
+    personal_axis,
+    personal_stage,
+    refinement,
+    round_stage,
+)
+from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
@@ -32,6 +37,9 @@ __all__ = ["LocalTrainer", "TaskAbandoned", "TrainingOutcome"]
 
 _WHOLE = RoundPlan()
 
+OnProgress = Callable[[int, int, Mapping[str, float]], None]
+"""told steps done, steps in all, metrics"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOutcome:
@@ -42,15 +50,6 @@ class TrainingOutcome:
     num_steps: int
     metrics: Mapping[str, float]
     """train_loss, train_seconds, examples_per_second, peak_device_bytes, and what the plan asks"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedData:
-    """The worker's examples as tokens."""
-
-    train: Sequence[EncodedExample]
-    held_out: Sequence[EncodedExample]
-    test: Sequence[EncodedExample]
 
 
 class LocalTrainer:
@@ -101,55 +100,46 @@ class LocalTrainer:
             FedLoraError: INVALID_DATA, INVALID_CONFIG, INVALID_MODEL, BASE_MISMATCH,
                 UNSUPPORTED_METHOD or MISSING_EXTRA, each with the way out.
         """
-        spec, training = run.adapter, run.training
-        if training.packing and spec.task_type is not TaskType.CAUSAL_LM:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
-                hint="Set training.packing = false",
-            )
-        if training.logit_adjustment and spec.task_type is TaskType.CAUSAL_LM:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                "training.logit_adjustment is for sequence_classification, and the task is "
-                f"{spec.task_type.value}",
-                hint="Set training.logit_adjustment = 0",
-            )
-        if threads:
-            torch.set_num_threads(threads)
-        # The data first: what is wrong with them shows in a second, a model may take minutes.
-        examples = load_local_data(
-            data, task=spec.task_type, labels=spec.labels, slot=slot, seed=run.seed
+        model, encoded, precision = load_material(
+            run,
+            rank=rank,
+            data=data,
+            slot=slot,
+            device=device,
+            cache_dir=cache_dir,
+            threads=threads,
         )
-        base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
-        model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)
-        encoded = EncodedData(
-            **{
-                name: encode_examples(
-                    getattr(examples, name),
-                    base.tokenizer,
-                    max_tokens=training.max_sequence_tokens,
-                )
-                for name in ("train", "held_out", "test")
-            }
-        )
-        precision = Precision.of(torch_device(device))
-        model.module.to(precision.device)
-        if training.packing:
-            require_exact_packing(model.module.eval(), len(base.tokenizer))
-        if training.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         return cls(run, model, encoded, precision)
 
     @property
     def layout(self) -> AdapterLayout:
         """Where the adapter sits in the base model, and that model's fingerprint."""
-        return self._model.layout
+        return self._model.shape.layout
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, as it computes."""
+        module: nn.Module = self._model.module
+        return module
+
+    @property
+    def rank(self) -> int:
+        """Of the adapter now: what was attached, or less once a plan has let it be lowered."""
+        return self._model.shape.rank
 
     @property
     def num_train_examples(self) -> int:
         """Examples to train on; held-out ones are not among them."""
         return len(self._data.train)
+
+    def begin(self, plan: RoundPlan) -> None:
+        """Makes a freshly attached adapter one that such plans can train: with cores, or as it is.
+
+        Args:
+            plan: names the parts of the run's first version as those that are trained.
+        """
+        if Part.CORE in plan.trained:
+            self._model.begin_with_cores(self._run.seed)
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter as it is now, under PEFT's names: on the CPU, in the run's wire dtype."""
@@ -179,7 +169,7 @@ class LocalTrainer:
         round: int,
         seed: int,
         plan: RoundPlan = _WHOLE,
-        on_progress: Callable[[int, int, Mapping[str, float]], None],
+        on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> TrainingOutcome:
         """One round of local training, from the adapter that is in the model.
@@ -207,11 +197,97 @@ class LocalTrainer:
                 should_abandon=should_abandon,
             ),
         )
+        a, b = self._model.factors(Part.A), self._model.factors(Part.B)
+        tail = Tail(plan, self.rank, a, b)
+        outcome = self._stretch(
+            round_stage(self._run.training, plan),
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+            penalty=tail.penalty,
+        )
+        self._model.resize(tail.rank_at_end())
+        return replace(outcome, metrics={**outcome.metrics, **figures.at_end()})
+
+    def refine(
+        self,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> TrainingOutcome:
+        """The stage on a server's own data, after a round; arguments and errors as `train`."""
+        return self._stretch(
+            refinement(self._run.training, plan),
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+
+    def personalise(
+        self,
+        own: Mapping[str, Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, Tensor]:
+        """Trains this worker's own magnitudes of B on the adapter that is in the model.
+
+        Args:
+            own: what the stage before this one returned; None begins with B's own.
+            round: see `train`, as the other arguments and errors.
+            seed: see `train`.
+            plan: see `train`.
+            on_progress: see `train`.
+            should_abandon: see `train`.
+
+        Returns:
+            The magnitudes by path of the module, one a vector of B: on the CPU, in float32.
+        """
+        stage = personal_stage(self._run.training, plan)
+        dim = personal_axis(plan).summed(Part.B)
+        magnitudes = magnitude_stand_ins(self._model.factors(Part.B), own, dim=dim)
+        self._stretch(
+            stage,
+            [magnitudes],
+            round=round,
+            seed=seed,
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+        )
+        return {path: b_N.detach().to("cpu", copy=True) for path, b_N in magnitudes.trained.items()}
+
+    def _stretch(
+        self,
+        stage: Stage,
+        stand_ins: Sequence[StandIns] = (),
+        *,
+        round: int,
+        seed: int,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+        penalty: Callable[[], Tensor | None] = lambda: None,
+    ) -> TrainingOutcome:
+        """Trains what a stage says, or what stands in for it."""
+        factors, head = self._model.trainable(stage.parts, full_modules=stage.full_modules)
+        if stage.directions is not None:
+            stand_ins = [
+                direction_stand_ins(self._model.factors(part), dim=stage.directions.summed(part))
+                for part in sorted(stage.parts)
+            ]
+        trained = [t for stand_in in stand_ins for t in stand_in.trained.values()]
         result = train_round(
             self._model.module,
-            self._model.trainable({*plan.trained, *plan.private}),
+            (trained or factors, head),
             self._data.train,
-            self._run.training,
+            stage.training,
             Course(round=round, num_rounds=self._run.rounds.num_rounds, seed=seed),
             precision=self._precision,
             pad_id=self._model.pad_id,
@@ -219,6 +295,8 @@ class LocalTrainer:
             on_progress=on_progress,
             should_abandon=should_abandon,
             offsets_V=self._offsets_V,
+            stand_ins=stand_ins,
+            penalty=penalty,
         )
         return TrainingOutcome(
             num_examples=self.num_train_examples,
@@ -228,7 +306,6 @@ class LocalTrainer:
                 "train_seconds": result.seconds,
                 "examples_per_second": result.num_processed / result.seconds,
                 "peak_device_bytes": float(self._precision.peak_bytes()),
-                **figures.at_end(),
             },
         )
 

@@ -69,10 +69,11 @@ class Role(enum.StrEnum):
 
 
 class EvaluationScope(enum.StrEnum):
-    """Whose scores: the worker's own adapter, or the published one."""
+    """Whose scores: the worker's own adapter, the published one, or that one made personal."""
 
     LOCAL = "local"
     GLOBAL = "global"
+    PERSONAL = "personal"
 
 
 class EvaluationSplit(enum.StrEnum):
@@ -172,6 +173,12 @@ class Evaluation:
     split: EvaluationSplit
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What the scores are called in events and logs: after their examples, or personal."""
+        personal = self.scope is EvaluationScope.PERSONAL
+        return self.scope.value if personal else self.split.value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,34 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.federation import Served, serving
+from support.federation import serving
 from support.planned_worker import Recording
 from support.runs import run_spec
 from support.tiny_models import save_tiny_bert
 from support.tiny_trainer import TinyTrainer
+from support.worker_federation import federate, of_part, parts_in, run_of, same, stored
 from support.worker_harness import worker
-from support.worker_runs import classifier_spec, labelled_rows, trainer_for, worker_run, write_jsonl
+from support.worker_runs import classifier_spec
 from torch import Tensor
 
 from aggregator_service.aggregation.composition import compose
-from aggregator_service.aggregation.registry import METHODS, create_recipe
+from aggregator_service.aggregation.registry import METHODS
 from aggregator_service.transport import server as transport_server
-from client_worker.data.config import DataConfig
 from client_worker.training.features import FEATURES
-from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part, parse_key
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.plan import RoundPlan, WorkerFeature, plan_for
-from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec
+from fedlora.runs.plan import Selection, WorkerFeature, plan_for
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Registration
 
 
@@ -50,80 +46,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     return recording
 
 
-def parts_in(tensors: dict[str, Tensor]) -> set[Part | None]:
-    return {parse_key(name).part for name in tensors}
-
-
-def of_part(tensors: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
-    return {name: t for name, t in tensors.items() if parse_key(name).part is part}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
-
-
-async def stored(served: Served, version: int) -> dict[str, Tensor]:
-    """A version whole, as the server keeps it."""
-    coordinator = served.aggregator.coordinator
-    record = await coordinator.adapter(coordinator.run("test"), version)
-    return load_file(coordinator.blobs.path(record.digest))
-
-
 # --- PEFT models -------------------------------------------------------------------------
-
-
-@dataclass
-class Finished:
-    """A run of two real workers that has come to its end."""
-
-    plans: tuple[RoundPlan, ...]
-    versions: list[dict[str, Tensor]]
-    trainers: dict[str, LocalTrainer]
-    lived: dict[str, list[dict[str, Tensor]]]
-    """by worker: what its model held, in full precision, at each local evaluation"""
-
-
-async def federate(tmp_path: Path, bert: Path, method: str) -> Finished:
-    spec = replace(
-        worker_run(classifier_spec(bert)),
-        method=MethodSpec(name=method),
-        rounds=RoundRules(num_rounds=2, min_workers=2, quorum=2, deadline_seconds=60.0),
-    )
-    trainers: dict[str, LocalTrainer] = {}
-    lived: dict[str, list[dict[str, Tensor]]] = {}
-
-    def create(name: str) -> Callable[[Registration], Any]:
-        path = write_jsonl(
-            tmp_path / f"{name}.jsonl", labelled_rows(17 if name == "w-0" else 23, test=3)
-        )
-        data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
-
-        def made(registration: Registration) -> LocalTrainer:
-            trainer = trainers[name] = trainer_for(registration.run, data)
-            evaluate = trainer.evaluate
-
-            def noted(*arguments: Any, **options: Any) -> Any:
-                lived.setdefault(name, []).append(trainer.trained_values())
-                return evaluate(*arguments, **options)
-
-            trainer.evaluate = noted  # type: ignore[method-assign]
-            return trainer
-
-        return made
-
-    async with asyncio.timeout(120), serving(tmp_path, spec) as served:
-        with ExitStack() as stack:
-            workers = [
-                stack.enter_context(
-                    worker(served.address, tmp_path / name, name=name, create=create(name))
-                )
-                for name in ("w-0", "w-1")
-            ]
-            codes = await asyncio.gather(*(asyncio.to_thread(w.runner.run) for w in workers))
-        assert codes == [ExitCode.OK] * 2
-        versions = [await stored(served, version) for version in range(3)]
-    plans = create_recipe(spec.method).plans(spec.adapter.kind)
-    return Finished(plans, versions, trainers, lived)
 
 
 def asked(method: str) -> frozenset[WorkerFeature]:
@@ -143,33 +66,36 @@ def test_the_methods_are_those_meant():
 async def test_nothing_frozen_or_private_is_ever_sent(
     tmp_path: Path, bert: Path, recording: Recording, method: str
 ):
-    done = await federate(tmp_path, bert, method)
+    done = await federate(tmp_path, run_of(classifier_spec(bert), method))
     first, *updates = recording.up
-    assert parts_in(first.tensors) == {Part.A, Part.B, None}
+    whole = parts_in(first.tensors)
+    assert {Part.A, Part.B, None} <= whole
     assert len(updates) == 4
     for update in updates:
         plan = plan_for(done.plans, update.header.round)
-        assert parts_in(update.tensors) == {*plan.trained, None}
+        mask = set() if plan.selection is Selection.ALL else {Part.SELECTED}
+        assert parts_in(update.tensors) == {*plan.trained, *mask, None}
         assert {*plan.required_metrics} <= update.header.metrics.keys()
         # What was sent is what was trained, and it has moved.
         given = done.versions[update.header.base_version]
-        assert all(not torch.equal(t, given[name]) for name, t in update.tensors.items())
+        moved = {n: t for n, t in update.tensors.items() if parse_key(n).part is not Part.SELECTED}
+        assert all(not torch.equal(t, given[name]) for name, t in moved.items())
     for round in (1, 2):
         before, after = done.versions[round - 1 : round + 1]
         for part in {Part.A, Part.B} - {*plan_for(done.plans, round).published}:
             assert same(of_part(before, part), of_part(after, part))
     # Every worker asked for a whole adapter once, and then for what it lacked.
     for payload in recording.down:
-        moved = {*plan_for(done.plans, payload.header.round).published, None}
-        whole = payload.held_version is None
-        assert parts_in(payload.tensors) == ({Part.A, Part.B, None} if whole else moved)
+        plan = plan_for(done.plans, payload.header.round)
+        moved = {*plan.published, *plan.refined, None}
+        assert parts_in(payload.tensors) == (whole if payload.held_version is None else moved)
     assert [p.held_version for p in recording.down].count(None) == 2
 
 
 async def test_private_parts_are_the_workers_own_and_cross_the_wire_in_neither_direction(
     tmp_path: Path, bert: Path, recording: Recording
 ):
-    done = await federate(tmp_path, bert, "fedsa_lora")
+    done = await federate(tmp_path, run_of(classifier_spec(bert), "fedsa_lora"))
     crossed = [t for p in (*recording.up, *recording.down) for t in p.tensors.values()]
     own = {
         name: [of_part(model, Part.B) for model in models] for name, models in done.lived.items()
@@ -200,12 +126,13 @@ class Noting(TinyTrainer):
         self.given.append(self.adapter())
 
 
+# RoLoRA moves B in odd rounds and A in even ones; RAC-LoRA adds every round to the base model.
+@pytest.mark.parametrize("method", ["rolora", "rac_lora"])
 async def test_a_worker_that_missed_rounds_gets_all_that_moved_meanwhile(
-    tmp_path: Path, recording: Recording
+    tmp_path: Path, recording: Recording, method: str
 ):
-    # RoLoRA moves B in odd rounds and A in even ones.
     spec: RunSpec = run_spec(
-        method="rolora",
+        method=method,
         num_rounds=9,
         num_workers=3,
         quorum=2,
@@ -254,9 +181,11 @@ async def test_a_worker_that_missed_rounds_gets_all_that_moved_meanwhile(
     assert begun == sorted(begun)
     assert begun[0] == 0
     assert begun[1] >= 3
+    plans = compose(METHODS[method]).plans()
     caught_up = [p for p in recording.down if p.held_version == 0]
     assert max(p.header.adapter_version for p in caught_up) == begun[1]
     for payload in recording.down:
         if payload.held_version is not None:
             missed = range(payload.held_version + 1, payload.header.adapter_version + 1)
-            assert parts_in(payload.tensors) == {Part.B if r % 2 else Part.A for r in missed}
+            moved = {part for r in missed for part in plan_for(plans, r).published}
+            assert parts_in(payload.tensors) == moved

@@ -63,6 +63,13 @@ class TinyTrainer:
         self._endless_from = endless_from if endless else math.inf
         self._tensors = adapter(seed=0, rank=registration.rank)
 
+    @property
+    def rank(self) -> int:
+        return self.registration.rank
+
+    def begin(self, plan: RoundPlan) -> None:
+        pass
+
     def adapter(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self._tensors.items()}
 
@@ -74,7 +81,7 @@ class TinyTrainer:
         tensors: Mapping[str, torch.Tensor],
         private: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        assert set(tensors) == set(self._tensors)
+        assert set(tensors) >= set(adapter(seed=0))
         laid_over = {**tensors, **(private or {})}
         self._tensors = {name: tensor.clone() for name, tensor in laid_over.items()}
         self.loads.append(float(next(iter(self._tensors.values())).sum()))

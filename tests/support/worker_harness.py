@@ -93,6 +93,7 @@ def worker(
                 max_rank=max_rank,
                 features=tuple(sorted(FEATURES)),
                 codecs=codecs,
+                role=config.role,
             ),
             stop=stop,
             patience=patience or Patience(limit_seconds=30.0, sleep=lambda _: None),

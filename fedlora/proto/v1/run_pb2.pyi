@@ -303,15 +303,19 @@ class _EvaluationScopeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Evalu
     """The worker's adapter after training, before aggregation."""
     EVALUATION_SCOPE_GLOBAL: _EvaluationScope.ValueType  # 2
     """The published global adapter."""
+    EVALUATION_SCOPE_PERSONAL: _EvaluationScope.ValueType  # 3
+    """The published global adapter with the worker's own magnitudes."""
 
 class EvaluationScope(_EvaluationScope, metaclass=_EvaluationScopeEnumTypeWrapper):
-    """Whose scores: a worker's own adapter, or the global one."""
+    """Whose scores: a worker's own adapter, the global one, or that one made personal."""
 
 EVALUATION_SCOPE_UNSPECIFIED: EvaluationScope.ValueType  # 0
 EVALUATION_SCOPE_LOCAL: EvaluationScope.ValueType  # 1
 """The worker's adapter after training, before aggregation."""
 EVALUATION_SCOPE_GLOBAL: EvaluationScope.ValueType  # 2
 """The published global adapter."""
+EVALUATION_SCOPE_PERSONAL: EvaluationScope.ValueType  # 3
+"""The published global adapter with the worker's own magnitudes."""
 Global___EvaluationScope: _TypeAlias = EvaluationScope  # noqa: Y015
 
 class _EvaluationSplit:

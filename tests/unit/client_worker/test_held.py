@@ -6,10 +6,13 @@ from support.tiny_trainer import LAYOUT, adapter
 
 from client_worker.held import HeldAdapter, laid_over
 from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.shape import AdapterShape
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import AdapterHeader
 from fedlora.tensors.manifest import DataType, TensorManifest
 
+SHAPE = AdapterShape(layout=LAYOUT, kind=AdapterKind.LORA, rank=4, dtype=DataType.F32)
 MANIFEST = LAYOUT.manifest(4, DataType.F32)
 NOTHING = HeldAdapter(tensors={})
 HELD = HeldAdapter(session_token="t", version=3, tensors=adapter(seed=3))
@@ -33,7 +36,7 @@ def part(tensors, wanted: Part):
 
 
 def received(held, head, payload, token="t"):
-    return laid_over(held, head, payload, session_token=token, manifest=MANIFEST)
+    return laid_over(held, head, payload, session_token=token, shape=SHAPE)
 
 
 def test_only_an_earlier_version_of_the_same_session_is_named():

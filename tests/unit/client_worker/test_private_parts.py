@@ -7,9 +7,12 @@ from structlog.testing import capture_logs
 from support.fake_federation import evaluate_task, train_task
 from support.tiny_trainer import LAYOUT, adapter
 
-from client_worker.parts import pick, private_manifest
+from client_worker.parts import personal_manifest, pick, private_manifest
 from client_worker.private_parts import PrivateParts
+from fedlora.adapters.axis import Axis
 from fedlora.adapters.names import Part
+from fedlora.adapters.shape import AdapterShape
+from fedlora.adapters.spec import AdapterKind
 from fedlora.runs.plan import RoundPlan
 from fedlora.tensors.manifest import DataType
 
@@ -191,3 +194,17 @@ def test_without_a_folder_a_worker_says_once_that_a_restart_loses_the_part(tmp_p
             begun(parts, round)
             parts.keep("run-1", train_task(round), values(round))
     assert [line["event"] for line in lines] == ["private_parts_in_memory"]
+
+
+@pytest.mark.parametrize("axis", list(Axis))
+def test_personal_magnitudes_are_kept_like_any_other_part(tmp_path: Path, axis: Axis):
+    shape = AdapterShape(layout=LAYOUT, kind=AdapterKind.LORA, rank=4, dtype=DataType.BF16)
+    plan = RoundPlan(personal_stage=True, settings={"axis": float(axis.code)})
+    manifest = personal_manifest(shape, plan)
+    assert [t.shape for t in manifest.tensors] == [(40,) if axis is Axis.ROW else (4,)]
+    made = {t.name: torch.rand(t.shape) for t in manifest.tensors}
+    PrivateParts(tmp_path).keep("run-1", evaluate_task(1), made)
+    found = PrivateParts(tmp_path).before("run-1", evaluate_task(2), manifest)
+    assert found is not None
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in made.items())
+    assert PrivateParts(tmp_path).before("run-1", evaluate_task(1), manifest) is None

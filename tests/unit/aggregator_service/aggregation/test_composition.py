@@ -115,6 +115,15 @@ def test_a_quorum_below_what_the_method_needs_is_refused():
     assert caught.value.hint == "Set rounds.quorum = 3"
 
 
+def test_a_personal_stage_without_evaluations_would_never_come_and_is_refused():
+    spec = run_spec(evaluate=False)
+    with pytest.raises(FedLoraError, match=r"rounds\.evaluate is false") as caught:
+        check_run(recipe("fedlora_optimizer"), spec, has_base_weights=False)
+    assert "personal_epochs = 0" in caught.value.hint
+    without = create_recipe(MethodSpec(name="fedlora_optimizer", options={"personal_epochs": 0}))
+    check_run(without, spec, has_base_weights=False)
+
+
 def test_options_that_read_the_frozen_weights_need_them_and_their_family():
     made = create_recipe(MethodSpec(name="flora_na", options={"hadamard": "weighted"}))
     check_kind(made, AdapterKind.HIRA, has_base_weights=True)

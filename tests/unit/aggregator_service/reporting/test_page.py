@@ -73,6 +73,18 @@ def test_the_sentences_carry_the_numbers_of_the_run():
     assert "1 min 30 s" in text
 
 
+def test_layers_in_which_nobody_learnt_anything_are_no_obstacle():
+    learnt, still = (2.0, 1.0), (0.0, 0.0)
+    for spectra in ((learnt, still), (still, still)):
+        last = ROUNDS[-1]
+        modules = tuple(
+            replace(entry, spectrum=spectra[i % 2])
+            for i, entry in enumerate(last.certificate.modules)
+        )
+        certificate = replace(last.certificate, modules=modules)
+        Page(report_html(sample_run(), [*ROUNDS[:-1], replace(last, certificate=certificate)]))
+
+
 def test_names_from_workers_are_text_and_never_markup():
     evil = "<script>alert(1)</script>"
     run = sample_run()

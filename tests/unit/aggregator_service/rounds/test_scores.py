@@ -57,3 +57,24 @@ def test_equal_scores_have_no_gap_whatever_the_rounding():
     published = {n: (score("global", "held_out", 3, accuracy=v),) for n, v in other.items()}
     gap = pool_scores(local, published)["local_global_gap"]
     assert (gap, math.copysign(1, gap)) == (0.0, 1.0)
+
+
+def test_personal_scores_are_a_group_of_their_own():
+    local = {"a": (score("local", "held_out", 10, accuracy=0.9),)}
+    published = {
+        "a": (
+            score("global", "held_out", 10, accuracy=0.5),
+            score("personal", "held_out", 10, accuracy=0.8),
+        ),
+        "b": (score("personal", "held_out", 30, accuracy=0.4),),
+    }
+    pooled = pool_scores(local, published)
+    assert pooled["personal_accuracy"] == pytest.approx(0.5)
+    assert pooled["held_out_accuracy"] == pytest.approx(0.5)
+    assert pooled["local_accuracy"] == pytest.approx(0.9)
+    assert pooled["local_global_gap"] == pytest.approx(0.4)
+
+
+def test_scores_are_called_after_their_examples_or_personal():
+    found = [score(*what, 1).label for what in (("global", "test"), ("personal", "held_out"))]
+    assert found == ["test", "personal"]

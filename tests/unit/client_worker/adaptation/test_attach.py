@@ -8,7 +8,7 @@ from support.worker_runs import causal_spec, classifier_spec
 
 from client_worker.adaptation.attach import attach_adapter
 from client_worker.adaptation.base_model import load_base
-from fedlora.adapters.names import Part
+from fedlora.adapters.names import Part, part_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -33,7 +33,7 @@ def perturbed(state, seed=0):
 
 
 def test_the_layout_names_every_adapted_layer_with_its_true_widths(llama):
-    modules = {m.path: m for m in attached(causal_spec(llama)).layout.modules}
+    modules = {m.path: m for m in attached(causal_spec(llama)).shape.layout.modules}
     assert sorted(modules) == [
         f"model.layers.{i}.{name}" for i in (0, 1) for name in ("mlp.down_proj", "self_attn.k_proj")
     ]
@@ -47,7 +47,7 @@ def test_the_layout_names_every_adapted_layer_with_its_true_widths(llama):
 def test_the_adapter_handed_out_is_what_the_layout_declares(bert):
     model = attached(classifier_spec(bert), rank=3, dtype=DataType.BF16)
     state = model.state()
-    assert not model.layout.manifest(3, DataType.BF16).difference(TensorManifest.of(state))
+    assert not model.shape.layout.manifest(3, DataType.BF16).difference(TensorManifest.of(state))
     assert "base_model.model.classifier.weight" in state
     assert all(t.is_contiguous() and t.device.type == "cpu" for t in state.values())
 
@@ -149,7 +149,7 @@ def test_the_product_counts_with_the_runs_scaling(bert, rslora):
 def test_only_the_adapter_and_the_modules_to_save_are_trained(bert):
     model = attached(classifier_spec(bert))
     factors, head = model.trainable()
-    assert len(factors) == 2 * len(model.layout.modules)
+    assert len(factors) == 2 * len(model.shape.layout.modules)
     assert sorted(p.shape for p in head) == [(3,), (3, 24)]
     trained = {n for n, p in model.module.named_parameters() if p.requires_grad}
     assert all(".lora_" in n or ".modules_to_save." in n for n in trained)
@@ -164,7 +164,7 @@ def test_one_part_alone_is_freed_and_the_next_round_may_free_the_other(bert, par
         names = {id(p): n for n, p in model.module.named_parameters()}
         (wanted,) = parts
         assert {names[id(p)].split(".lora_")[1][0].lower() for p in factors} == {wanted.value}
-        assert len(factors) == len(model.layout.modules)
+        assert len(factors) == len(model.shape.layout.modules)
         assert len(head) == 2
         trained = [p for p in model.module.parameters() if p.requires_grad]
         assert {id(p) for p in trained} == {id(p) for p in (*factors, *head)}
@@ -186,15 +186,15 @@ def test_no_module_is_trained_in_full_that_the_run_does_not_name(bert, tmp_path)
     base.model.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     model = attached(classifier_spec(tmp_path, modules_to_save=()))
-    assert model.layout.saved_tensors == ()
+    assert model.shape.layout.saved_tensors == ()
     assert model.trainable()[1] == []
 
 
 def test_a_module_to_save_is_not_adapted_as_well(bert):
     model = attached(classifier_spec(bert, modules_to_save=("classifier", "pooler")))
-    saved = {t.name for t in model.layout.saved_tensors}
+    saved = {t.name for t in model.shape.layout.saved_tensors}
     assert "base_model.model.bert.pooler.dense.weight" in saved
-    assert not any("pooler" in m.path for m in model.layout.modules)
+    assert not any("pooler" in m.path for m in model.shape.layout.modules)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,9 @@ def test_a_module_to_save_is_not_adapted_as_well(bert):
 )
 def test_targets_may_be_a_regular_expression_or_a_whole_path(bert, target):
     model = attached(classifier_spec(bert, target_modules=(target,)))
-    assert [m.path for m in model.layout.modules] == ["bert.encoder.layer.1.attention.self.query"]
+    assert [m.path for m in model.shape.layout.modules] == [
+        "bert.encoder.layer.1.attention.self.query"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,67 @@ def test_modules_that_are_not_there_or_no_linear_layers_are_refused(bert, change
 
 
 @pytest.mark.parametrize("kind", [AdapterKind.DORA, AdapterKind.HIRA])
-def test_a_kind_that_nothing_aggregates_is_refused(bert, kind):
-    with pytest.raises(FedLoraError, match="trains adapters of the kind 'lora'") as caught:
-        attached(classifier_spec(bert, kind=kind))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+def test_the_other_kinds_begin_as_nothing_and_come_back_bit_by_bit(bert, kind):
+    spec = classifier_spec(bert, kind=kind)
+    plain, model, other = attached(classifier_spec(bert)), attached(spec), attached(spec)
+    assert torch.allclose(logits(model), logits(plain), atol=1e-6)
+    state = perturbed(model.state())
+    model.load_state(state)
+    assert all(torch.equal(t, state[name]) for name, t in model.state().items())
+    other.load_state(model.state())
+    assert torch.equal(logits(model), logits(other))
+    assert not torch.allclose(logits(model), logits(plain), atol=1e-3)
+
+
+def test_dora_adds_one_magnitude_an_output_and_begins_with_the_weights_row_norms(bert):
+    model = attached(classifier_spec(bert, kind=AdapterKind.DORA))
+    path = "bert.encoder.layer.0.intermediate.dense"
+    weight = model.module.get_base_model().get_submodule(path).base_layer.weight
+    magnitude = model.state()[part_key(path, Part.MAGNITUDE)]
+    torch.testing.assert_close(magnitude, weight.norm(dim=1))
+
+
+def test_hira_multiplies_the_frozen_weight(bert):
+    model = attached(classifier_spec(bert, kind=AdapterKind.HIRA))
+    model.load_state(perturbed(model.state()))
+    path = "bert.encoder.layer.0.intermediate.dense"
+    a, b = (model.state()[part_key(path, part, hira=True)] for part in (Part.A, Part.B))
+    layer = model.module.get_base_model().get_submodule(path)
+    x = torch.randn(5, 24, generator=torch.Generator().manual_seed(1))
+    frozen = layer.base_layer
+    expected = x @ (frozen.weight * (1 + b @ a)).T + frozen.bias
+    assert torch.allclose(layer(x), expected, atol=1e-4)
+
+
+def test_dora_has_three_parts_that_are_freed_one_by_one(bert):
+    model = attached(classifier_spec(bert, kind=AdapterKind.DORA))
+    names = {id(p): n for n, p in model.module.named_parameters()}
+    for part, mark in ((Part.A, "lora_A"), (Part.MAGNITUDE, "magnitude"), (Part.B, "lora_B")):
+        factors, _ = model.trainable([part])
+        assert len(factors) == len(model.shape.layout.modules)
+        assert all(mark in names[id(p)] and p.requires_grad for p in factors)
+        trained = {n for n, p in model.module.named_parameters() if p.requires_grad}
+        assert all(mark in n or ".modules_to_save." in n for n in trained)
+
+
+def test_a_lower_rank_keeps_the_products_of_the_components_that_stay(bert):
+    spec = classifier_spec(bert)
+    model = attached(spec)
+    state = perturbed(model.state())
+    for name, tensor in state.items():
+        if name.endswith("lora_B.weight"):
+            tensor[:, 2:] = 0
+    model.load_state(state)
+    before = logits(model)
+    model.resize(2)
+    assert torch.allclose(logits(model), before, atol=1e-5)
+    lowered = model.state()
+    manifest = model.shape.layout.manifest(2, DataType.F32)
+    assert not manifest.difference(TensorManifest.of(lowered))
+    # And a version of any rank up to the one attached takes its place.
+    model.load_state(state)
+    assert torch.equal(logits(model), before)
+    model.load_state(lowered)
+    assert torch.allclose(logits(model), before, atol=1e-5)
+    with pytest.raises(FedLoraError, match=r"expected f32 \[4, 24\], got f32 \[5, 24\]"):
+        model.load_state(attached(spec, rank=5).state())

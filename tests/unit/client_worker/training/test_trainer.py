@@ -17,9 +17,13 @@ from support.worker_runs import (
 )
 
 from client_worker.data.config import DataConfig
+from client_worker.parts import personal_manifest
 from client_worker.training.evaluate import score
 from client_worker.training.trainer import TaskAbandoned
-from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.axis import Axis
+from fedlora.adapters.names import Part, parse_key, part_key
+from fedlora.adapters.shape import AdapterShape
+from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import PartitionSpec
@@ -310,3 +314,94 @@ def test_a_round_is_left_while_it_is_still_measured(bert, labelled):
     with pytest.raises(TaskAbandoned):
         one_round(trainer, plan=RoundPlan(required_metrics=ASKED), should_abandon=lambda: True)
     assert moved(before, trainer.adapter()) == set()
+
+
+# --- stages beside the rounds ------------------------------------------------------------
+
+STAGES = {
+    "refine_steps": 4.0,
+    "refine_learning_rate": 1e-2,
+    "personal_epochs": 2.0,
+    "personal_learning_rate": 1e-2,
+}
+
+
+def beside(trainer, call, *arguments, plan):
+    options = {"round": 1, "seed": 5, "on_progress": lambda *_: None}
+    return call(*arguments, plan=plan, should_abandon=lambda: False, **options)
+
+
+def trained_once(bert, labelled, kind=AdapterKind.LORA):
+    """A trainer whose B has directions."""
+    trainer = trainer_for(worker_run(classifier_spec(bert, kind=kind)), labelled)
+    one_round(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("axis", list(Axis))
+def test_a_refinement_turns_the_directions_and_changes_nothing_else(bert, labelled, axis, kind):
+    trainer = trained_once(bert, labelled, kind)
+    before = trainer.adapter()
+    plan = RoundPlan(trained=(Part.A,), settings={**STAGES, "axis": float(axis.code)})
+    outcome = beside(trainer, trainer.refine, plan=plan)
+    after = trainer.adapter()
+    assert outcome.num_steps == 4
+    assert moved(before, after) == {Part.A}
+    for name, tensor in before.items():
+        if parse_key(name).part is Part.A:
+            dim = axis.summed("a")
+            torch.testing.assert_close(after[name].norm(dim=dim), tensor.norm(dim=dim))
+
+
+def test_a_refinement_without_an_axis_moves_the_part_itself(bert, labelled):
+    trainer = trained_once(bert, labelled)
+    before = trainer.adapter()
+    beside(trainer, trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
+    after = trainer.adapter()
+    assert moved(before, after) == {Part.A}
+    name = next(n for n in before if "lora_A" in n)
+    assert (after[name].norm(dim=1) - before[name].norm(dim=1)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", list(AdapterKind))
+@pytest.mark.parametrize("axis", list(Axis))
+def test_the_personal_stage_changes_bs_magnitudes_and_nothing_else(bert, labelled, axis, kind):
+    trainer = trained_once(bert, labelled, kind)
+    before = trainer.adapter()
+    plan = RoundPlan(settings={**STAGES, "axis": float(axis.code)})
+    own = beside(trainer, trainer.personalise, None, plan=plan)
+    after = trainer.adapter()
+    assert moved(before, after) == {Part.B}
+    dim = axis.summed("b")
+    for module in trainer.layout.modules:
+        key = part_key(module.path, Part.B, hira=kind is AdapterKind.HIRA)
+        one, other = (torch.nn.functional.normalize(s[key], dim=dim) for s in (before, after))
+        # A magnitude may pass through zero.
+        torch.testing.assert_close(one.abs(), other.abs(), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(after[key].norm(dim=dim), own[module.path].abs())
+    assert not TensorManifest.of(own).difference(
+        personal_manifest(
+            AdapterShape(layout=trainer.layout, kind=kind, rank=4, dtype=DataType.F32), plan
+        )
+    )
+
+
+def test_the_next_personal_stage_begins_with_the_magnitudes_of_the_last(bert, labelled):
+    trainer = trained_once(bert, labelled)
+    published = trainer.adapter()
+    still = RoundPlan(settings={**STAGES, "personal_learning_rate": 1e-12})
+    own = beside(trainer, trainer.personalise, None, plan=RoundPlan(settings=STAGES))
+    personal = trainer.adapter()
+    trainer.load_adapter(published)
+    beside(trainer, trainer.personalise, own, plan=still)
+    for name, tensor in trainer.adapter().items():
+        torch.testing.assert_close(tensor, personal[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_round_after_the_stages_trains_the_full_modules_again(bert, labelled):
+    trainer = trained_once(bert, labelled)
+    beside(trainer, trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
+    before = trainer.adapter()
+    one_round(trainer)
+    assert moved(before, trainer.adapter()) == {Part.A, Part.B, None}

@@ -1,0 +1,89 @@
+"""What a trainer is made of: the run's model with a fresh adapter, the data, a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from client_worker.adaptation.adapted_model import AdaptedModel
+from client_worker.adaptation.attach import attach_adapter
+from client_worker.adaptation.base_model import load_base
+from client_worker.adaptation.packing import require_exact_packing
+from client_worker.data.config import DataConfig
+from client_worker.data.encoding import EncodedExample, encode_examples
+from client_worker.data.local_data import load_local_data
+from client_worker.device import torch_device
+from client_worker.training.precision import Precision
+from fedlora.adapters.spec import TaskType
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.tasks import DataSlot
+
+__all__ = ["EncodedData", "load_material"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedData:
+    """The worker's examples as tokens."""
+
+    train: Sequence[EncodedExample]
+    held_out: Sequence[EncodedExample]
+    test: Sequence[EncodedExample]
+
+
+def load_material(
+    run: RunSpec,
+    *,
+    rank: int,
+    data: DataConfig,
+    slot: DataSlot | None,
+    device: str,
+    cache_dir: Path | None,
+    threads: int,
+) -> tuple[AdaptedModel, EncodedData, Precision]:
+    """Reads the data, loads the base model and attaches a fresh adapter.
+
+    Arguments and errors are those of `client_worker.training.trainer.LocalTrainer.create`.
+    """
+    spec, training = run.adapter, run.training
+    if training.packing and spec.task_type is not TaskType.CAUSAL_LM:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
+            hint="Set training.packing = false",
+        )
+    if training.logit_adjustment and spec.task_type is TaskType.CAUSAL_LM:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            "training.logit_adjustment is for sequence_classification, and the task is "
+            f"{spec.task_type.value}",
+            hint="Set training.logit_adjustment = 0",
+        )
+    if threads:
+        torch.set_num_threads(threads)
+    # The data first: what is wrong with them shows in a second, a model may take minutes.
+    examples = load_local_data(
+        data, task=spec.task_type, labels=spec.labels, slot=slot, seed=run.seed
+    )
+    base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
+    model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)
+    encoded = EncodedData(
+        **{
+            name: encode_examples(
+                getattr(examples, name),
+                base.tokenizer,
+                max_tokens=training.max_sequence_tokens,
+            )
+            for name in ("train", "held_out", "test")
+        }
+    )
+    precision = Precision.of(torch_device(device))
+    model.module.to(precision.device)
+    if training.packing:
+        require_exact_packing(model.module.eval(), len(base.tokenizer))
+    if training.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model, encoded, precision
