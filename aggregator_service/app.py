@@ -84,6 +84,7 @@ class Aggregator:
                     max_chunk_bytes=MAX_CHUNK_BYTES,
                     heartbeat_interval_seconds=config.heartbeat_interval_seconds,
                     idle_timeout_seconds=config.idle_timeout_seconds,
+                    min_bytes_per_second=config.min_bytes_per_second,
                 ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
                 disk=DiskWatch(blobs.probe),

@@ -124,6 +124,8 @@ class Pace:
         while (message := await self.wait(anext(messages, None))) is not None:
             self.moved(size_of(message))
             yield message
+            # Whoever falls silent must not keep the server's last look at a message in memory.
+            del message
 
     def _stalled(self) -> FedLoraError:
         return FedLoraError(

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
+from typing import TypeVar
 
 from aggregator_service.admission import Admission
 from aggregator_service.aggregation.cohort_files import check_selections
@@ -37,6 +38,8 @@ from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, Uploa
 from fedlora.wire.stream import Chunk, Commit
 
 __all__ = ["Uploads"]
+
+T = TypeVar("T")
 
 _RESUMABLE = frozenset(
     {
@@ -67,6 +70,14 @@ class Uploads:
         self._coordinator = coordinator
         self._admission = admission
         self._pace = pace
+
+    async def first(self, messages: AsyncIterator[T]) -> T | None:
+        """The first message of a stream, None if there is none.
+
+        Raises:
+            FedLoraError: UPLOAD_STALLED if it does not come in time.
+        """
+        return await Pace(self._pace, 0).wait(anext(messages, None))
 
     async def receive(
         self, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]

@@ -1,0 +1,225 @@
+"""A crowd that sends updates to a server process: some honest, some slow, some that fall silent.
+
+Every worker has a connection of its own. The honest ones do as `fedlora worker` does: they resume
+where they were cut off and come back when the server says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from safetensors.torch import save
+from support.federation import ScriptedWorker, random_adapter
+from support.processes import ServerProcess
+from support.runs import run_spec
+
+from fedlora.adapters.spec import AdaptedModule, AdapterLayout
+from fedlora.digests import new_digest
+from fedlora.errors import FedLoraError, Reason
+from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.proto.v1 import federation_pb2_grpc, tensor_pb2
+from fedlora.rpc.channel import MAX_CHUNK_BYTES, client_options
+from fedlora.rpc.status import from_rpc_error
+from fedlora.tensors.manifest import TensorManifest
+from fedlora.wire.convert import to_message
+
+__all__ = ["Crowd", "Ended", "Sender", "gathered"]
+
+CHUNK_BYTES = MAX_CHUNK_BYTES
+SOME_BYTES = 64 * 1024
+"""that one who falls silent sends first"""
+
+_WIDTH = 1024
+_PAUSE_SECONDS = 1.0
+"""between two messages of a slow worker, and two uploads of an honest one"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the server ended a stream."""
+
+    reason: Reason
+    seconds: float
+    """since the stream's first message, or its last one if it fell silent"""
+    text: str
+
+
+@dataclass(slots=True)
+class Sender:
+    """A ready worker with its task, and the update that it could send."""
+
+    worker: ScriptedWorker
+    task: pb.Task
+    data: bytes
+    manifest: TensorManifest
+    digest: bytes
+
+    @property
+    def key(self) -> str:
+        """Of its only update."""
+        return f"key-{self.worker.name}"
+
+    def messages(
+        self, start_offset: int = 0, chunk_bytes: int = CHUNK_BYTES
+    ) -> Iterator[pb.PushUpdateRequest]:
+        """The update from an offset on."""
+        header = self.worker.header(
+            self.task, {}, self.data, idempotency_key=self.key, manifest=self.manifest,
+            start_offset=start_offset,
+        )  # fmt: skip
+        yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
+        for offset in range(start_offset, len(self.data), chunk_bytes):
+            chunk = self.data[offset : offset + chunk_bytes]
+            yield pb.PushUpdateRequest(chunk=tensor_pb2.PayloadChunk(offset=offset, data=chunk))
+        end = tensor_pb2.PayloadCommit(total_bytes=len(self.data), digest=self.digest)
+        yield pb.PushUpdateRequest(commit=end)
+
+    async def send(self) -> float:
+        """Sends it, however often it takes; returns the seconds."""
+        began = time.perf_counter()
+        while (error := await self._attempt(await self._held())) is not None:
+            if error.reason not in (Reason.SERVER_BUSY, Reason.UNAVAILABLE, Reason.UPLOAD_STALLED):
+                raise error
+            await asyncio.sleep(max(0.1, error.retry_seconds) * (1 + random.random() / 2))
+        return time.perf_counter() - began
+
+    async def fall_silent(self) -> Ended:
+        """Sends the header and a little more, then nothing; returns how that ended."""
+        while True:
+            call = self.worker.stub.PushUpdate()
+            began = time.perf_counter()
+            try:
+                for message in itertools.islice(self.messages(chunk_bytes=SOME_BYTES), 2):
+                    await call.write(message)
+                    began = time.perf_counter()
+                await call
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                error = await _error_of(call)
+                if error.reason is not Reason.SERVER_BUSY:
+                    return Ended(error.reason, time.perf_counter() - began, str(error))
+                await asyncio.sleep(error.retry_seconds)
+
+    async def crawl(self, bytes_per_second: int, until: float) -> list[Ended]:
+        """Sends that slowly, again and again, until a time; returns how each stream ended."""
+        ended: list[Ended] = []
+        while time.perf_counter() < until:
+            call = self.worker.stub.PushUpdate()
+            began = time.perf_counter()
+            size = int(bytes_per_second * _PAUSE_SECONDS)
+            try:
+                for message in self.messages(await self._held(), size):
+                    await call.write(message)
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    if time.perf_counter() > until:
+                        call.cancel()
+                        return ended
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                error = await _error_of(call)
+                ended.append(Ended(error.reason, time.perf_counter() - began, str(error)))
+                await asyncio.sleep(error.retry_seconds or _PAUSE_SECONDS)
+        return ended
+
+    async def _held(self) -> int:
+        return (await self.worker.upload_status(self.key)).durable_bytes
+
+    async def _attempt(self, start_offset: int) -> FedLoraError | None:
+        call = self.worker.stub.PushUpdate(timeout=300)
+        try:
+            for message in self.messages(start_offset):
+                await call.write(message)
+            await call.done_writing()
+            await call
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return await _error_of(call)
+        return None
+
+
+async def _error_of(call: grpc.aio.StreamUnaryCall) -> FedLoraError:
+    """Why the server has ended a stream; a write that comes too late does not say."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return from_rpc_error(error, peer="the server")
+    raise AssertionError("the stream has been acknowledged")
+
+
+@dataclass(slots=True)
+class Crowd:
+    """A server and those who send to it."""
+
+    server: ServerProcess
+    senders: list[Sender]
+    """each may be used once"""
+    most_bytes: int = 0
+    """of the server's private memory, as far as `watch` has seen"""
+
+    def take(self, count: int) -> list[Sender]:
+        """Some who have sent nothing yet."""
+        taken, self.senders = self.senders[:count], self.senders[count:]
+        if len(taken) < count:
+            raise AssertionError(f"{count} senders are wanted, {len(taken)} are left")
+        return taken
+
+    async def honest(self, lanes: Sequence[Sequence[Sender]]) -> list[float]:
+        """Each lane sends its updates one after the other; seconds of each, sorted."""
+
+        async def one_by_one(lane: Sequence[Sender]) -> list[float]:
+            seconds = []
+            for sender in lane:
+                seconds.append(await sender.send())
+                await asyncio.sleep(_PAUSE_SECONDS)
+            return seconds
+
+        return sorted(itertools.chain(*await asyncio.gather(*map(one_by_one, lanes))))
+
+    async def watch(self) -> None:
+        """Looks at the server's memory until cancelled."""
+        while True:
+            self.most_bytes = max(self.most_bytes, self.server.rss_anon_bytes())
+            await asyncio.sleep(0.2)
+
+
+@asynccontextmanager
+async def gathered(
+    folder: Path, num_senders: int, *, rank: int, **settings: object
+) -> AsyncIterator[Crowd]:
+    """A server and as many workers with a task; one upload has 8 KiB per rank.
+
+    One worker more keeps the round open for ever.
+    """
+    module = AdaptedModule(path="wide", in_features=_WIDTH, out_features=_WIDTH)
+    layout = AdapterLayout(modules=(module,), saved_tensors=(), base_fingerprint="sha256:base")
+    spec = run_spec(num_rounds=1, num_workers=num_senders + 1, rank=rank, deadline_seconds=36_000.0)
+    # Nobody beats here.
+    with ServerProcess(folder, spec, worker_timeout_seconds=36_000, **settings) as server:
+        async with AsyncExitStack() as channels:
+            workers = []
+            for i in range(num_senders + 1):
+                channel = await channels.enter_async_context(_channel(server.address))
+                stub = federation_pb2_grpc.FederationServiceStub(channel)
+                workers.append(ScriptedWorker(stub, f"worker-{i:04}"))
+                await workers[-1].register()
+                await workers[-1].confirm(layout)
+            tensors = random_adapter(rank, seed=0, layout=layout)
+            data, manifest = save(tensors), TensorManifest.of(tensors)
+            digest = new_digest(data).digest()
+            first = Sender(workers[0], await workers[0].task(), data, manifest, digest)
+            await first.send()
+            senders = [
+                Sender(worker, await worker.task(), data, manifest, digest)
+                for worker in workers[1:]
+            ]
+            yield Crowd(server, senders)
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    options = [*client_options(), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.aio.insecure_channel(address, options=options)
