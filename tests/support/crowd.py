@@ -10,12 +10,14 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import grpc
+import torch
 from safetensors.torch import save
 from support.federation import ScriptedWorker, random_adapter
 from support.processes import ServerProcess
@@ -31,7 +33,7 @@ from fedlora.rpc.status import from_rpc_error
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.wire.convert import to_message
 
-__all__ = ["Crowd", "Ended", "Sender", "gathered"]
+__all__ = ["Crowd", "Ended", "Sender", "Update", "gathered"]
 
 CHUNK_BYTES = MAX_CHUNK_BYTES
 SOME_BYTES = 64 * 1024
@@ -52,34 +54,48 @@ class Ended:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An adapter as it is sent."""
+
+    data: bytes
+    manifest: TensorManifest
+    digest: bytes
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """The update of these tensors."""
+        data = save(dict(tensors))
+        return cls(data, TensorManifest.of(tensors), new_digest(data).digest())
+
+
 @dataclass(slots=True)
 class Sender:
     """A ready worker with its task, and the update that it could send."""
 
     worker: ScriptedWorker
     task: pb.Task
-    data: bytes
-    manifest: TensorManifest
-    digest: bytes
+    update: Update
 
     @property
     def key(self) -> str:
         """Of its only update."""
-        return f"key-{self.worker.name}"
+        return self.task.task_id
 
     def messages(
         self, start_offset: int = 0, chunk_bytes: int = CHUNK_BYTES
     ) -> Iterator[pb.PushUpdateRequest]:
         """The update from an offset on."""
+        data = self.update.data
         header = self.worker.header(
-            self.task, {}, self.data, idempotency_key=self.key, manifest=self.manifest,
+            self.task, {}, data, idempotency_key=self.key, manifest=self.update.manifest,
             start_offset=start_offset,
         )  # fmt: skip
         yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
-        for offset in range(start_offset, len(self.data), chunk_bytes):
-            chunk = self.data[offset : offset + chunk_bytes]
+        for offset in range(start_offset, len(data), chunk_bytes):
+            chunk = data[offset : offset + chunk_bytes]
             yield pb.PushUpdateRequest(chunk=tensor_pb2.PayloadChunk(offset=offset, data=chunk))
-        end = tensor_pb2.PayloadCommit(total_bytes=len(self.data), digest=self.digest)
+        end = tensor_pb2.PayloadCommit(total_bytes=len(data), digest=self.update.digest)
         yield pb.PushUpdateRequest(commit=end)
 
     async def send(self) -> float:
@@ -208,15 +224,9 @@ async def gathered(
                 workers.append(ScriptedWorker(stub, f"worker-{i:04}"))
                 await workers[-1].register()
                 await workers[-1].confirm(layout)
-            tensors = random_adapter(rank, seed=0, layout=layout)
-            data, manifest = save(tensors), TensorManifest.of(tensors)
-            digest = new_digest(data).digest()
-            first = Sender(workers[0], await workers[0].task(), data, manifest, digest)
-            await first.send()
-            senders = [
-                Sender(worker, await worker.task(), data, manifest, digest)
-                for worker in workers[1:]
-            ]
+            update = Update.of(random_adapter(rank, seed=0, layout=layout))
+            await Sender(workers[0], await workers[0].task(), update).send()
+            senders = [Sender(worker, await worker.task(), update) for worker in workers[1:]]
             yield Crowd(server, senders)
 
 
