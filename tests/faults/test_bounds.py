@@ -6,61 +6,16 @@ The short forms run in CI with short timeouts; the full one is the promise with 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
-from support.crowd import Crowd, Ended, Sender, gathered
+from support.crowd import Met, gathered, meet, p99
 from support.federation import reason_of
+from support.senders import Sender
 
 from fedlora.errors import Reason
 from fedlora.proto.v1 import federation_pb2 as pb
-
-SLOW_BYTES_PER_SECOND = 1024
-
-
-@dataclass(frozen=True)
-class Met:
-    """What a crowd met with."""
-
-    idle: list[float]
-    """seconds of honest uploads before the others came, sorted"""
-    honest: list[float]
-    stalled: list[Ended]
-    slow: list[Ended]
-    grown_bytes: int
-    """of the server's private memory"""
-
-
-async def meet(
-    crowd: Crowd, *, stalled: int, slow: int, lanes: int, uploads: int, seconds: float
-) -> Met:
-    """Honest uploads alone, then among the others."""
-    before = crowd.server.rss_anon_bytes()
-    idle = await crowd.honest([crowd.take(uploads) for _ in range(lanes)])
-    watching = asyncio.create_task(crowd.watch())
-    until = time.perf_counter() + seconds
-    async with asyncio.TaskGroup() as group:
-        silent = [group.create_task(s.fall_silent()) for s in crowd.take(stalled)]
-        crawling = [
-            group.create_task(s.crawl(SLOW_BYTES_PER_SECOND, until)) for s in crowd.take(slow)
-        ]
-        honest = group.create_task(crowd.honest([crowd.take(uploads) for _ in range(lanes)]))
-    watching.cancel()
-    return Met(
-        idle=idle,
-        honest=honest.result(),
-        stalled=[task.result() for task in silent],
-        slow=[ended for task in crawling for ended in task.result()],
-        grown_bytes=crowd.most_bytes - before,
-    )
-
-
-def p99(seconds: Sequence[float]) -> float:
-    return seconds[int(0.99 * len(seconds))]
 
 
 def assert_bounds(met: Met, *, idle_timeout_seconds: float) -> None:

@@ -9,20 +9,62 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import grpc
 
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
 
-__all__ = ["control_calls"]
+__all__ = ["beside"]
 
 _PAUSE_SECONDS = 0.02
+_UPLOADS_A_SECOND = 40
+"""more than one server takes"""
+
 _SETTLING_CALLS = 20
 """of a new connection and a new process, not of the server: not in the figures"""
 
 
-async def control_calls(address: str, token: str, seconds: float) -> list[float]:
+async def beside(
+    folder: Path, *, uploads: int, busy: bool, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Small calls to a server that has large ones to serve.
+
+    Args:
+        folder: of the server.
+        uploads: that run at every moment, 8 MiB each.
+        busy: another run of the server aggregates as well.
+        seconds: for how long it is measured.
+
+    Returns:
+        seconds of each call, sorted, and seconds in aggregation of each round.
+    """
+    from support.crowd import gathered
+    from support.heavy_run import aggregating
+
+    num_senders = 1 + (int(_UPLOADS_A_SECOND * seconds) if uploads else 0)
+    rounds: list[float] = []
+    async with gathered(folder, num_senders, rank=1024) as crowd, AsyncExitStack() as stack:
+        if busy:
+            rounds = await stack.enter_async_context(aggregating(crowd.server.address))
+        (probe,) = crowd.take(1)
+
+        async def keep_sending() -> None:
+            while True:
+                (sender,) = crowd.take(1)
+                await sender.send()
+
+        async with asyncio.TaskGroup() as group:
+            lanes = [group.create_task(keep_sending()) for _ in range(uploads)]
+            latencies = await _called(crowd.server.address, probe.worker.token, seconds)
+            for lane in lanes:
+                lane.cancel()
+    return latencies, rounds
+
+
+async def _called(address: str, token: str, seconds: float) -> list[float]:
     """Heartbeats and polls for a task, one after the other; seconds of each, sorted."""
     arguments = (sys.executable, __file__, address, token, str(seconds))
     process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from support.crowd import Sender, Update
 from support.federation import ScriptedWorker, connected, random_adapter
 from support.runs import run_spec
+from support.senders import Sender, Update
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
 from fedlora.proto.v1 import federation_pb2 as pb
