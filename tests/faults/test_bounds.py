@@ -16,6 +16,9 @@ from support.senders import Sender
 
 from fedlora.errors import Reason
 from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.rpc.channel import MAX_MESSAGE_BYTES
+
+NUM_READERS = 32
 
 
 def assert_bounds(met: Met, *, idle_timeout_seconds: float) -> None:
@@ -79,6 +82,26 @@ async def test_a_stream_without_a_header_ends_at_the_idle_timeout(tmp_path: Path
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert reason_of(caught.value) == "UPLOAD_STALLED"
+
+
+async def test_a_reader_that_stalls_holds_no_more_than_a_message(tmp_path: Path):
+    async with gathered(tmp_path, NUM_READERS + 1, rank=1024) as crowd:
+        (other,) = crowd.take(1)
+        await other.worker.pull(0)
+        before = crowd.server.rss_anon_bytes()
+        calls = [await begin_to_read(reader) for reader in crowd.take(NUM_READERS)]
+        # Somebody else reads all of it: what the server sends unread is sent by then.
+        await other.worker.pull(0)
+        assert crowd.server.rss_anon_bytes() - before < NUM_READERS * MAX_MESSAGE_BYTES
+        assert not any(call.done() for call in calls)
+
+
+async def begin_to_read(reader: Sender) -> grpc.aio.UnaryStreamCall:
+    """A download of 8 MiB of which only the header is read."""
+    request = pb.PullAdapterRequest(session_token=reader.worker.token, adapter_version=0)
+    call = reader.worker.stub.PullAdapter(request, timeout=60)
+    await call.read()
+    return call
 
 
 async def until_held(sender: Sender) -> None:

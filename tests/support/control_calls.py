@@ -41,6 +41,7 @@ async def beside(
     Returns:
         seconds of each call, sorted, and seconds in aggregation of each round.
     """
+    # Not for the process that only calls: it has no part in this.
     from support.crowd import gathered
     from support.heavy_run import aggregating
 

@@ -245,6 +245,14 @@ async def test_a_stream_beside_one_that_still_sends_is_refused():
         await old.end()
 
 
+async def test_a_stream_refused_for_its_own_worker_has_no_place_in_line():
+    async with admission(max_uploads=1, wait_seconds=0.01) as (gate, _):
+        old = await Upload(gate, "a").running()
+        await Upload(gate, "a").refused()
+        assert "0 are before this one" in (await Upload(gate, "b").refused()).message
+        await old.end()
+
+
 async def test_of_two_streams_of_a_worker_that_wait_the_newer_stays():
     async with admission(max_uploads=1) as (gate, _):
         first = await Upload(gate, "a").running()
