@@ -1,4 +1,4 @@
-"""The bounds of a server follow from its configuration and, where that says nothing, its machine."""
+"""A server's bounds follow from its configuration and, where that says nothing, its machine."""
 
 from __future__ import annotations
 
