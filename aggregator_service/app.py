@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import functools
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
 
+from aggregator_service.admission import Admission
 from aggregator_service.aggregation.base_weights import BaseWeights
+from aggregator_service.bounds import admission_rules, pace_rules
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.disk_watch import DiskWatch
@@ -23,6 +26,7 @@ from aggregator_service.store.lock import StateLock
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.transport.server import GrpcServer
+from aggregator_service.uploads import Uploads
 from fedlora.exit_codes import ExitCode
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.spec import RunPhase, RunSpec
@@ -80,6 +84,7 @@ class Aggregator:
                     max_chunk_bytes=MAX_CHUNK_BYTES,
                     heartbeat_interval_seconds=config.heartbeat_interval_seconds,
                     idle_timeout_seconds=config.idle_timeout_seconds,
+                    min_bytes_per_second=config.min_bytes_per_second,
                 ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
                 disk=DiskWatch(blobs.probe),
@@ -90,7 +95,9 @@ class Aggregator:
                 exporter.restore(actor.state)
             if self._run is not None:
                 await self.coordinator.create_run(self._run, start=True)
-            server = GrpcServer(self.coordinator, config)
+            admission = Admission(admission_rules(config), time.monotonic)
+            uploads = Uploads(self.coordinator, admission, pace_rules(config))
+            server = GrpcServer(self.coordinator, uploads, config)
             self.address = await server.start()
             opened.push_async_callback(server.stop)
             if config.port_file is not None:

@@ -46,6 +46,21 @@ class AggregatorConfig:
     """silence after which a worker counts as lost"""
     idle_timeout_seconds: float = 30.0
     """silence within an upload after which it is given up, to be resumed"""
+    max_uploads: int = 0
+    """uploads received at a time, others wait for their turn; each may hold 4 MiB that are not read
+    yet. 0 for as many as a quarter of the machine's memory has room for, at most 512"""
+    max_upload_bytes: int = 0
+    """declared sizes of the uploads received at a time; a larger one is received alone. 0 for half
+    of what is free on state_dir's disk at the start"""
+    upload_wait_seconds: float = 2.0
+    """an upload waits so long for its turn before it is told when to come back"""
+    min_bytes_per_second: float = 65536.0
+    """slower uploads are given up, to be resumed; lower it for workers on slow lines"""
+    min_rate_seconds: float = 30.0
+    """how far an upload may fall behind min_bytes_per_second"""
+    upload_deadline_seconds: float = 0.0
+    """longest time for one stream of an upload; 0 for what its bytes take at min_bytes_per_second,
+    and min_rate_seconds more"""
     shutdown_grace_seconds: float = 10.0
     """time that calls in flight get at SIGTERM"""
     exit_when_done: bool = False
@@ -60,18 +75,28 @@ class AggregatorConfig:
             "idle_timeout_seconds",
             "max_update_bytes",
             "max_concurrent_rpcs",
+            "min_bytes_per_second",
+            "min_rate_seconds",
         ):
             if not getattr(self, name) > 0:
                 raise FedLoraError(
                     Reason.INVALID_CONFIG,
                     f"server.{name} must be positive, got {getattr(self, name)}",
                 )
-        if min(self.shutdown_grace_seconds, self.threads, self.memory_bytes) < 0:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                "server.shutdown_grace_seconds, server.threads and server.memory_bytes must not be "
-                "negative",
-            )
+        for name in (
+            "shutdown_grace_seconds",
+            "threads",
+            "memory_bytes",
+            "max_uploads",
+            "max_upload_bytes",
+            "upload_wait_seconds",
+            "upload_deadline_seconds",
+        ):
+            if getattr(self, name) < 0:
+                raise FedLoraError(
+                    Reason.INVALID_CONFIG,
+                    f"server.{name} must not be negative, got {getattr(self, name)}",
+                )
         if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,

@@ -1,7 +1,8 @@
 """One upload, from its header to its acknowledgement.
 
-    header -> (known key? replay) -> checks -> chunks into a partial file -> commit message
-    -> size and digest right, file durable and named -> run's state durable -> acknowledgement
+    header -> a place -> (known key? replay) -> checks -> chunks into a partial file -> commit
+    message -> size and digest right, file durable and named -> run's state durable
+    -> acknowledgement
 
 An upload is an update only after the last of these. Whatever ends it earlier leaves the partial
 file, to be resumed, or (when the bytes themselves are wrong) nothing at all. The end of the stream
@@ -16,11 +17,14 @@ import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from aggregator_service.admission import Admission
 from aggregator_service.aggregation.coded_update import check_codes
 from aggregator_service.aggregation.cohort_files import check_selections
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
+from aggregator_service.pace import Pace, PaceRules
 from aggregator_service.reported_numbers import check_metrics, check_scores
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
@@ -40,10 +44,13 @@ from fedlora.wire.stream import Chunk, Commit
 
 __all__ = ["Uploads"]
 
+T = TypeVar("T")
+
 _RESUMABLE = frozenset(
     {
         Reason.UPLOAD_INCOMPLETE,
         Reason.UPLOAD_STALLED,
+        Reason.UPLOAD_TOO_SLOW,
         Reason.OFFSET_MISMATCH,
         Reason.OUT_OF_SPACE,
         Reason.DISK_FAILED,
@@ -60,12 +67,22 @@ class Uploads:
 
     Args:
         coordinator: the server.
-        idle_timeout_seconds: silence after which an upload is given up.
+        admission: gives uploads their turn.
+        pace: what each of them is held to.
     """
 
-    def __init__(self, coordinator: Coordinator, *, idle_timeout_seconds: float) -> None:
+    def __init__(self, coordinator: Coordinator, admission: Admission, pace: PaceRules) -> None:
         self._coordinator = coordinator
-        self._idle_timeout = idle_timeout_seconds
+        self._admission = admission
+        self._pace = pace
+
+    async def first(self, messages: AsyncIterator[T]) -> T | None:
+        """The first message of a stream, None if there is none.
+
+        Raises:
+            FedLoraError: UPLOAD_STALLED if it does not come in time.
+        """
+        return await Pace(self._pace, 0).wait(anext(messages, None))
 
     async def receive(
         self, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]
@@ -79,6 +96,18 @@ class Uploads:
         actor, worker = self._coordinator.session(header.session_token)
         self._check_header(header)
         reach(Failpoint.HEADER_READ)
+        left = max(0, header.total_bytes - header.start_offset)
+        pace = Pace(self._pace, left)
+        async with self._admission.place((actor.state.run_id, worker), left, pace):
+            return await self._receive(actor, worker, header, pace.follow(messages, _payload_bytes))
+
+    async def _receive(
+        self,
+        actor: RunActor,
+        worker: str,
+        header: UpdateHeader,
+        messages: AsyncIterator[Chunk | Commit],
+    ) -> Acknowledgement:
         try:
             rank = check_update(actor.state, worker, header, actor.now())
             writer = await self._open(actor, worker, header)
@@ -205,7 +234,7 @@ class Uploads:
     ) -> Commit:
         limit = self._coordinator.limits.max_chunk_bytes
         async with WriteBehind(writer) as behind:
-            while (message := await behind.meanwhile(self._next(messages))) is not None:
+            while (message := await behind.meanwhile(_next(messages))) is not None:
                 if isinstance(message, Commit):
                     _check_commit(message, header)
                     await behind.finish()
@@ -216,24 +245,14 @@ class Uploads:
                         f"a chunk may have {limit} bytes, got {len(message.data)}",
                     )
                 await behind.write(message)
+                # Not kept while the next one is waited for, which may be long.
+                del message
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE,
             f"the stream ended after {writer.offset} of {header.total_bytes} bytes, without a "
             f"commit",
             hint="Resume from GetUploadStatus's offset",
         )
-
-    async def _next(self, messages: AsyncIterator[Chunk | Commit]) -> Chunk | Commit | None:
-        # gRPC's keepalive does not end the stream of a frozen client (measured): we do.
-        try:
-            async with asyncio.timeout(self._idle_timeout):
-                return await anext(messages, None)
-        except TimeoutError as error:
-            raise FedLoraError(
-                Reason.UPLOAD_STALLED,
-                f"no message for {self._idle_timeout:g} s",
-                hint="Resume from GetUploadStatus's offset",
-            ) from error
 
     @staticmethod
     def _finish(
@@ -264,7 +283,7 @@ class Uploads:
             raise refused
         if header.start_offset == known.total_bytes:
             return _acknowledge_again(known)
-        while (message := await self._next(messages)) is not None:
+        while (message := await anext(messages, None)) is not None:
             if isinstance(message, Chunk):
                 if message.offset != length or len(message.data) > known.total_bytes - length:
                     raise refused
@@ -277,6 +296,14 @@ class Uploads:
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
         )
+
+
+async def _next(messages: AsyncIterator[Chunk | Commit]) -> Chunk | Commit | None:
+    return await anext(messages, None)
+
+
+def _payload_bytes(message: Chunk | Commit) -> int:
+    return len(message.data) if isinstance(message, Chunk) else 0
 
 
 def _check_commit(commit: Commit, header: UpdateHeader) -> None:

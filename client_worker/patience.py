@@ -1,7 +1,8 @@
 """Trying again: jittered exponential backoff, for as long as the configuration allows.
 
 gRPC's own retries cover a blip of two seconds, for unary calls only. What lies beyond - a server
-that restarts, a link that is down for a minute, a stream that was cut - is ridden out here.
+that restarts, a link that is down for a minute, a stream that was cut - is ridden out here. Where
+the server says when to come back, that is what is waited, and up to half as long again.
 
 The limit counts from the last sign of life: an answer to any call, heartbeats included, starts it
 anew, and so does the beginning of the thing tried. So a worker that trained for an hour while the
@@ -34,6 +35,8 @@ TRANSIENT = frozenset(
         Reason.DISK_FAILED,
         Reason.UPLOAD_INCOMPLETE,
         Reason.UPLOAD_STALLED,
+        Reason.UPLOAD_TOO_SLOW,
+        Reason.SERVER_BUSY,
         Reason.OFFSET_MISMATCH,
         # A server that has been replaced and is about to end: its successor will answer.
         Reason.STATE_LOCKED,
@@ -128,9 +131,7 @@ class Patience:
                 or "Check that the server runs and worker.server is its address; "
                 f"worker.wait_for_server_seconds is {self._limit:g}",
             ) from error
-        most = min(_FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16), _MAX_DELAY_SECONDS)
-        # Between half and all of it: workers cut off together must not come back together.
-        delay = most * (1 + self._uniform()) / 2
+        delay = self._delay(error, failures)
         if self._limit:
             delay = min(delay, self._limit - waited)
         report = log.warning if failures == 1 else log.debug
@@ -142,3 +143,10 @@ class Patience:
             next_try_seconds=round(delay, 1),
         )
         self._sleep(delay)
+
+    def _delay(self, error: FedLoraError, failures: int) -> float:
+        # Workers cut off or sent away together must not come back together.
+        if error.retry_seconds:
+            return error.retry_seconds * (1 + self._uniform() / 2)
+        most = min(_FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16), _MAX_DELAY_SECONDS)
+        return most * (1 + self._uniform()) / 2

@@ -259,7 +259,7 @@ class TaskWork:
                 evaluations=update.evaluations,
             )
             return self._federation.push_update(
-                header, payload, max_chunk_bytes=registration.limits.max_chunk_bytes
+                header, payload, max_chunk_bytes=registration.limits.chunk_bytes
             )
 
         began = time.monotonic()

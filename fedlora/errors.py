@@ -36,6 +36,8 @@ class Reason(enum.StrEnum):
     """a stream ended before its commit; it can be resumed"""
     UPLOAD_STALLED = "UPLOAD_STALLED"
     """a stream was silent for too long; it can be resumed"""
+    UPLOAD_TOO_SLOW = "UPLOAD_TOO_SLOW"
+    """a stream was slower than the least rate, or took too long; it can be resumed"""
     TOO_LARGE = "TOO_LARGE"
     """above a stated limit"""
     UNSUPPORTED_METHOD = "UNSUPPORTED_METHOD"
@@ -78,6 +80,8 @@ class Reason(enum.StrEnum):
     # the surroundings
     UNAVAILABLE = "UNAVAILABLE"
     """the peer is away or shutting down; try again"""
+    SERVER_BUSY = "SERVER_BUSY"
+    """as much is under way as the server takes at a time; try again when it says"""
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     """the peer did not answer in time; try again"""
     OUT_OF_SPACE = "OUT_OF_SPACE"
@@ -99,17 +103,21 @@ class FedLoraError(Exception):
         reason: stable machine-readable reason.
         message: one sentence naming the thing, what was expected and what was got.
         hint: the way out, in one sentence; empty where the message says it.
+        retry_seconds: how long to wait before trying again; 0 where that is for the caller to say.
     """
 
-    def __init__(self, reason: Reason, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self, reason: Reason, message: str, *, hint: str = "", retry_seconds: float = 0.0
+    ) -> None:
         super().__init__(message if not hint else f"{message}. {hint}")
         self.reason = reason
         self.message = message
         self.hint = hint
+        self.retry_seconds = retry_seconds
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (self.reason, self.message, self.hint))
+        return (_rebuild, (self.reason, self.message, self.hint, self.retry_seconds))
 
 
-def _rebuild(reason: Reason, message: str, hint: str) -> FedLoraError:
-    return FedLoraError(reason, message, hint=hint)
+def _rebuild(reason: Reason, message: str, hint: str, retry_seconds: float) -> FedLoraError:
+    return FedLoraError(reason, message, hint=hint, retry_seconds=retry_seconds)

@@ -77,7 +77,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         request: AsyncIterator[Chunk | Commit | pb.PushUpdateRequest],
         context: Context,
     ) -> pb.PushUpdateResponse:
-        first = await anext(aiter(request), None)
+        first = await self._uploads.first(aiter(request))
         if not isinstance(first, pb.PushUpdateRequest) or not first.HasField("header"):
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
@@ -138,6 +138,8 @@ async def _payload(
                 f"after the header come chunks and a commit, got {_kind(message)}",
             )
         yield message
+        # Not kept while the next one is waited for, which may be long.
+        del message
 
 
 def _kind(message: Chunk | Commit | pb.PushUpdateRequest | None) -> str:

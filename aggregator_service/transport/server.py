@@ -29,15 +29,21 @@ class GrpcServer:
 
     Health answers SERVING for "", FederationService and AdminService while calls are accepted and
     the disk takes what they bring, NOT_SERVING from the moment a stop begins.
+
+    Args:
+        coordinator: what is served.
+        uploads: receives updates.
+        config: address, limits and grace.
     """
 
-    def __init__(self, coordinator: Coordinator, config: AggregatorConfig) -> None:
+    def __init__(
+        self, coordinator: Coordinator, uploads: Uploads, config: AggregatorConfig
+    ) -> None:
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.max_concurrent_rpcs
         )
         self._health = health.aio.HealthServicer()
         self._grace = config.shutdown_grace_seconds
-        uploads = Uploads(coordinator, idle_timeout_seconds=config.idle_timeout_seconds)
         files = EncodedFiles()
         federation = FederationServicer(coordinator, uploads, files)
         admin = AdminServicer(coordinator, files)

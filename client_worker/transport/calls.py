@@ -23,8 +23,6 @@ CONTROL_SECONDS = 20.0
 """deadline of a small call: gRPC's own retries take 3 s at most, a busy server's disk some more"""
 
 _TRANSFER_FLOOR_SECONDS = 60.0
-_SLOWEST_BYTES_PER_SECOND = 64 * 1024
-"""the server gives up slower uploads"""
 
 
 class _Call(Protocol[R]):
@@ -57,9 +55,9 @@ def unguarded(cancel: Callable[[], object]) -> AbstractContextManager[None]:  # 
     return nullcontext()
 
 
-def transfer_seconds(num_bytes: int) -> float:
-    """Deadline of a stream of `num_bytes`: that of the slowest link that is any use."""
-    return _TRANSFER_FLOOR_SECONDS + num_bytes / _SLOWEST_BYTES_PER_SECOND
+def transfer_seconds(num_bytes: int, bytes_per_second: float) -> float:
+    """Deadline of a stream of `num_bytes` over a link of that rate."""
+    return _TRANSFER_FLOOR_SECONDS + num_bytes / bytes_per_second
 
 
 def call(method: Method[M], request: Any, *, seconds: float, peer: str, guard: Guard) -> M:

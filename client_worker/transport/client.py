@@ -37,6 +37,7 @@ from fedlora.runs.tasks import (
     Capabilities,
     Directive,
     Evaluation,
+    Limits,
     Progress,
     Registration,
     Task,
@@ -77,6 +78,7 @@ class FederationClient:
     def __init__(self, address: str, *, guard: Guard = unguarded) -> None:
         self._guard = guard
         self._address = address
+        self._min_bytes_per_second = Limits().min_bytes_per_second
         self._channel = dial(address)
         self._stub = federation_pb2_grpc.FederationServiceStub(self._channel)
         self._push_update = push_update(self._channel)
@@ -109,7 +111,9 @@ class FederationClient:
             instance_id=instance_id,
             capabilities=to_message(capabilities, pb.Capabilities),
         )
-        return from_message(self._call(self._stub.Register, request), Registration)
+        registration = from_message(self._call(self._stub.Register, request), Registration)
+        self._min_bytes_per_second = registration.limits.min_bytes_per_second
+        return registration
 
     def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
         """Declares the adapter; BASE_MISMATCH or LAYOUT_MISMATCH if it is not the run's."""
@@ -200,7 +204,7 @@ class FederationClient:
             start_offset=offset,
             held_version=held_version,
         )
-        responses = self._pull_adapter(request, timeout=transfer_seconds(expected_bytes))
+        responses = self._pull_adapter(request, timeout=self._seconds_for(expected_bytes))
         with stream(responses, peer=self._address, guard=self._guard) as messages:
             header = read_header(next(messages, None))
             path = adapters.find(header) or adapters.receive(header, messages, partial)
@@ -222,7 +226,7 @@ class FederationClient:
         Args:
             header: its start_offset is filled in here.
             payload: the bytes.
-            max_chunk_bytes: most bytes in one message; Limits.max_chunk_bytes.
+            max_chunk_bytes: most bytes in one message; Limits.chunk_bytes.
 
         Raises:
             FedLoraError: UNAVAILABLE and the like if the stream was cut; otherwise why the server
@@ -235,9 +239,13 @@ class FederationClient:
         messages = _upload(
             replace(header, start_offset=start), payload, min(max_chunk_bytes, MAX_CHUNK_BYTES)
         )
-        seconds = transfer_seconds(payload.total_bytes - start)
+        seconds = self._seconds_for(payload.total_bytes - start)
         response = self._call(self._push_update, messages, seconds=seconds)
         return _checked(from_message(response, Acknowledgement), payload)
+
+    def _seconds_for(self, num_bytes: int) -> float:
+        """Deadline of a transfer: that of the slowest link the server puts up with."""
+        return transfer_seconds(num_bytes, self._min_bytes_per_second)
 
     def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
         return call(method, request, seconds=seconds, peer=self._address, guard=self._guard)

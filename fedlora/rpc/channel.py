@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 import grpc
 
-__all__ = ["MAX_CHUNK_BYTES", "MAX_MESSAGE_BYTES", "SERVER_OPTIONS", "client_options", "dial"]
+__all__ = [
+    "MAX_CHUNK_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "SERVER_OPTIONS",
+    "STREAM_WINDOW_BYTES",
+    "client_options",
+    "dial",
+]
 
 MAX_CHUNK_BYTES = 1024**2
 """payload bytes in one message"""
@@ -19,13 +26,16 @@ MAX_CHUNK_BYTES = 1024**2
 MAX_MESSAGE_BYTES = 2 * 1024**2
 """a whole message: a chunk and room for its envelope; enforced after decompression"""
 
+STREAM_WINDOW_BYTES = 4 * MAX_CHUNK_BYTES
+"""what a client may send of a stream before the server has read it"""
+
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # What one stream may have in flight is fixed: grpc's own estimate of it grows with the delay of
     # a busy server, so that uploads take most memory when it is scarcest.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 4 * MAX_CHUNK_BYTES),
+    ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
     # A second server on the port must fail to bind instead of sharing it.
     ("grpc.so_reuseport", 0),
     # Clients ping each minute; grpc's floor of five minutes would answer GOAWAY too_many_pings.

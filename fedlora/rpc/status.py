@@ -1,8 +1,9 @@
 """One table from reasons to gRPC status codes, used in both directions.
 
 The server turns a FedLoraError into a status with google.rpc.ErrorInfo (reason, domain,
-hint); the client turns that back into the same FedLoraError. What has no reason is our own
-mistake: INTERNAL, no detail for the peer, everything in the log.
+hint) and, where it says when to come back, google.rpc.RetryInfo; the client turns that back into
+the same FedLoraError. What has no reason is our own mistake: INTERNAL, no detail for the peer,
+everything in the log.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ STATUS_OF_REASON: dict[Reason, grpc.StatusCode] = {
     Reason.DIGEST_MISMATCH: _C.DATA_LOSS,
     Reason.UPLOAD_INCOMPLETE: _C.ABORTED,
     Reason.UPLOAD_STALLED: _C.DEADLINE_EXCEEDED,
+    Reason.UPLOAD_TOO_SLOW: _C.DEADLINE_EXCEEDED,
     Reason.TOO_LARGE: _C.INVALID_ARGUMENT,
     Reason.UNSUPPORTED_METHOD: _C.INVALID_ARGUMENT,
     Reason.INVALID_DATA: _C.INVALID_ARGUMENT,
@@ -47,6 +49,7 @@ STATUS_OF_REASON: dict[Reason, grpc.StatusCode] = {
     Reason.UNKNOWN_SESSION: _C.UNAUTHENTICATED,
     Reason.SESSION_FENCED: _C.ABORTED,
     Reason.UNAVAILABLE: _C.UNAVAILABLE,
+    Reason.SERVER_BUSY: _C.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_EXCEEDED: _C.DEADLINE_EXCEEDED,
     Reason.OUT_OF_SPACE: _C.RESOURCE_EXHAUSTED,
     Reason.DISK_FAILED: _C.UNAVAILABLE,
@@ -79,6 +82,10 @@ def to_status(error: FedLoraError) -> grpc.Status:
         info.metadata["hint"] = error.hint
     status = status_pb2.Status(code=STATUS_OF_REASON[error.reason].value[0], message=str(error))
     status.details.add().Pack(info)
+    if error.retry_seconds:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(round(1000 * error.retry_seconds))
+        status.details.add().Pack(retry)
     converted: grpc.Status = rpc_status.to_status(status)
     return converted
 
@@ -92,13 +99,17 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str) -> FedLoraError:
     """
     status = rpc_status.from_call(error)
     if status is not None:
+        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info) and info.domain == DOMAIN and info.reason in set(Reason):
-                message = info.metadata.get("message", status.message)
-                return FedLoraError(
-                    Reason(info.reason), message, hint=info.metadata.get("hint", "")
-                )
+            detail.Unpack(info)
+            detail.Unpack(retry)
+        if info.domain == DOMAIN and info.reason in set(Reason):
+            return FedLoraError(
+                Reason(info.reason),
+                info.metadata.get("message", status.message),
+                hint=info.metadata.get("hint", ""),
+                retry_seconds=retry.retry_delay.ToMilliseconds() / 1000,
+            )
     code = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else _C.UNKNOWN
     reason = _REASON_OF_BARE_STATUS.get(code, Reason.INTERNAL)
     text = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)

@@ -126,6 +126,18 @@ class Limits:
     max_chunk_bytes: int = 1024**2
     heartbeat_interval_seconds: float = 15.0
     idle_timeout_seconds: float = 30.0
+    min_bytes_per_second: float = 65536.0
+    """slower uploads are given up"""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Payload bytes for one message.
+
+        The server hears of a message when all of it has come: at the least rate, too, that is
+        before the idle timeout.
+        """
+        at_least_rate = int(self.min_bytes_per_second * self.idle_timeout_seconds)
+        return max(1, min(self.max_chunk_bytes, at_least_rate))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,10 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     # the aggregator: pure floors, then the modules of the package itself (coordinator and what it
     # is made of), then the network, then the composition root
     "aggregator_service.config": ("fedlora.errors",),
+    "aggregator_service.bounds": (
+        *SHARED, "fedlora.rpc", "aggregator_service.config", "aggregator_service.admission",
+        "aggregator_service.pace",
+    ),
     "aggregator_service.clock": (),
     "aggregator_service.failpoints": (),
     "aggregator_service.aggregation": SHARED,

@@ -65,9 +65,9 @@ UPLOADS = (
     Mutant(
         name="no_idle_timeout",
         sentence="a stream that falls silent keeps its place for ever",
-        file="aggregator_service/uploads.py",
-        old="asyncio.timeout(self._idle_timeout)",
-        new="asyncio.timeout(None)",
+        file="aggregator_service/pace.py",
+        old="asyncio.timeout_at(now if self._given_up else first)",
+        new="asyncio.timeout_at(None)",
         killers=(_RPCS + "test_a_silent_upload_is_given_up_and_kept_for_resuming",),
     ),
     Mutant(

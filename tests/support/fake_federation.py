@@ -109,6 +109,8 @@ class Received:
     header: UpdateHeader
     chunks: list[tuple[int, int]] = field(default_factory=list)
     """offset and length of each chunk that arrived"""
+    seconds_left: float = 0.0
+    """until its deadline, when it began"""
 
 
 class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
@@ -304,7 +306,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         header = from_message(first.header, UpdateHeader)
         fault = self._begin("PushUpdate", header)
         self._refuse(fault, context, if_=lambda f: not (f.after_bytes or f.after_effect))
-        stream = Received(header)
+        stream = Received(header, seconds_left=context.time_remaining())
         with self._changed:
             self.streams.append(stream)
         try:

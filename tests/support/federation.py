@@ -106,10 +106,11 @@ class ScriptedWorker:
         self.run_id = ""
         self.rank = 0
 
-    async def register(self, *, max_rank: int = 0) -> pb.RegisterResponse:
+    async def register(self, *, run_name: str = "", max_rank: int = 0) -> pb.RegisterResponse:
         response = await self.stub.Register(
             pb.RegisterRequest(
                 worker_name=self.name,
+                run_name=run_name,
                 instance_id=self.instance_id,
                 capabilities=to_message(
                     Capabilities(max_rank=max_rank, codecs=tuple(CodecName)), pb.Capabilities

@@ -259,11 +259,14 @@ class Limits(_message.Message):
     MAX_CHUNK_BYTES_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_SECONDS_FIELD_NUMBER: _builtins.int
     IDLE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    MIN_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     max_update_bytes: _builtins.int
     max_chunk_bytes: _builtins.int
     heartbeat_interval_seconds: _builtins.float
     idle_timeout_seconds: _builtins.float
     """Silence within a stream after which the server gives it up."""
+    min_bytes_per_second: _builtins.float
+    """Slower uploads are given up; a worker's deadlines are those of this rate."""
     def __init__(
         self,
         *,
@@ -271,10 +274,11 @@ class Limits(_message.Message):
         max_chunk_bytes: _builtins.int = ...,
         heartbeat_interval_seconds: _builtins.float = ...,
         idle_timeout_seconds: _builtins.float = ...,
+        min_bytes_per_second: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_seconds", b"heartbeat_interval_seconds", "idle_timeout_seconds", b"idle_timeout_seconds", "max_chunk_bytes", b"max_chunk_bytes", "max_update_bytes", b"max_update_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_seconds", b"heartbeat_interval_seconds", "idle_timeout_seconds", b"idle_timeout_seconds", "max_chunk_bytes", b"max_chunk_bytes", "max_update_bytes", b"max_update_bytes", "min_bytes_per_second", b"min_bytes_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,22 @@ def test_pauses_double_up_to_a_cap_and_lie_between_half_and_all_of_it():
     assert least.pauses == pytest.approx([p / 2 for p in most.pauses])
 
 
+@pytest.mark.parametrize(("uniform", "pause"), [(0.0, 7.0), (1.0, 10.5)])
+def test_a_server_that_says_when_to_come_back_is_asked_then_and_not_before(
+    uniform: float, pause: float
+):
+    made, time = patience(0, uniform=uniform)
+    refusals = [FedLoraError(Reason.SERVER_BUSY, "full", retry_seconds=7.0)] * 2
+
+    def attempt() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "done"
+
+    assert made.insist("sending", attempt) == "done"
+    assert time.pauses == [pause, pause]
+
+
 def test_the_limit_ends_it_at_the_second_and_says_for_how_long_it_was_tried():
     made, time = patience(30)
     with pytest.raises(FedLoraError, match="asking: no success for 30 s: not now") as caught:

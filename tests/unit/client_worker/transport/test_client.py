@@ -21,6 +21,7 @@ from fedlora.runs.tasks import (
     Evaluation,
     EvaluationScope,
     EvaluationSplit,
+    Limits,
     Progress,
     Registration,
     TaskKind,
@@ -350,8 +351,19 @@ def test_a_disk_that_takes_nothing_is_named(published, tmp_path: Path):
 
 
 def test_the_deadline_of_a_transfer_grows_with_its_size():
-    assert transfer_seconds(0) == 60
-    assert transfer_seconds(64 * 1024 * 100) == 160
+    assert transfer_seconds(0, 65536) == 60
+    assert transfer_seconds(64 * 1024 * 100, 65536) == 160
+
+
+def test_the_deadline_of_a_transfer_is_that_of_the_servers_least_rate():
+    limits = Limits(max_chunk_bytes=CHUNK, min_bytes_per_second=1.0)
+    payload = encode(adapter(seed=1))
+    with FakeFederation(limits=limits) as server, FederationClient(server.address) as client:
+        registration = joined(client)
+        client.push_update(header_of(registration, payload), payload, max_chunk_bytes=CHUNK)
+    (stream,) = server.streams
+    # gRPC writes longer times in fewer digits, rounded up.
+    assert payload.total_bytes < stream.seconds_left < 1.1 * (60 + payload.total_bytes)
 
 
 def test_a_run_that_is_over_says_stop():
