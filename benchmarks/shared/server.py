@@ -1,4 +1,4 @@
-"""A real server process, and workers that say what a measurement needs of them."""
+"""A real server process with a run that has been started, for any benchmark."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import psutil
+from shared.processes import cpu_seconds
 
-from fedlora.adapters.spec import AdapterLayout
-from fedlora.proto.v1 import adapter_pb2, federation_pb2, federation_pb2_grpc
-from fedlora.rpc.channel import client_options
 from fedlora.runs.spec import RunSpec
-from fedlora.runs.tasks import Capabilities
-from fedlora.wire.convert import to_message
 from fedlora_cli.admin_client import AdminClient
 
-__all__ = ["Joined", "Server", "join", "server"]
+__all__ = ["Server", "server"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +24,12 @@ class Server:
     """A process that serves."""
 
     address: str
-    process: psutil.Process
+    pid: int
     state_dir: Path
 
     def cpu_seconds(self) -> float:
         """CPU time that it has taken, in all threads."""
-        times = self.process.cpu_times()
-        return times.user + times.system
+        return cpu_seconds(self.pid)
 
 
 @contextmanager
@@ -69,41 +62,7 @@ def server(folder: Path, spec: RunSpec) -> Iterator[Server]:
         address = port_file.read_text()
         with AdminClient(address) as client:
             client.create_run(spec, start=True)
-        yield Server(address, psutil.Process(process.pid), folder / "state")
+        yield Server(address, process.pid, folder / "state")
     finally:
         process.terminate()
         process.wait(60)
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A worker that is ready."""
-
-    name: str
-    channel: grpc.aio.Channel
-    stub: federation_pb2_grpc.FederationServiceStub
-    token: str
-    run_id: str
-
-
-async def join(address: str, name: str, layout: AdapterLayout) -> Joined:
-    """A worker with a connection of its own."""
-    options = [*client_options(), ("grpc.use_local_subchannel_pool", 1)]
-    channel = grpc.aio.insecure_channel(address, options=options)
-    stub = federation_pb2_grpc.FederationServiceStub(channel)
-    answer = await stub.Register(
-        federation_pb2.RegisterRequest(
-            worker_name=name,
-            instance_id="1",
-            capabilities=to_message(Capabilities(), federation_pb2.Capabilities),
-        ),
-        timeout=60,
-    )
-    await stub.ConfirmAdapter(
-        federation_pb2.ConfirmAdapterRequest(
-            session_token=answer.session_token,
-            layout=to_message(layout, adapter_pb2.AdapterLayout),
-        ),
-        timeout=60,
-    )
-    return Joined(name, channel, stub, answer.session_token, answer.run_id)

@@ -1,0 +1,229 @@
+"""A process of workers that move adapters and train nothing, told what to do line by line.
+
+    python worker.py
+
+A command is a line of JSON on standard input, its result one on standard output: an object with
+`seconds` of CPU time that the process took, and `of`, what each of its workers did. Each worker has
+a thread and a connection of its own, and calls the server as `fedlora worker` does.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transports.adapters import Adapter
+from transports.floor_clients import send_to_socket, send_to_stream, take_from_stream
+from transports.noted_client import NotedClient
+
+from fedlora.runs.tasks import Capabilities, Task, TaskKind, UpdateHeader
+from fedlora.tensors.manifest import DataType
+from fedlora.tensors.safetensors_io import Payload, decode, encode
+
+_WAIT_SECONDS = 20.0
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+Note: TypeAlias = dict[str, float]
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        name: stable name.
+        address: of the server.
+        adapter: what it declares.
+        folder: for downloads.
+        drawn: values of all updates that are not made from a download.
+    """
+
+    def __init__(
+        self, name: str, address: str, adapter: Adapter, folder: Path, drawn: Tensors
+    ) -> None:
+        self._name, self._folder, self._drawn = name, folder, drawn
+        self._expected_bytes = adapter.num_bytes
+        self._client = NotedClient(address)
+        self._session = self._client.register(
+            worker_name=name, run_name="", instance_id="1", capabilities=Capabilities()
+        )
+        self._client.confirm_adapter(self._session.session_token, adapter.layout)
+        self._task = Task(task_id="", kind=TaskKind.WAIT)
+        self._payload: Payload | None = None
+
+    def ready(self) -> Note:
+        """Waits for a round; sends version 0 if it is the one that is asked to."""
+        while self._next().kind is not TaskKind.TRAIN:
+            if self._task.kind is TaskKind.INITIALIZE:
+                self.encode()
+                self.push()
+        return {"at": time.perf_counter()}
+
+    def encode(self, pulled: Tensors | None = None) -> Note:
+        """Makes an update: what was pulled and a little more, or the values drawn at the start.
+
+        No two updates are equal: equal ones would be one file.
+        """
+        shift = 1e-3 * (1 + hash((self._name, self._task.round)) % 1000)
+        if pulled is None:
+            first = next(iter(self._drawn))
+            tensors = {**self._drawn, first: self._drawn[first] + shift}
+        else:
+            tensors = {name: tensor + shift for name, tensor in pulled.items()}
+        self._payload = encode(tensors)
+        return {}
+
+    def push(self) -> Note:
+        """Sends the update that was encoded."""
+        payload, task = self._payload, self._task
+        assert payload is not None, "an update is encoded before it is pushed"
+        header = UpdateHeader(
+            session_token=self._session.session_token,
+            run_id=self._session.run_id,
+            task_id=task.task_id,
+            round=task.round,
+            base_version=task.adapter_version,
+            idempotency_key=task.task_id,
+            total_bytes=payload.total_bytes,
+            manifest=payload.manifest,
+            num_examples=1,
+        )
+        chunk = self._session.limits.max_chunk_bytes
+        began = time.perf_counter()
+        self._client.push_update(header, payload, max_chunk_bytes=chunk)
+        ended = time.perf_counter()
+        return {
+            "push_began": began,
+            "last_byte": self._client.last_byte_sent,
+            "push_ended": ended,
+            "bytes_up": payload.total_bytes,
+        }
+
+    def pull(self) -> Note:
+        """Fetches the adapter that the round begins from."""
+        return self._pull()[0]
+
+    def run(self, *, pulls: bool) -> list[Note]:
+        """Takes part in rounds until the run has ended, from one `ready` was called in or not."""
+        done = []
+        if self._task.kind is not TaskKind.TRAIN:
+            self._next()
+        while self._task.kind is not TaskKind.STOP:
+            if self._task.kind is TaskKind.INITIALIZE:
+                self.encode()
+                self.push()
+            elif self._task.kind is TaskKind.TRAIN:
+                note, pulled = {"round": float(self._task.round)}, None
+                if pulls:
+                    got, pulled = self._pull()
+                    note |= got
+                self.encode(pulled)
+                done.append(note | self.push())
+            self._next()
+        return done
+
+    def end(self) -> Note:
+        """Leaves, and throws its downloads away."""
+        self._client.leave(self._session.session_token, "measured")
+        self._client.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return {}
+
+    def _next(self) -> Task:
+        token = self._session.session_token
+        self._task = self._client.await_task(token, max_wait_seconds=_WAIT_SECONDS)
+        return self._task
+
+    def _pull(self) -> tuple[Note, Tensors]:
+        began = time.perf_counter()
+        header, path = self._client.pull_adapter(
+            self._session.session_token,
+            self._task.adapter_version,
+            folder=self._folder,
+            expected_bytes=self._expected_bytes,
+        )
+        note = {
+            "pull_began": began,
+            "first_byte": self._client.first_byte_received,
+            "pull_ended": time.perf_counter(),
+            "bytes_down": header.total_bytes,
+        }
+        return note, decode(path, header.manifest)
+
+
+def drawn(adapter: Adapter) -> Tensors:
+    """Values like those of a trained adapter."""
+    generator = torch.Generator().manual_seed(adapter.layers)
+    manifest = adapter.layout.manifest(adapter.rank, DataType.F32)
+    return {t.name: torch.randn(t.shape, generator=generator) / 64 for t in manifest.tensors}
+
+
+class Process:
+    """The workers of this process, and what can be asked of all of them at once."""
+
+    def __init__(self) -> None:
+        self._workers: list[Worker] = []
+
+    def join(self, names: list[str], address: str, adapter: dict[str, int], folder: str) -> object:
+        """New workers in the place of those that were here."""
+        size = Adapter(**adapter)
+        shared = drawn(size)
+
+        def one(name: str) -> Worker:
+            return Worker(name, address, size, Path(folder) / name, shared)
+
+        self._workers = self._each(names, one)
+        return len(names)
+
+    def ready(self) -> object:
+        return self._each(self._workers, Worker.ready)
+
+    def encode(self) -> object:
+        return self._each(self._workers, Worker.encode)
+
+    def push(self) -> object:
+        return self._each(self._workers, Worker.push)
+
+    def pull(self) -> object:
+        return self._each(self._workers, Worker.pull)
+
+    def run(self, pulls: bool) -> object:  # noqa: FBT001 - a key of the command
+        return self._each(self._workers, lambda worker: worker.run(pulls=pulls))
+
+    def end(self) -> object:
+        workers, self._workers = self._workers, []
+        return self._each(workers, Worker.end)
+
+    def send_to_socket(self, address: str, num_bytes: int) -> object:
+        return [send_to_socket(address, num_bytes)]
+
+    def send_to_stream(self, address: str, num_bytes: int) -> object:
+        return [send_to_stream(address, num_bytes)]
+
+    def take_from_stream(self, address: str, num_bytes: int) -> object:
+        return [take_from_stream(address, num_bytes)]
+
+    def _each(self, items: Any, work: Callable[[Any], Any]) -> list[Any]:
+        items = list(items)
+        with ThreadPoolExecutor(max(1, len(items))) as threads:
+            return list(threads.map(work, items))
+
+
+def main() -> None:
+    process = Process()
+    print("{}", flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        before = time.process_time()
+        done = getattr(process, command.pop("do"))(**command)
+        print(json.dumps({"seconds": time.process_time() - before, "of": done}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
