@@ -15,6 +15,7 @@ from transports.floors import (
     flow_of,
     over_socket,
     over_stream,
+    warm,
     written,
 )
 from transports.workers import Workers
@@ -104,10 +105,12 @@ def _transfers(folder: Path, pool: Workers, adapter: Adapter, count: int) -> tup
             )
             silent.confirm_adapter(session.session_token, adapter.layout)
             pool.all("ready")
+            warm(served.state_dir, 2 * count * adapter.num_bytes)
             before = served.cpu_seconds()
             pulled = pool.all("pull")
             between = served.cpu_seconds()
             made = pool.all("encode").cpu_seconds
+            warm(served.state_dir, count * adapter.num_bytes)
             begun = served.cpu_seconds()
             pushed = pool.all("push")
             ended = served.cpu_seconds()
