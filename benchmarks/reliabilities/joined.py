@@ -28,8 +28,7 @@ class Joined:
 
 async def join(address: str, name: str, layout: AdapterLayout) -> Joined:
     """A worker with a connection of its own."""
-    options = [*client_options(), ("grpc.use_local_subchannel_pool", 1)]
-    channel = grpc.aio.insecure_channel(address, options=options)
+    channel = grpc.aio.insecure_channel(address, options=client_options())
     stub = federation_pb2_grpc.FederationServiceStub(channel)
     answer = await stub.Register(
         federation_pb2.RegisterRequest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,6 @@ from pathlib import Path
 import psutil
 
 __all__ = ["Watched", "cpu_seconds", "machine", "private_bytes", "tree", "watched"]
-
-_SAMPLING_SECONDS = 0.01
 
 
 def machine() -> str:
@@ -50,6 +49,8 @@ class Watched:
     peak_bytes: int = 0
     """the most private memory that was seen"""
     cpu_seconds: float = 0.0
+    seconds: float = 0.0
+    """how long they were watched"""
 
     @property
     def above_idle(self) -> int:
@@ -58,8 +59,8 @@ class Watched:
 
 
 @contextmanager
-def watched(pids: Callable[[], list[int]]) -> Iterator[Watched]:
-    """Watches processes, which may come and go; looks a hundred times a second."""
+def watched(pids: Callable[[], list[int]], *, every: float = 0.01) -> Iterator[Watched]:
+    """Watches processes, which may come and go; looks every so many seconds."""
     found, ended = Watched(), threading.Event()
     first: dict[int, float] = {}
     last: dict[int, float] = {}
@@ -75,10 +76,10 @@ def watched(pids: Callable[[], list[int]]) -> Iterator[Watched]:
         return memory
 
     def watch() -> None:
-        while not ended.wait(_SAMPLING_SECONDS):
+        while not ended.wait(every):
             look()
 
-    found.idle_bytes = look()
+    found.idle_bytes, began = look(), time.perf_counter()
     first.update(last)
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -88,4 +89,5 @@ def watched(pids: Callable[[], list[int]]) -> Iterator[Watched]:
         ended.set()
         watcher.join()
         look()
+        found.seconds = time.perf_counter() - began
         found.cpu_seconds = sum(last.values()) - sum(first.values())

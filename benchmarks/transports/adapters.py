@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
 from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec, TrainingSpec
 
-__all__ = ["LARGE", "MEGABYTE", "MIDDLE", "TINY", "Adapter", "run_of"]
+__all__ = ["LARGE", "MEGABYTE", "MIDDLE", "SMALL", "TINY", "Adapter", "run_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class Adapter:
     def layout(self) -> AdapterLayout:
         """What workers declare."""
         modules = tuple(
-            AdaptedModule(
-                path=f"layers.{i}.query", in_features=self.width, out_features=self.width
-            )
+            AdaptedModule(path=f"layers.{i}.query", in_features=self.width, out_features=self.width)
             for i in range(self.layers)
         )
         return AdapterLayout(modules=modules, saved_tensors=(), base_fingerprint="sha256:base")
@@ -41,6 +39,7 @@ class Adapter:
 
 TINY = Adapter(layers=1, rank=16, width=1024)
 MEGABYTE = Adapter(layers=2, rank=16)
+SMALL = Adapter(layers=16, rank=16)
 MIDDLE = Adapter(layers=64, rank=16)
 LARGE = Adapter(layers=64, rank=64)
 

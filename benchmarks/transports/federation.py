@@ -62,6 +62,8 @@ class Rounds:
     """seconds from the last byte of a round's last update to the first of the new adapter"""
     closes: list[float]
     """seconds of them in which the server combined and published"""
+    certificates: list[float]
+    """seconds that certifying each round took, beside what came next"""
 
     @property
     def median(self) -> float:
@@ -69,9 +71,7 @@ class Rounds:
         return statistics.median(self.seconds)
 
 
-def rounds_of(
-    folder: Path, pool: Workers, adapter: Adapter, *, count: int, rounds: int
-) -> Rounds:
+def rounds_of(folder: Path, pool: Workers, adapter: Adapter, *, count: int, rounds: int) -> Rounds:
     """Whole rounds as workers drive them: pull, change every value, push, wait.
 
     Args:
@@ -84,7 +84,7 @@ def rounds_of(
     spec = run_of(adapter, workers=count, rounds=rounds + 2)
     with federation(folder, pool, adapter, spec, count) as served:
         with watched(lambda: [served.pid]) as process:
-            ran = pool.all("run", pulls=True)
+            ran = pool.all("run")
             events = events_until(served, EventType.CERTIFICATE_READY, rounds + 2)
         pool.all("end")
     notes = [[of[i] for of in ran.of] for i in range(rounds + 2)]
@@ -99,5 +99,8 @@ def rounds_of(
         server_cpu_seconds=process.cpu_seconds / (rounds + 2),
         worker_cpu_seconds=ran.cpu_seconds / (rounds + 2),
         handovers=[came[i + 1] - sent[i] for i in range(1, rounds + 1)],
+        certificates=[
+            float(e.detail["seconds"]) for e in events if e.type is EventType.CERTIFICATE_READY
+        ],
         closes=[published[i + 1] - closed[i + 1] for i in range(1, rounds + 1)],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +27,9 @@ class Flow:
 
     bytes_per_second: float
     server_cpu: float
-    """CPU seconds a byte"""
-    worker_cpu: float
-    """CPU seconds a byte"""
+    """CPU seconds a byte, of the process that is measured"""
+    worker_cpu: float = 0.0
+    """CPU seconds a byte, of those that it serves"""
 
 
 def flow_of(
@@ -42,47 +42,45 @@ def flow_of(
     return Flow(moved / (ended - began), server_cpu / moved, worker_cpu / moved)
 
 
-def over_socket(pool: Workers, num_bytes: int) -> Flow:
+def over_socket(pool: Workers, num_bytes: int, *, count: int) -> Flow:
     """A TCP connection per worker into one process that throws the bytes away."""
-    return _floor(pool, "socket", "send_to_socket", "push", num_bytes)
+    return _floor(pool, "socket", "send_to_socket", "push", num_bytes, count)
 
 
-def over_stream(pool: Workers, num_bytes: int, way: str) -> Flow:
+def over_stream(pool: Workers, num_bytes: int, way: str, *, count: int) -> Flow:
     """A gRPC stream per worker of raw messages, to or from one grpc.aio server."""
     what = "send_to_stream" if way == "push" else "take_from_stream"
-    return _floor(pool, "stream", what, way, num_bytes)
+    return _floor(pool, "stream", what, way, num_bytes, count)
 
 
-def _floor(pool: Workers, kind: str, what: str, way: str, num_bytes: int) -> Flow:
-    process = script("floor_server.py", kind)
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        before = cpu_seconds(process.pid)
-        sent = pool.all(what, address=address, num_bytes=num_bytes)
-        cpu = cpu_seconds(process.pid) - before
-    finally:
-        process.kill()
-        process.wait()
+def _floor(pool: Workers, kind: str, what: str, way: str, num_bytes: int, count: int) -> Flow:
+    with script("floor_server.py", kind) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            before = cpu_seconds(process.pid)
+            sent = pool.processes(what, count, address=address, num_bytes=num_bytes)
+            cpu = cpu_seconds(process.pid) - before
+        finally:
+            process.kill()
     return flow_of(sent.of, way, server_cpu=cpu, worker_cpu=sent.cpu_seconds)
 
 
-def written(folder: Path, num_bytes: int, count: int) -> float:
-    """Bytes a second into `count` files at once, each synced at its end."""
-    block = os.urandom(_BLOCK)
+def written(folder: Path, num_bytes: int, count: int) -> Flow:
+    """`count` files of `num_bytes` written at once, each synced at its end."""
     paths = [folder / f"floor-{i}" for i in range(count)]
 
     def write(path: Path) -> None:
         with path.open("wb", buffering=0) as file:
-            for _ in range(num_bytes // _BLOCK):
+            for block in _blocks(num_bytes):
                 file.write(block)
             os.fsync(file.fileno())
 
     with ThreadPoolExecutor(count) as threads:
-        seconds = _seconds(lambda: list(threads.map(write, paths)))
+        flow = _local(lambda: list(threads.map(write, paths)), count * num_bytes)
     for path in paths:
         path.unlink()
-    return count * (num_bytes // _BLOCK) * _BLOCK / seconds
+    return flow
 
 
 def warm(folder: Path, num_bytes: int) -> None:
@@ -95,20 +93,28 @@ def warm(folder: Path, num_bytes: int) -> None:
     written(folder, num_bytes, 1)
 
 
-def digested(num_bytes: int) -> float:
-    """Bytes a second through the digest of payloads in one thread, block by block."""
-    block, digest = bytes(_BLOCK), new_digest()
-    count = num_bytes // _BLOCK
-    return count * _BLOCK / _seconds(lambda: [digest.update(block) for _ in range(count)])
+def digested(num_bytes: int) -> Flow:
+    """The digest of payloads in one thread, block by block."""
+    digest = new_digest()
+    return _local(lambda: [digest.update(block) for block in _blocks(num_bytes)], num_bytes)
 
 
-def copied(num_bytes: int) -> float:
-    """Bytes a second from memory to memory that is there already."""
-    source, target = np.ones(num_bytes, np.uint8), np.ones(num_bytes, np.uint8)
-    return num_bytes / min(_seconds(lambda: np.copyto(target, source)) for _ in range(5))
+def copied(num_bytes: int) -> Flow:
+    """From memory to memory, both of which are there already."""
+    source, target = (np.ones(num_bytes, np.uint8) for _ in range(2))
+    return _local(lambda: np.copyto(target, source), num_bytes)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _blocks(num_bytes: int) -> Iterator[memoryview]:
+    """A MiB of noise, again and again."""
+    block = memoryview(os.urandom(_BLOCK))
+    for start in range(0, num_bytes, _BLOCK):
+        yield block[: num_bytes - start]
+
+
+def _local(work: Callable[[], object], num_bytes: int) -> Flow:
+    """What this process alone does with some bytes."""
+    began, before = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - before
+    return Flow(num_bytes / seconds, cpu / num_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from transports.adapters import Adapter, run_of
@@ -27,6 +27,10 @@ from fedlora.runs.tasks import Capabilities
 __all__ = ["throughput"]
 
 
+_UPLOAD, _DOWNLOAD = "**upload**", "**download**"
+_STREAM, _STREAM_DOWN, _SOCKET = "bare stream", "bare stream, down", "bare socket"
+
+
 def throughput(
     folder: Path, pool: Workers, adapters: Sequence[Adapter], *, count: int, repeats: int
 ) -> list[str]:
@@ -39,10 +43,10 @@ def throughput(
             f" the last one's answer, medians of {repeats}, the rows of a size taken by turns. "
             "*Upload*: every byte checked, hashed, written, synced and committed before the "
             "answer, while the round stays open. *Bare stream*: the same number of workers and of "
-            "bytes, raw messages of 1 MiB into a grpc.aio server that throws them away. *Bare "
-            "socket*: into a process that does nothing but read. *Written*: as many files written"
-            " and synced at once, with nobody asking. CPU in seconds per GB; a worker's with the "
-            "making of its payload."
+            "bytes, raw messages of 1 MiB into a grpc.aio server that throws them away; *down*: "
+            "out of one. *Bare socket*: into a process that does nothing but read. *Written*: as "
+            "many files written and synced at once, with nobody asking. CPU in seconds per GB; a "
+            "worker's with the making of its payload."
         ),
         "",
         "| MB a worker | what | GB/s | of a bare stream | of a socket | server CPU | worker CPU |",
@@ -53,45 +57,35 @@ def throughput(
     return [*lines, ""]
 
 
-def _rows(
-    folder: Path, pool: Workers, adapter: Adapter, *, count: int, repeats: int
-) -> list[str]:
-    size, total = adapter.num_bytes, count * adapter.num_bytes
-    flows: dict[str, list[Flow]] = {}
-    rates: dict[str, list[float]] = {}
-    floors: dict[str, Callable[[], float]] = {
-        "written": lambda: written(folder, size, count),
-        f"{DIGEST_NAME}, one thread": lambda: digested(total),
-        "copy in memory": lambda: copied(total),
-    }
+def _rows(folder: Path, pool: Workers, adapter: Adapter, *, count: int, repeats: int) -> list[str]:
+    size = adapter.num_bytes
+    turns: dict[str, list[Flow]] = {}
     for repeat in range(repeats):
         up, down = _transfers(folder / f"flow-{repeat}", pool, adapter, count)
         for name, flow in (
-            ("**upload**", up),
-            ("bare stream", over_stream(pool, size, "push")),
-            ("bare socket", over_socket(pool, size)),
-            ("**download**", down),
-            ("bare stream, down", over_stream(pool, size, "pull")),
+            (_UPLOAD, up),
+            (_STREAM, over_stream(pool, size, "push", count=count)),
+            (_SOCKET, over_socket(pool, size, count=count)),
+            (_DOWNLOAD, down),
+            (_STREAM_DOWN, over_stream(pool, size, "pull", count=count)),
+            ("written and synced", written(folder, size, count)),
+            (f"{DIGEST_NAME}, one thread", digested(count * size)),
+            ("copy in memory", copied(count * size)),
         ):
-            flows.setdefault(name, []).append(flow)
-        for name, measure in floors.items():
-            rates.setdefault(name, []).append(measure())
-    medians = {name: _median(of) for name, of in flows.items()}
+            turns.setdefault(name, []).append(flow)
+    medians = {name: _median(flows) for name, flows in turns.items()}
     lines = []
     for name, flow in medians.items():
-        stream = medians["bare stream, down" if "down" in name else "bare stream"]
-        socket = medians["bare socket"]
+        stream = medians[_STREAM_DOWN if name in (_DOWNLOAD, _STREAM_DOWN) else _STREAM]
+        worker = f"{1e9 * flow.worker_cpu:.2f}" if flow.worker_cpu else "–"
         lines.append(
             f"| {size / 1e6:.3g} | {name} | {flow.bytes_per_second / 1e9:.2f} | "
             f"{flow.bytes_per_second / stream.bytes_per_second:.2f}x | "
-            f"{flow.bytes_per_second / socket.bytes_per_second:.2f}x | "
-            f"{1e9 * flow.server_cpu:.2f} | {1e9 * flow.worker_cpu:.2f} |"
+            f"{flow.bytes_per_second / medians[_SOCKET].bytes_per_second:.2f}x | "
+            f"{1e9 * flow.server_cpu:.2f} | {worker} |"
         )
         print(lines[-1], flush=True)
-    return lines + [
-        f"| {size / 1e6:.3g} | {name} | {statistics.median(of) / 1e9:.2f} | | | | |"
-        for name, of in rates.items()
-    ]
+    return lines
 
 
 def _transfers(folder: Path, pool: Workers, adapter: Adapter, count: int) -> tuple[Flow, Flow]:
@@ -101,7 +95,10 @@ def _transfers(folder: Path, pool: Workers, adapter: Adapter, count: int) -> tup
     with federation(folder, pool, adapter, spec, count) as served:
         with FederationClient(served.address) as silent:
             session = silent.register(
-                worker_name="worker-silent", run_name="", instance_id="1", capabilities=Capabilities()
+                worker_name="worker-silent",
+                run_name="",
+                instance_id="1",
+                capabilities=Capabilities(),
             )
             silent.confirm_adapter(session.session_token, adapter.layout)
             pool.all("ready")
@@ -115,12 +112,8 @@ def _transfers(folder: Path, pool: Workers, adapter: Adapter, count: int) -> tup
             pushed = pool.all("push")
             ended = served.cpu_seconds()
         pool.all("end")
-    up = flow_of(
-        pushed.of, "push", server_cpu=ended - begun, worker_cpu=pushed.cpu_seconds + made
-    )
-    down = flow_of(
-        pulled.of, "pull", server_cpu=between - before, worker_cpu=pulled.cpu_seconds
-    )
+    up = flow_of(pushed.of, "push", server_cpu=ended - begun, worker_cpu=pushed.cpu_seconds + made)
+    down = flow_of(pulled.of, "pull", server_cpu=between - before, worker_cpu=pulled.cpu_seconds)
     return up, down
 
 

@@ -10,13 +10,15 @@ a thread and a connection of its own, and calls the server as `fedlora worker` d
 from __future__ import annotations
 
 import json
+import operator
 import shutil
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from transports.adapters import Adapter
@@ -29,6 +31,10 @@ from fedlora.tensors.safetensors_io import Payload, decode, encode
 
 _WAIT_SECONDS = 20.0
 
+FLOORS = {f.__name__: f for f in (send_to_socket, send_to_stream, take_from_stream)}
+
+T = TypeVar("T")
+R = TypeVar("R")
 Tensors: TypeAlias = dict[str, torch.Tensor]
 Note: TypeAlias = dict[str, float]
 
@@ -47,7 +53,7 @@ class Worker:
     def __init__(
         self, name: str, address: str, adapter: Adapter, folder: Path, drawn: Tensors
     ) -> None:
-        self._name, self._folder, self._drawn = name, folder, drawn
+        self._folder, self._drawn = folder, drawn
         self._expected_bytes = adapter.num_bytes
         self._client = NotedClient(address)
         self._session = self._client.register(
@@ -70,7 +76,7 @@ class Worker:
 
         No two updates are equal: equal ones would be one file.
         """
-        shift = 1e-3 * (1 + hash((self._name, self._task.round)) % 1000)
+        shift = zlib.crc32(self._task.task_id.encode()) / 2**32
         if pulled is None:
             first = next(iter(self._drawn))
             tensors = {**self._drawn, first: self._drawn[first] + shift}
@@ -109,23 +115,17 @@ class Worker:
         """Fetches the adapter that the round begins from."""
         return self._pull()[0]
 
-    def run(self, *, pulls: bool) -> list[Note]:
-        """Takes part in rounds until the run has ended, from one `ready` was called in or not."""
+    def run(self) -> list[Note]:
+        """Takes part in rounds until the run has ended."""
         done = []
-        if self._task.kind is not TaskKind.TRAIN:
-            self._next()
-        while self._task.kind is not TaskKind.STOP:
+        while self._next().kind is not TaskKind.STOP:
             if self._task.kind is TaskKind.INITIALIZE:
                 self.encode()
                 self.push()
             elif self._task.kind is TaskKind.TRAIN:
-                note, pulled = {"round": float(self._task.round)}, None
-                if pulls:
-                    got, pulled = self._pull()
-                    note |= got
+                note, pulled = self._pull()
                 self.encode(pulled)
-                done.append(note | self.push())
-            self._next()
+                done.append({"round": self._task.round, **note, **self.push()})
         return done
 
     def end(self) -> Note:
@@ -164,64 +164,32 @@ def drawn(adapter: Adapter) -> Tensors:
     return {t.name: torch.randn(t.shape, generator=generator) / 64 for t in manifest.tensors}
 
 
-class Process:
-    """The workers of this process, and what can be asked of all of them at once."""
+def joined(names: list[str], address: str, adapter: dict[str, int], folder: str) -> list[Worker]:
+    """New workers, all registered."""
+    size = Adapter(**adapter)
+    values = drawn(size)
+    return at_once(names, lambda name: Worker(name, address, size, Path(folder) / name, values))
 
-    def __init__(self) -> None:
-        self._workers: list[Worker] = []
 
-    def join(self, names: list[str], address: str, adapter: dict[str, int], folder: str) -> object:
-        """New workers in the place of those that were here."""
-        size = Adapter(**adapter)
-        shared = drawn(size)
-
-        def one(name: str) -> Worker:
-            return Worker(name, address, size, Path(folder) / name, shared)
-
-        self._workers = self._each(names, one)
-        return len(names)
-
-    def ready(self) -> object:
-        return self._each(self._workers, Worker.ready)
-
-    def encode(self) -> object:
-        return self._each(self._workers, Worker.encode)
-
-    def push(self) -> object:
-        return self._each(self._workers, Worker.push)
-
-    def pull(self) -> object:
-        return self._each(self._workers, Worker.pull)
-
-    def run(self, pulls: bool) -> object:  # noqa: FBT001 - a key of the command
-        return self._each(self._workers, lambda worker: worker.run(pulls=pulls))
-
-    def end(self) -> object:
-        workers, self._workers = self._workers, []
-        return self._each(workers, Worker.end)
-
-    def send_to_socket(self, address: str, num_bytes: int) -> object:
-        return [send_to_socket(address, num_bytes)]
-
-    def send_to_stream(self, address: str, num_bytes: int) -> object:
-        return [send_to_stream(address, num_bytes)]
-
-    def take_from_stream(self, address: str, num_bytes: int) -> object:
-        return [take_from_stream(address, num_bytes)]
-
-    def _each(self, items: Any, work: Callable[[Any], Any]) -> list[Any]:
-        items = list(items)
-        with ThreadPoolExecutor(max(1, len(items))) as threads:
-            return list(threads.map(work, items))
+def at_once(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """The same for each, in a thread of its own."""
+    with ThreadPoolExecutor(len(items)) as threads:
+        return list(threads.map(work, items))
 
 
 def main() -> None:
-    process = Process()
     print("{}", flush=True)
+    workers: list[Worker] = []
     for line in sys.stdin:
         command = json.loads(line)
-        before = time.process_time()
-        done = getattr(process, command.pop("do"))(**command)
+        before, what = time.process_time(), command.pop("do")
+        done: list[object] = []
+        if what == "join":
+            workers = joined(**command)
+        elif what in FLOORS:
+            done = [FLOORS[what](**command)]
+        else:
+            done = at_once(workers, operator.methodcaller(what))
         print(json.dumps({"seconds": time.process_time() - before, "of": done}), flush=True)
 
 

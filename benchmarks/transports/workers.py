@@ -74,20 +74,25 @@ class Workers:
             }
             for i in range(len(self._used))
         ]
-        self._ask(commands)
+        _ask(self._used, commands)
 
-    def all(self, what: str, **arguments: Any) -> Answer:
+    def all(self, what: str) -> Answer:
         """All workers do something, at the same time; returns when all are done."""
-        return self._ask([{"do": what, **arguments}] * len(self._used))
+        return _ask(self._used, [{"do": what}] * len(self._used))
 
-    def _ask(self, commands: list[dict[str, Any]]) -> Answer:
-        for process, command in zip(self._used, commands, strict=True):
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(command) + "\n")
-            process.stdin.flush()
-        answers = [json.loads(_line(process)) for process in self._used]
-        of = [entry for a in answers if isinstance(a["of"], list) for entry in a["of"]]
-        return Answer(sum(a["seconds"] for a in answers), of)
+    def processes(self, what: str, count: int, **arguments: Any) -> Answer:
+        """`count` processes, as processes, do something at the same time."""
+        return _ask(self._processes[:count], [{"do": what, **arguments}] * count)
+
+
+def _ask(processes: list[subprocess.Popen[str]], commands: list[dict[str, Any]]) -> Answer:
+    for process, command in zip(processes, commands, strict=True):
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(command) + "\n")
+        process.stdin.flush()
+    answers = [json.loads(_line(process)) for process in processes]
+    of = [entry for answer in answers for entry in answer["of"]]
+    return Answer(sum(answer["seconds"] for answer in answers), of)
 
 
 @contextmanager
@@ -100,8 +105,9 @@ def workers(folder: Path, *, processes: int) -> Iterator[Workers]:
         yield Workers(started, folder / "downloads")
     finally:
         for process in started:
-            process.kill()
-            process.wait()
+            # Also closes its pipes, and waits.
+            with process:
+                process.kill()
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -86,14 +86,22 @@ def runtime_rounds(
         )
         shutil.copytree(_HERE / "app", work / "app")
         link = start(
-            [str(programs / "flower-superlink"), "--insecure", "--port", address.split(":")[1]]
-            + ["--disable-runtime-dependency-installation"]
+            [
+                str(programs / "flower-superlink"),
+                "--insecure",
+                "--disable-runtime-dependency-installation",
+                *("--port", address.split(":")[1]),
+            ]
         )
         _wait(work, lambda: _listens(address), [link])
         nodes = [
             start(
-                [str(programs / "flower-supernode"), "--insecure", "--superlink", address]
-                + ["--port", str(_free_port())]
+                [
+                    str(programs / "flower-supernode"),
+                    "--insecure",
+                    *("--superlink", address),
+                    *("--port", str(_free_port())),
+                ]
             )
             for _ in range(count)
         ]
@@ -108,7 +116,8 @@ def runtime_rounds(
             "times": f"'{out}'",
         }
         given = " ".join(f"{key}={value}" for key, value in values.items())
-        with watched(lambda: tree(link.pid)) as process:
+        # To list a tree takes time of its own: less often, which can only make less of the peak.
+        with watched(lambda: tree(link.pid), every=0.5) as process:
             run = start([str(programs / "flwr"), "run", str(work / "app"), "--run-config", given])
             if run.wait(120) != 0:
                 raise RuntimeError((work / "log").read_text())

@@ -16,7 +16,8 @@ MOST_BYTES = 2**31 - 1
 class Moving(NumPyClient):
     """Sends back what came, a little changed."""
 
-    def fit(self, parameters, config):
+    def fit(self, parameters, config):  # noqa: ARG002 - the interface's
+        """The values, a little changed; one example; no metrics."""
         return [values + 1e-3 for values in parameters], 1, {}
 
 

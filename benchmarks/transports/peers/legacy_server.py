@@ -26,10 +26,12 @@ class NotedFedAvg(FedAvg):
         self.times = []
 
     def configure_fit(self, server_round, parameters, client_manager):
+        """Begins a round."""
         self.times.append([time.perf_counter(), 0.0])
         return super().configure_fit(server_round, parameters, client_manager)
 
     def aggregate_fit(self, server_round, results, failures):
+        """Ends it."""
         assert not failures, failures
         combined = super().aggregate_fit(server_round, results, failures)
         self.times[-1][1] = time.perf_counter()

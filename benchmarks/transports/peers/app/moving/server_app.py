@@ -20,10 +20,12 @@ class NotedFedAvg(FedAvg):
         self.times = []
 
     def configure_train(self, server_round, arrays, config, grid):
+        """Begins a round."""
         self.times.append([time.perf_counter(), 0.0])
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round, replies):
+        """Ends it."""
         combined = super().aggregate_train(server_round, replies)
         self.times[-1][1] = time.perf_counter()
         return combined
