@@ -102,11 +102,8 @@ def main() -> None:
     parser.add_argument("--flower-python", type=Path, default=Path(flower) if flower else None)
     given = parser.parse_args()
     intro = " ".join((__doc__ or "").split("\n\n")[2].split())
-    head = [
-        "# Transport",
-        "",
-        f"Measured by `python benchmarks/transport.py` on {machine()}. {intro}",
-    ]
+    command = "python benchmarks/transport.py" + (" --quick" if given.quick else "")
+    head = ["# Transport", "", f"Measured by `{command}` on {machine()}. {intro}"]
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         folder = Path(work)
         with workers(folder, processes=NUM_WORKERS) as pool:

@@ -4,7 +4,8 @@
 
 A command is a line of JSON on standard input, its result one on standard output: an object with
 `seconds` of CPU time that the process took, and `of`, what each of its workers did. Each worker has
-a thread and a connection of its own, and calls the server as `fedlora worker` does.
+a thread and a connection of its own, and calls the server as `fedlora worker` does, with the same
+client and the same patience.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from transports.adapters import Adapter
 from transports.floor_clients import send_to_socket, send_to_stream, take_from_stream
 from transports.noted_client import NotedClient
 
+from client_worker.patience import Patience
 from fedlora.runs.tasks import Capabilities, Task, TaskKind, UpdateHeader
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import Payload, decode, encode
 
 _WAIT_SECONDS = 20.0
+_PATIENCE_SECONDS = 300.0
 
 FLOORS = {f.__name__: f for f in (send_to_socket, send_to_stream, take_from_stream)}
 
@@ -55,11 +58,16 @@ class Worker:
     ) -> None:
         self._folder, self._drawn = folder, drawn
         self._expected_bytes = adapter.num_bytes
-        self._client = NotedClient(address)
-        self._session = self._client.register(
-            worker_name=name, run_name="", instance_id="1", capabilities=Capabilities()
+        self._client = client = NotedClient(address)
+        self._insist = Patience(limit_seconds=_PATIENCE_SECONDS).insist
+        self._session = self._insist(
+            "registering",
+            lambda: client.register(
+                worker_name=name, run_name="", instance_id="1", capabilities=Capabilities()
+            ),
         )
-        self._client.confirm_adapter(self._session.session_token, adapter.layout)
+        token = self._session.session_token
+        self._insist("confirming", lambda: client.confirm_adapter(token, adapter.layout))
         self._task = Task(task_id="", kind=TaskKind.WAIT)
         self._payload: Payload | None = None
 
@@ -102,7 +110,9 @@ class Worker:
         )
         chunk = self._session.limits.max_chunk_bytes
         began = time.perf_counter()
-        self._client.push_update(header, payload, max_chunk_bytes=chunk)
+        self._insist(
+            "pushing", lambda: self._client.push_update(header, payload, max_chunk_bytes=chunk)
+        )
         ended = time.perf_counter()
         return {
             "push_began": began,
@@ -137,16 +147,21 @@ class Worker:
 
     def _next(self) -> Task:
         token = self._session.session_token
-        self._task = self._client.await_task(token, max_wait_seconds=_WAIT_SECONDS)
+        self._task = self._insist(
+            "waiting", lambda: self._client.await_task(token, max_wait_seconds=_WAIT_SECONDS)
+        )
         return self._task
 
     def _pull(self) -> tuple[Note, Tensors]:
         began = time.perf_counter()
-        header, path = self._client.pull_adapter(
-            self._session.session_token,
-            self._task.adapter_version,
-            folder=self._folder,
-            expected_bytes=self._expected_bytes,
+        header, path = self._insist(
+            "pulling",
+            lambda: self._client.pull_adapter(
+                self._session.session_token,
+                self._task.adapter_version,
+                folder=self._folder,
+                expected_bytes=self._expected_bytes,
+            ),
         )
         note = {
             "pull_began": began,

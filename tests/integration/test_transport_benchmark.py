@@ -47,7 +47,7 @@ def test_every_round_is_driven_and_timed_from_its_workers(pool: Workers, tmp_pat
     assert not (tmp_path / "rounds").exists()
 
 
-def test_a_flow_counts_the_bytes_of_all_workers(pool: Workers, tmp_path: Path):
+def test_uploads_and_downloads_stand_beside_their_floors(pool: Workers, tmp_path: Path):
     from transports.adapters import TINY
     from transports.throughput import throughput
 
@@ -63,7 +63,7 @@ def test_a_flow_counts_the_bytes_of_all_workers(pool: Workers, tmp_path: Path):
     ]
     shares = {row[2]: row[4] for row in rows}
     assert shares["bare stream"] == shares["bare stream, down"] == "1.00x"
-    assert 0 < float(shares["**upload**"].rstrip("x")) < 1
+    assert float(shares["**upload**"].rstrip("x")) > 0
 
 
 def test_a_floor_moves_as_many_bytes_as_it_was_asked_to(pool: Workers):
@@ -96,6 +96,6 @@ def test_the_curves_are_fitted_and_drawn(pool: Workers, tmp_path: Path):
     from transports.curves import curves
 
     plot = tmp_path / "plot.svg"
-    lines = curves(tmp_path, pool, counts=(1, 2), layers=(1, 2), rounds=1, plot=plot)
+    lines = curves(tmp_path, pool, counts=(COUNT,), layers=(1,), rounds=1, plot=plot)
     assert any(line.startswith("A round takes ") for line in lines)
     assert plot.read_text().count("<polyline") == 6
