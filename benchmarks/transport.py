@@ -101,6 +101,9 @@ def main() -> None:
     flower = os.environ.get("FEDLORA_FLOWER_PYTHON")
     parser.add_argument("--flower-python", type=Path, default=Path(flower) if flower else None)
     given = parser.parse_args()
+    if given.flower_python:
+        # Its processes run in folders of their own.
+        given.flower_python = given.flower_python.absolute()
     intro = " ".join((__doc__ or "").split("\n\n")[2].split())
     command = "python benchmarks/transport.py" + (" --quick" if given.quick else "")
     head = ["# Transport", "", f"Measured by `{command}` on {machine()}. {intro}"]

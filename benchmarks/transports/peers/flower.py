@@ -9,6 +9,7 @@ and FEDLORA_FLOWER_PYTHON, or the option --flower-python, names FOLDER/bin/pytho
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -161,14 +162,11 @@ class _Starter:
         }
 
     def __call__(self, command: Sequence[str], out: Path | None = None) -> subprocess.Popen[bytes]:
-        log = (self._folder / "log").open("ab")
-        process = subprocess.Popen(
-            command,
-            env=self._environment,
-            cwd=self._folder,
-            stdout=out.open("wb") if out else log,
-            stderr=log,
-        )
+        log = self._folder / "log"
+        with log.open("ab") as said, (out or log).open("ab") as printed:
+            process = subprocess.Popen(
+                command, env=self._environment, cwd=self._folder, stdout=printed, stderr=said
+            )
         self._started.append(process)
         return process
 
@@ -179,10 +177,11 @@ def _processes(folder: Path, programs: Path) -> Iterator[_Starter]:
     try:
         yield _Starter(folder, programs, started)
     finally:
-        family = [psutil.Process(p) for s in started if s.poll() is None for p in tree(s.pid)]
-        for process in family:
-            process.kill()
-        for child in started:
+        running = [child for child in started if child.poll() is None]
+        for pid in [pid for child in running for pid in tree(child.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+        for child in running:
             child.wait()
 
 
