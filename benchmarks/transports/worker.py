@@ -34,6 +34,9 @@ from fedlora.tensors.safetensors_io import Payload, decode, encode
 _WAIT_SECONDS = 20.0
 _PATIENCE_SECONDS = 300.0
 
+_JOINING = 4
+"""workers of this process that register at a time; a thousand do not come in the same instant"""
+
 FLOORS = {f.__name__: f for f in (send_to_socket, send_to_stream, take_from_stream)}
 
 T = TypeVar("T")
@@ -183,12 +186,16 @@ def joined(names: list[str], address: str, adapter: dict[str, int], folder: str)
     """New workers, all registered."""
     size = Adapter(**adapter)
     values = drawn(size)
-    return at_once(names, lambda name: Worker(name, address, size, Path(folder) / name, values))
+
+    def one(name: str) -> Worker:
+        return Worker(name, address, size, Path(folder) / name, values)
+
+    return in_threads(names, one, count=_JOINING)
 
 
-def at_once(items: Sequence[T], work: Callable[[T], R]) -> list[R]:
-    """The same for each, in a thread of its own."""
-    with ThreadPoolExecutor(len(items)) as threads:
+def in_threads(items: Sequence[T], work: Callable[[T], R], *, count: int) -> list[R]:
+    """The same for each, for `count` of them at a time."""
+    with ThreadPoolExecutor(count) as threads:
         return list(threads.map(work, items))
 
 
@@ -204,7 +211,7 @@ def main() -> None:
         elif what in FLOORS:
             done = [FLOORS[what](**command)]
         else:
-            done = at_once(workers, operator.methodcaller(what))
+            done = in_threads(workers, operator.methodcaller(what), count=len(workers))
         print(json.dumps({"seconds": time.process_time() - before, "of": done}), flush=True)
 
 
