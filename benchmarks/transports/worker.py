@@ -28,6 +28,7 @@ from transports.noted_client import NotedClient
 
 from client_worker.patience import Patience
 from fedlora.runs.tasks import Capabilities, Task, TaskKind, UpdateHeader
+from fedlora.telemetry import configure_logging
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import Payload, decode, encode
 
@@ -200,6 +201,7 @@ def in_threads(items: Sequence[T], work: Callable[[T], R], *, count: int) -> lis
 
 
 def main() -> None:
+    configure_logging()
     print("{}", flush=True)
     workers: list[Worker] = []
     for line in sys.stdin:

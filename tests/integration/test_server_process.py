@@ -99,8 +99,8 @@ def test_an_upload_of_512_mb_needs_no_memory_of_its_size_at_either_end(tmp_path:
     rank = 1024
     with ServerProcess(tmp_path, run_spec(rank=rank)) as server:
         assert server.process is not None
+        sender = upload_in_a_process(server.address, rank=rank, width=65536)
         with PeakMemory(server.process.pid) as memory:
-            sender = upload_in_a_process(server.address, rank=rank, width=65536)
             output, _ = sender.communicate()
     assert sender.returncode == 0
     sent = json.loads(output)

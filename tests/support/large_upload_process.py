@@ -23,15 +23,24 @@ from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import encode
 
 _LOOK_SECONDS = 0.005
+_READY = "ready\n"
 
 
 def upload_in_a_process(address: str, *, rank: int, width: int) -> subprocess.Popen[str]:
-    """Starts it; its output is an object with `total_bytes`, `base` and `peak`, all in bytes."""
-    return subprocess.Popen(
+    """Starts it and returns when its payload stands ready.
+
+    It goes on when its input ends; its output is then an object with `total_bytes`, `base` and
+    `peak`, all in bytes.
+    """
+    process = subprocess.Popen(
         [sys.executable, __file__, address, str(rank), str(width)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == _READY
+    return process
 
 
 def rss_anon_bytes(process: int | str) -> int:
@@ -94,6 +103,9 @@ def main(address: str, rank: int, width: int) -> None:
             manifest=payload.manifest,
             num_examples=1,
         )
+        sys.stdout.write(_READY)
+        sys.stdout.flush()
+        sys.stdin.read()
         with PeakMemory("self") as memory:
             chunk = session.limits.max_chunk_bytes
             answer = client.push_update(header, payload, max_chunk_bytes=chunk)
