@@ -12,6 +12,8 @@ from transports.federation import rounds_of
 from transports.plots import Line, Panel, draw
 from transports.workers import Workers
 
+from aggregator_service.reporting.scale import format_number
+
 __all__ = ["curves"]
 
 _WORKERS = 8
@@ -73,7 +75,8 @@ def curves(
     for p in points:
         fitted = constant + slope * p.count * p.megabytes
         lines.append(
-            f"| {p.count} | {p.megabytes:.3g} | {1e3 * p.seconds:,.3g} | {1e3 * fitted:,.3g} | "
+            f"| {p.count} | {p.megabytes:.3g} | {format_number(1e3 * p.seconds)} | "
+            f"{format_number(1e3 * fitted)} | "
             f"{p.server_cpu:.2f} | {p.worker_cpu:.2f} |"
         )
     lines += [

@@ -12,6 +12,8 @@ from transports.federation import Rounds, rounds_of
 from transports.peers.flower import PeerRounds, legacy_rounds, runtime_rounds, version
 from transports.workers import Workers
 
+from aggregator_service.reporting.scale import format_number
+
 __all__ = ["Case", "whole_rounds"]
 
 
@@ -80,7 +82,7 @@ def whole_rounds(
 def _row(case: Case, system: str, rounds: Rounds | PeerRounds, ours: float) -> str:
     line = (
         f"| {case.adapter.num_bytes / 1e6:.3g} | {case.count} | {system} | "
-        f"{1e3 * rounds.median:,.3g} | {rounds.median / ours:.1f}x | "
+        f"{format_number(1e3 * rounds.median)} | {rounds.median / ours:.1f}x | "
         f"{rounds.server_cpu_seconds:.3g} | {rounds.server.above_idle / 1e6:,.0f} |"
     )
     print(line, flush=True)
@@ -108,7 +110,7 @@ def _closing(cases: Sequence[Case], ours: Sequence[Rounds]) -> list[str]:
         cells = (rounds.handovers, rounds.closes, rests, rounds.certificates)
         lines.append(
             f"| {case.adapter.num_bytes / 1e6:.3g} | {case.count} | "
-            + " | ".join(f"{1e3 * statistics.median(of):,.3g}" for of in cells)
+            + " | ".join(format_number(1e3 * statistics.median(of)) for of in cells)
             + " |"
         )
     return [*lines, ""]
