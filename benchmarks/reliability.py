@@ -15,12 +15,7 @@ from pathlib import Path
 from reliabilities.acknowledgements import acknowledgements
 from reliabilities.heartbeats import heartbeats
 from reliabilities.opening import opening
-
-
-def machine() -> str:
-    text = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [x.partition(":")[2].strip() for x in text if x.startswith("model name")]
-    return f"{models[0]}, {len(models)} cores"
+from shared.processes import machine
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reliabilities.history import spec_of
-from reliabilities.server import Joined, join, server
+from reliabilities.joined import Joined, join
+from shared.server import server
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
 from fedlora.digests import new_digest

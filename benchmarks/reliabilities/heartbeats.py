@@ -10,7 +10,8 @@ from pathlib import Path
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reliabilities.history import layout_of, spec_of
-from reliabilities.server import Server, join, server
+from reliabilities.joined import join
+from shared.server import Server, server
 
 from fedlora.proto.v1 import federation_pb2 as pb
 

@@ -8,11 +8,13 @@ every attempt by finding out how much is there, so that repeating them is resumi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
+
+import grpc
 
 from client_worker.transport.calls import (
     CONTROL_SECONDS,
@@ -73,9 +75,16 @@ class FederationClient:
     Args:
         address: host:port.
         guard: `StopRequest.cancelling`, so that a signal ends any call but `leave`.
+        dial: opens the channel.
     """
 
-    def __init__(self, address: str, *, guard: Guard = unguarded) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        guard: Guard = unguarded,
+        dial: Callable[[str], grpc.Channel] = dial,
+    ) -> None:
         self._guard = guard
         self._address = address
         self._min_bytes_per_second = Limits().min_bytes_per_second

@@ -78,6 +78,8 @@ def client_options() -> list[tuple[str, int | str]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 0),
+        # A connection for each channel: workers in one process must not share a window.
+        ("grpc.use_local_subchannel_pool", 1),
         # A worker waits for its server: dial again soon, not after grpc's two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
