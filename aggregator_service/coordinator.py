@@ -360,7 +360,7 @@ class Coordinator:
             left = until - time.monotonic()
             if task.kind is not TaskKind.WAIT or left <= 0:
                 return task
-            await actor.wait_for_change(left)
+            await actor.wait_for_task(worker, left)
             # Only the call itself was a sign of life: its worker may have vanished since.
             self._find_session(token)
 

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -20,6 +20,7 @@ from aggregator_service.clock import RunClock
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.failpoints import Failpoint, reach
+from aggregator_service.rounds.assignment import kind_for
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterRefined,
@@ -37,10 +38,11 @@ from aggregator_service.rounds.events import (
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects, step
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import RunState
+from aggregator_service.rounds.state import RunState, WorkerRecord
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
+from fedlora.runs.tasks import TaskKind
 
 __all__ = ["Observer", "RunActor"]
 
@@ -61,6 +63,22 @@ class Observer(Protocol):
     ) -> None:
         """New stored events of a run, and the rounds that are complete or certified by them."""
         ...
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A worker's call that waits for a task."""
+
+    worker: str
+    record: WorkerRecord
+    wanted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def look(self, state: RunState) -> None:
+        if (
+            state.workers[self.worker] is not self.record
+            or kind_for(state, self.worker) is not TaskKind.WAIT
+        ):
+            self.wanted.set()
 
 
 class RunActor:
@@ -101,7 +119,9 @@ class RunActor:
         self._disk = disk
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._waiters: set[_Waiter] = set()
         self._last_seen = {name: monotonic() for name in state.workers}
+        self._silence_due = monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._progress: set[asyncio.Queue[RunEvent]] = set()
         self._certifying: set[int] = set()
@@ -140,9 +160,26 @@ class RunActor:
             async with asyncio.timeout(timeout_seconds):
                 await self.next_change.wait()
 
+    async def wait_for_task(self, worker: str, timeout_seconds: float) -> None:
+        """Returns once the worker may have a task or its record has changed, or after the time.
+
+        Most changes of a run, such as another worker's update, give no waiting worker anything to
+        do: with a thousand of them, looking each time would be most of what the server does.
+        """
+        waiter = _Waiter(worker, self._state.workers[worker])
+        self._waiters.add(waiter)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_seconds):
+                    await waiter.wanted.wait()
+        finally:
+            self._waiters.discard(waiter)
+
     def wake(self) -> None:
-        """Makes whoever waits for a change look again."""
+        """Makes whoever waits look again."""
         self._notify()
+        for waiter in self._waiters:
+            waiter.wanted.set()
 
     # --- changing ------------------------------------------------------------------------
 
@@ -275,6 +312,13 @@ class RunActor:
 
     async def _look(self) -> None:
         """Does what time has made due: workers that are silent, a deadline that has passed."""
+        if self._monotonic() >= self._silence_due:
+            self._silence_due = self._monotonic() + self._worker_timeout / 4
+            await self._look_for_silence()
+        if self._state.deadline is not None and self.now() >= self._state.deadline:
+            await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
+
+    async def _look_for_silence(self) -> None:
         for name, worker in list(self._state.workers.items()):
             # One that has registered this very moment may not have been noted yet.
             heard = self._last_seen.setdefault(name, self._monotonic())
@@ -283,8 +327,6 @@ class RunActor:
             if alive and silent > self._worker_timeout:
                 lost = functools.partial(self._apply_quietly, WorkerLost(name))
                 await self._disk.insist("losing a worker", lost)
-        if self._state.deadline is not None and self.now() >= self._state.deadline:
-            await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
 
     async def _apply_quietly(self, event: Event) -> None:
         # Between the look and the lock the run may have moved on: then the event is void.
@@ -407,6 +449,8 @@ class RunActor:
             found = await self._store.call(lambda s: [s.report(state.run_id, r) for r in changed])
             reports = tuple(report for report in found if report is not None)
         self._notify()
+        for waiter in self._waiters:
+            waiter.look(state)
         self._observer.committed(state, events, reports)
         # What is durable is not undone by a log on a disk that is full.
         with suppress(OSError):

@@ -17,30 +17,49 @@ from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Directive, Task, TaskKind, UpdateHeader
 
-__all__ = ["changed_parts", "check_evaluation", "check_update", "directive_for", "task_for"]
+__all__ = [
+    "changed_parts",
+    "check_evaluation",
+    "check_update",
+    "directive_for",
+    "kind_for",
+    "task_for",
+]
 
 
 def task_for(state: RunState, worker: str, now: float) -> Task:
     """The worker's task at this moment; the same one again until it is done."""
-    phase, record = state.phase, state.workers[worker]
-    if phase.is_final:
-        reason = state.reason or f"run {state.spec.name!r} is {phase.value}"
-        return Task(task_id="", kind=TaskKind.STOP, round=state.round, reason=reason)
-    if record.state is not WorkerState.READY:
+    kind = kind_for(state, worker)
+    if kind is TaskKind.STOP:
+        reason = state.reason or f"run {state.spec.name!r} is {state.phase.value}"
+        return Task(task_id="", kind=kind, round=state.round, reason=reason)
+    if kind is not TaskKind.WAIT:
+        return _task(state, worker, kind, now)
+    if state.workers[worker].state is not WorkerState.READY:
         return _wait("confirm the adapter first")
+    return _wait(_waiting_for(state))
+
+
+def kind_for(state: RunState, worker: str) -> TaskKind:
+    """What kind of task a worker has; cheap, so that it can be asked for every one who waits."""
+    phase = state.phase
+    if phase.is_final:
+        return TaskKind.STOP
+    if state.workers[worker].state is not WorkerState.READY:
+        return TaskKind.WAIT
     if phase is RunPhase.INITIALIZING and worker in state.cohort and worker not in state.updates:
-        return _task(state, worker, TaskKind.INITIALIZE, now)
+        return TaskKind.INITIALIZE
     if worker in state.assigned:
-        return _task(state, worker, TaskKind.TRAIN, now)
+        return TaskKind.TRAIN
     if phase is RunPhase.REFINING and worker == state.refiner and state.refinement is None:
-        return _task(state, worker, TaskKind.REFINE, now)
+        return TaskKind.REFINE
     if (
         phase is RunPhase.EVALUATING
-        and worker in state.evaluators
         and worker not in state.evaluations
+        and worker in state.evaluators
     ):
-        return _task(state, worker, TaskKind.EVALUATE, now)
-    return _wait(_waiting_for(state))
+        return TaskKind.EVALUATE
+    return TaskKind.WAIT
 
 
 def directive_for(state: RunState, worker: str, task_id: str, now: float) -> Directive:
