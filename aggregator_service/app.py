@@ -15,6 +15,7 @@ import structlog
 
 from aggregator_service.admission import Admission
 from aggregator_service.aggregation.base_weights import BaseWeights
+from aggregator_service.allocator import share_one_arena
 from aggregator_service.bounds import admission_rules, pace_rules
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
@@ -165,6 +166,7 @@ async def serve(
         0; 5 if another server has taken the state directory; 7 if `exit_when_done` is set and the
         run has failed.
     """
+    share_one_arena()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):

@@ -26,6 +26,7 @@ from aggregator_service.aggregation.round_context import RoundContext, StoredAda
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.shared_work import SharedWork
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.threaded import ThreadedStore
@@ -68,6 +69,10 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+_KEPT_COPIES = 64
+"""versions at a rank that workers may still ask for"""
+
+
 class AggregationEngine:
     """Combines the updates of a round, and measures what that lost.
 
@@ -97,7 +102,9 @@ class AggregationEngine:
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
         self._versions = StoredVersions(blobs)
-        self._copies: dict[tuple[str, int, frozenset[Part]], WorkerCopy] = {}
+        self._copies: SharedWork[tuple[str, int, frozenset[Part]], WorkerCopy] = SharedWork(
+            _KEPT_COPIES
+        )
         self._base_weights = base_weights
         self._checked: set[str] = set()
         """runs whose base model the frozen weights are"""
@@ -148,19 +155,13 @@ class AggregationEngine:
         self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
     ) -> WorkerCopy:
         """The adapter as one worker is sent it: at its rank, and only the parts it lacks."""
-        key = (adapter.digest, rank, parts)
-        if key not in self._copies:
-            work = functools.partial(
-                worker_copy,
-                self._blobs,
-                self._versions,
-                spec,
-                adapter,
-                rank=rank,
-                parts=parts,
-            )
-            self._copies[key] = await self._run(self._aggregator, work)
-        return self._copies[key]
+        work = functools.partial(
+            worker_copy, self._blobs, self._versions, spec, adapter, rank=rank, parts=parts
+        )
+        made = self._copies.begin(
+            (adapter.digest, rank, parts), lambda: self._run(self._aggregator, work)
+        )
+        return await asyncio.shield(made)
 
     async def servable(self, spec: RunSpec, adapter: AdapterRecord) -> tuple[str, int]:
         """Digest and rank of a version in the form that PEFT loads."""

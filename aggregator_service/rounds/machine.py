@@ -293,7 +293,8 @@ def _committed(update: UpdateRecord) -> Fact:
 def _adapter_aggregated(state: RunState, event: AdapterAggregated, now: float) -> Transition:
     state = leave_phase(state, now)
     transition = publish(Transition(state=state), event.adapter)
-    transition = replace(transition, effects=(*transition.effects, Certify(state.round)))
+    if state.spec.rounds.certifies(state.round):
+        transition = replace(transition, effects=(*transition.effects, Certify(state.round)))
     state = transition.state
     if state.plan.refined and state.ready_refiners:
         state = replace(

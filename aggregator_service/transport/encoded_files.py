@@ -8,11 +8,12 @@ however many workers fetch them; who comes much later has it read again, from th
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from aggregator_service.shared_work import SharedWork
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.wire.payload import encode_chunk
@@ -33,8 +34,8 @@ class EncodedFiles:
     def __init__(
         self, *, chunk_bytes: int = MAX_CHUNK_BYTES, kept_chunks: int = _KEPT_CHUNKS
     ) -> None:
-        self._chunk_bytes, self._kept_chunks = chunk_bytes, kept_chunks
-        self._kept: OrderedDict[tuple[Path, int], asyncio.Future[bytes]] = OrderedDict()
+        self._chunk_bytes = chunk_bytes
+        self._messages: SharedWork[tuple[Path, int], bytes] = SharedWork(kept_chunks)
 
     async def messages(
         self, path: Path, *, start_offset: int, total_bytes: int
@@ -58,21 +59,8 @@ class EncodedFiles:
             offset = end
 
     def _message(self, path: Path, start: int, end: int) -> asyncio.Future[bytes]:
-        key = (path, start)
-        message = self._kept.get(key)
-        if message is None:
-            message = asyncio.ensure_future(asyncio.to_thread(_read, path, start, end))
-            message.add_done_callback(lambda done: self._forget_failed(key, done))
-            self._kept[key] = message
-            if len(self._kept) > self._kept_chunks:
-                self._kept.popitem(last=False)
-        else:
-            self._kept.move_to_end(key)
-        return message
-
-    def _forget_failed(self, key: tuple[Path, int], done: asyncio.Future[bytes]) -> None:
-        if (done.cancelled() or done.exception()) and self._kept.get(key) is done:
-            del self._kept[key]
+        read = functools.partial(asyncio.to_thread, _read, path, start, end)
+        return self._messages.begin((path, start), read)
 
 
 def _read(path: Path, start: int, end: int) -> bytes:

@@ -185,6 +185,13 @@ class RoundRules:
     """score each published adapter on the workers' held-out and shared test data"""
     evaluate_every: int = 1
     """rounds between two evaluations; the last round is always evaluated"""
+    certify_every: int = 1
+    """rounds between two certificates; the last round always gets one; 0 for none at all"""
+
+    def certifies(self, round: int) -> bool:
+        """Whether a round's aggregation is measured."""
+        every = self.certify_every
+        return bool(every) and (round % every == 0 or round == self.num_rounds)
 
     @property
     def counts_late_updates(self) -> bool:
@@ -234,6 +241,7 @@ class RoundRules:
             "staleness_exponent",
             "buffer_size",
             "concurrency",
+            "certify_every",
         ):
             if not getattr(self, name) >= 0:
                 raise _invalid(f"rounds.{name} must not be negative, got {getattr(self, name)}")

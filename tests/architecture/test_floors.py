@@ -63,12 +63,14 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.reporting": (*SHARED, "fedlora.config", *ROUNDS),
     "aggregator_service": (
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",
-        "aggregator_service.failpoints", "fedlora.wire.stream",
+        "aggregator_service.failpoints", "aggregator_service.shared_work", "fedlora.wire.stream",
     ),
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,
-        "aggregator_service.config",
+        "aggregator_service.config", "aggregator_service.shared_work",
     ),
+    "aggregator_service.shared_work": (),
+    "aggregator_service.allocator": (),
     "aggregator_service.healthcheck": (),
     "aggregator_service.app": ("fedlora", "aggregator_service"),
     "aggregator_service.__main__": ("fedlora", "aggregator_service"),

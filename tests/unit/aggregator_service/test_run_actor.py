@@ -11,15 +11,22 @@ import pytest
 from support.runs import MachineDriver, run_spec
 
 from aggregator_service.disk_watch import DiskWatch
-from aggregator_service.rounds.events import UpdateCommitted
+from aggregator_service.rounds.assignment import kind_for
+from aggregator_service.rounds.events import (
+    AdapterAggregated,
+    RunStopped,
+    UpdateCommitted,
+    WorkerLeft,
+)
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import RunState
+from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, RoundReport, RunEvent
 from fedlora.runs.spec import RunPhase
+from fedlora.runs.tasks import TaskKind
 
 
 class RefusingStore(InMemoryStateStore):
@@ -149,6 +156,46 @@ async def test_a_server_that_comes_back_in_mid_aggregation_aggregates_again():
         await actor.resume()
         await until(actor, lambda: bool(host.engine.asked))
     assert host.engine.asked == [1]
+
+
+# --- who waits -----------------------------------------------------------------------------
+
+
+async def test_a_waiting_worker_is_woken_by_what_concerns_it_and_by_nothing_else():
+    driver, host = in_training(), Host()
+    driver.join("c", "d")
+    async with host.driving(driver.state, driver.now) as actor:
+        calls = {name: asyncio.ensure_future(actor.wait_for_task(name, 60)) for name in "cd"}
+
+        async def woken() -> set[str]:
+            await asyncio.wait(calls.values(), timeout=0.05)
+            return {name for name, call in calls.items() if call.done()}
+
+        await actor.apply(UpdateCommitted(driver.update("a")))
+        assert await woken() == set()
+        await actor.apply(WorkerLeft("c", "enough"))
+        assert await woken() == {"c"}
+        await actor.apply(RunStopped("enough"))
+        assert await woken() == {"c", "d"}
+
+
+async def test_a_waiting_worker_is_woken_by_its_task_and_by_a_server_that_leaves():
+    driver, host = in_training(), Host()
+    async with host.driving(driver.state, driver.now) as actor:
+        await actor.apply(UpdateCommitted(driver.update("a")))
+        call = asyncio.ensure_future(actor.wait_for_task("a", 60))
+        await asyncio.sleep(0)
+        actor.wake()
+        await asyncio.wait_for(call, 10)
+        call = asyncio.ensure_future(actor.wait_for_task("a", 60))
+        await asyncio.sleep(0)
+        await actor.apply(UpdateCommitted(driver.update("b")))
+        assert not call.done(), "the round is being combined"
+        record = AdapterRecord(version=1, round=1, digest="1" * 64, total_bytes=100, rank=4)
+        await actor.apply(AdapterAggregated(record))
+        assert kind_for(actor.state, "a") is TaskKind.EVALUATE
+        await asyncio.wait_for(call, 10)
+        await actor.wait_for_task("b", 0.001)
 
 
 # --- watchers ------------------------------------------------------------------------------

@@ -280,6 +280,20 @@ def test_a_restarted_server_repeats_exactly_the_effect_that_was_pending():
     assert Certify(1) in driver.aggregated().effects
 
 
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5])])
+def test_as_many_rounds_are_measured_as_the_rules_say(every: int, expected: list[int]):
+    driver = MachineDriver(run_spec(num_rounds=5, evaluate=False, certify_every=every))
+    driver.start_training("a", "b")
+    measured = []
+    for _ in range(5):
+        driver.commit("a")
+        driver.commit("b")
+        effects = driver.aggregated().effects
+        measured += [effect.round for effect in effects if isinstance(effect, Certify)]
+    assert driver.state.phase is RunPhase.COMPLETED
+    assert measured == expected
+
+
 def test_evaluation_is_left_out_where_the_rules_say_so():
     driver = MachineDriver(run_spec(num_rounds=1, evaluate=False))
     driver.start_training("a", "b")
