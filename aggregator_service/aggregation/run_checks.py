@@ -72,15 +72,6 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             hint="Leave the section [codec] out, or take another method: fedit, flora_na and "
             "optimal take every codec",
         )
-    if any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind)) and not (
-        spec.rounds.evaluate
-    ):
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"{name} makes published adapters personal when they are scored, and rounds.evaluate "
-            "is false",
-            hint="Set rounds.evaluate = true, or method.personal_epochs = 0",
-        )
     why = needs_one_version(recipe, spec.adapter.kind) if spec.rounds.counts_late_updates else ""
     if why:
         raise FedLoraError(
@@ -90,6 +81,15 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             f"{spec.rounds.late_updates.value} they need not",
             hint='Set rounds.engine = "sync" and late_updates = "drop", or take another method: '
             "fedit, flora_na and optimal combine late updates",
+        )
+    if any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind)) and not (
+        spec.rounds.evaluate
+    ):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} makes published adapters personal when they are scored, and rounds.evaluate "
+            "is false",
+            hint="Set rounds.evaluate = true, or method.personal_epochs = 0",
         )
 
 

@@ -23,8 +23,8 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.plan import RoundPlan, Selection, WorkerFeature
 from fedlora.runs.tasks import Capabilities, Role
 from fedlora.wire.convert import from_message, to_message
-from fedlora.wire.payload import reader_of
-from fedlora.wire.stream import Chunk
+from fedlora.wire.payload import reader_of, serialize
+from fedlora.wire.stream import Chunk, Commit
 
 # --- the wire ------------------------------------------------------------------------------
 
@@ -78,8 +78,10 @@ class Recording:
 
 def _payload(messages: list[Any]) -> Payload:
     read = reader_of(pb.PullAdapterResponse)
-    parts = [read(m) if isinstance(m, bytes) else m for m in messages]
-    return Payload(parts[0].header, load(b"".join(p.data for p in parts if isinstance(p, Chunk))))
+    header, *rest = messages
+    parts = [m if isinstance(m, Chunk | Commit) else read(serialize(m)) for m in rest]
+    data = b"".join(part.data for part in parts if isinstance(part, Chunk))
+    return Payload(header.header, load(data))
 
 
 # --- the worker ----------------------------------------------------------------------------
