@@ -20,7 +20,7 @@ from aggregator_service.clock import RunClock
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.failpoints import Failpoint, reach
-from aggregator_service.rounds.assignment import kind_for
+from aggregator_service.rounds.assignment import workers_with_tasks
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterRefined,
@@ -42,7 +42,6 @@ from aggregator_service.rounds.state import RunState, WorkerRecord
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
-from fedlora.runs.tasks import TaskKind
 
 __all__ = ["Observer", "RunActor"]
 
@@ -72,13 +71,6 @@ class _Waiter:
     worker: str
     record: WorkerRecord
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def look(self, state: RunState) -> None:
-        if (
-            state.workers[self.worker] is not self.record
-            or kind_for(state, self.worker) is not TaskKind.WAIT
-        ):
-            self.wanted.set()
 
 
 class RunActor:
@@ -450,8 +442,10 @@ class RunActor:
             found = await self._store.call(lambda s: [s.report(state.run_id, r) for r in changed])
             reports = tuple(report for report in found if report is not None)
         self._notify()
+        asked = workers_with_tasks(state)
         for waiter in self._waiters:
-            waiter.look(state)
+            if waiter.worker in asked or state.workers[waiter.worker] is not waiter.record:
+                waiter.wanted.set()
         self._observer.committed(state, events, reports)
         # What is durable is not undone by a log on a disk that is full.
         with suppress(OSError):

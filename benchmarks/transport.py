@@ -4,7 +4,7 @@
                                    [--flower-python PYTHON] [--out PAGE]
 
 A real server process and real worker processes on one machine, over the loopback interface, with
-the worker's own client and with everything durable; only the training is left out. The ratios of a
+the worker's own client and with everything durable; only training and certificates are left out. The ratios of a
 section come from one run of it, on one disk: compare these.
 
 The sections are rounds, bytes, memory, many and curves; those that are not measured keep what the

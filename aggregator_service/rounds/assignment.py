@@ -24,6 +24,7 @@ __all__ = [
     "directive_for",
     "kind_for",
     "task_for",
+    "workers_with_tasks",
 ]
 
 
@@ -40,8 +41,15 @@ def task_for(state: RunState, worker: str, now: float) -> Task:
     return _wait(_waiting_for(state))
 
 
+def workers_with_tasks(state: RunState) -> frozenset[str]:
+    """All who have something to do now."""
+    asked = {*state.assigned, *state.cohort, *state.evaluators, state.refiner}
+    known = state.workers if state.phase.is_final else asked & state.workers.keys()
+    return frozenset(name for name in known if kind_for(state, name) is not TaskKind.WAIT)
+
+
 def kind_for(state: RunState, worker: str) -> TaskKind:
-    """What kind of task a worker has; cheap, so that it can be asked for every one who waits."""
+    """What kind of task a worker has now; WAIT for none."""
     phase = state.phase
     if phase.is_final:
         return TaskKind.STOP

@@ -59,7 +59,7 @@ def curves(
         (
             "A round as above. The fit is least squares of all points, seconds over the bytes "
             "that all workers together send up; as many come down. CPU in seconds per GB of both "
-            "directions, aggregation and certificates included. Workers beyond "
+            "directions, aggregation included. Workers beyond "
             f"{pool.num_processes} share {pool.num_processes} processes."
         ),
         "",

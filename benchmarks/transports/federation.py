@@ -53,7 +53,7 @@ class Rounds:
     seconds: list[float]
     """from one round's first request for the adapter to the next one's"""
     server: Watched
-    """over all rounds, the first and the certificates included"""
+    """over all rounds, the first included"""
     server_cpu_seconds: float
     """per round"""
     worker_cpu_seconds: float
@@ -62,8 +62,6 @@ class Rounds:
     """seconds from the last byte of a round's last update to the first of the new adapter"""
     closes: list[float]
     """seconds of them in which the server combined and published"""
-    certificates: list[float]
-    """seconds that certifying each round took, beside what came next"""
 
     @property
     def median(self) -> float:
@@ -85,7 +83,7 @@ def rounds_of(folder: Path, pool: Workers, adapter: Adapter, *, count: int, roun
     with federation(folder, pool, adapter, spec, count) as served:
         with watched(lambda: [served.pid]) as process:
             ran = pool.all("run")
-            events = events_until(served, EventType.CERTIFICATE_READY, rounds + 2)
+            events = events_until(served, EventType.ROUND_COMPLETED, rounds + 2)
         pool.all("end")
     notes = [[of[i] for of in ran.of] for i in range(rounds + 2)]
     starts = [min(n["pull_began"] for n in of) for of in notes]
@@ -99,8 +97,5 @@ def rounds_of(folder: Path, pool: Workers, adapter: Adapter, *, count: int, roun
         server_cpu_seconds=process.cpu_seconds / (rounds + 2),
         worker_cpu_seconds=ran.cpu_seconds / (rounds + 2),
         handovers=[came[i + 1] - sent[i] for i in range(1, rounds + 1)],
-        certificates=[
-            float(e.detail["seconds"]) for e in events if e.type is EventType.CERTIFICATE_READY
-        ],
         closes=[published[i + 1] - closed[i + 1] for i in range(1, rounds + 1)],
     )

@@ -95,19 +95,15 @@ def _closing(cases: Sequence[Case], ours: Sequence[Rounds]) -> list[str]:
         (
             "Of fedlora's rounds, in ms: from the last byte that the last worker sends to the first"
             " that any worker gets of the new adapter; of it, the combining and publishing; and "
-            "what is left for syncing, committing, telling and asking. The certificate of a round "
-            "is computed beside the next one, and takes its share of the cores."
+            "what is left for syncing, committing, telling and asking."
         ),
         "",
-        (
-            "| MB a worker | workers | last byte → first byte | combined and published | the rest "
-            "| certificate |"
-        ),
-        "|---:|---:|---:|---:|---:|---:|",
+        ("| MB a worker | workers | last byte → first byte | combined and published | the rest |"),
+        "|---:|---:|---:|---:|---:|",
     ]
     for case, rounds in zip(cases, ours, strict=True):
         rests = [h - c for h, c in zip(rounds.handovers, rounds.closes, strict=True)]
-        cells = (rounds.handovers, rounds.closes, rests, rounds.certificates)
+        cells = (rounds.handovers, rounds.closes, rests)
         lines.append(
             f"| {case.adapter.num_bytes / 1e6:.3g} | {case.count} | "
             + " | ".join(format_number(1e3 * statistics.median(of)) for of in cells)

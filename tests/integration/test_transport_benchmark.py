@@ -39,7 +39,6 @@ def test_every_round_is_driven_and_timed_from_its_workers(pool: Workers, tmp_pat
 
     found = rounds_of(tmp_path / "rounds", pool, TINY, count=COUNT, rounds=3)
     assert len(found.seconds) == len(found.handovers) == len(found.closes) == 3
-    assert len(found.certificates) == 5
     # The server combines after the last byte has come and before the first of the result goes.
     for handover, close in zip(found.handovers, found.closes, strict=True):
         assert 0 < close < handover
