@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import signal
 import time
 from collections.abc import Callable
@@ -172,6 +173,8 @@ async def serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopping.set)
     async with Aggregator(config, run) as aggregator:
+        # What is here now stays: the collector need not look at it again and again.
+        gc.freeze()
         if ready is not None:
             ready(aggregator.address)
         replaced = asyncio.ensure_future(aggregator.wait_until_fenced())

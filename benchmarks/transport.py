@@ -4,8 +4,8 @@
                                    [--flower-python PYTHON] [--out PAGE]
 
 A real server process and real worker processes on one machine, over the loopback interface, with
-the worker's own client and with everything durable; only training and certificates are left out. The ratios of a
-section come from one run of it, on one disk: compare these.
+the worker's own client and with everything durable; only training and certificates are left out.
+The ratios of a section come from one run of it, on one disk: compare these.
 
 The sections are rounds, bytes, memory, many and curves; those that are not measured keep what the
 page says of them. Flower is measured where --flower-python, or FEDLORA_FLOWER_PYTHON, names the

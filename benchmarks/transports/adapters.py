@@ -47,7 +47,7 @@ LARGE = Adapter(layers=64, rank=64)
 def run_of(
     adapter: Adapter, *, workers: int, rounds: int, cohort: int = 0, method: str = "fedit"
 ) -> RunSpec:
-    """A run of `rounds` with all `workers`, or `cohort` of them in each; neither scored nor measured."""
+    """A run of `rounds` with all `workers`, or `cohort` of them in each; nothing is scored."""
     return RunSpec(
         name="transport",
         adapter=AdapterSpec(

@@ -72,10 +72,15 @@ def whole_rounds(
             (f"{release}, runtime", runtime_rounds, case.runtime_rounds),
         ):
             if flower:
-                theirs = measure(
-                    flower, folder / "flower", case.adapter, count=case.count, rounds=rounds
-                )
-                lines.append(_row(case, name, theirs, mine.median))
+                try:
+                    theirs = measure(
+                        flower, folder / "flower", case.adapter, count=case.count, rounds=rounds
+                    )
+                except RuntimeError:
+                    size = f"{case.adapter.num_bytes / 1e6:.3g}"
+                    lines.append(f"| {size} | {case.count} | {name} | did not finish | | | |")
+                else:
+                    lines.append(_row(case, name, theirs, mine.median))
     return [*lines, "", *_closing(cases, ours)]
 
 
