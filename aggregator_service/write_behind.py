@@ -52,8 +52,8 @@ class WriteBehind:
             await asyncio.shield(self._writing)
 
     async def meanwhile(self, coming: Coroutine[Any, Any, T]) -> T:
-        """What comes, unless the write under way fails first: a wrong chunk is refused at once."""
-        if self._writing is None or self._writing.done():
+        """What comes, unless the write before fails first: a wrong chunk is refused at once."""
+        if self._writing is None:
             return await coming
         arriving = asyncio.ensure_future(coming)
         try:
