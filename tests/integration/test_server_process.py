@@ -18,7 +18,9 @@ from fedlora.proto.v1 import federation_pb2 as pb
 
 NAMES = tuple(f"w-{i}" for i in range(20))
 
-MEMORY = 16 * 1024**2
+SERVER_MEMORY = 24 * 1024**2
+"""16 MiB on an idle machine; a server that is kept from reading holds its window of 4 MiB besides"""
+WORKER_MEMORY = 16 * 1024**2
 """what either end may need for an upload of any size"""
 
 
@@ -104,5 +106,5 @@ def test_an_upload_of_512_mb_needs_no_memory_of_its_size_at_either_end(tmp_path:
     assert sender.returncode == 0
     sent = json.loads(output)
     assert sent["total_bytes"] > 512 * 1024**2
-    assert memory.peak_bytes - memory.base_bytes < MEMORY
-    assert sent["peak"] - sent["base"] < MEMORY
+    assert memory.peak_bytes - memory.base_bytes < SERVER_MEMORY
+    assert sent["peak"] - sent["base"] < WORKER_MEMORY
