@@ -18,10 +18,11 @@ from fedlora.proto.v1 import federation_pb2 as pb
 
 NAMES = tuple(f"w-{i}" for i in range(20))
 
-SERVER_MEMORY = 24 * 1024**2
-"""16 MiB on an idle machine; a server that is kept from reading holds its window of 4 MiB besides"""
 WORKER_MEMORY = 16 * 1024**2
-"""what either end may need for an upload of any size"""
+"""what a worker may need besides its tensors for an upload of any size"""
+SERVER_MEMORY = 24 * 1024**2
+"""what the server may: 16 MiB on an idle machine, and its stream's window where it is kept from
+reading"""
 
 
 async def federation_with_a_kill(folder: Path, kill_after: int | None) -> tuple[bytes, list[str]]:
