@@ -252,7 +252,7 @@ class AggregationEngine:
                 digest = self._blobs.adopt(output)
         finally:
             self._grams.pop(state.run_id, None)
-        if grams is not None:
+        if grams is not None and spec.rounds.certifies(state.round):
             self._closed_grams[state.run_id] = (state.round, grams)
         reach(Failpoint.AGGREGATE_STORED)
         return AdapterRecord(

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -20,7 +20,6 @@ from aggregator_service.clock import RunClock
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.failpoints import Failpoint, reach
-from aggregator_service.rounds.assignment import workers_with_tasks
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterRefined,
@@ -38,8 +37,9 @@ from aggregator_service.rounds.events import (
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects, step
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import RunState, WorkerRecord
+from aggregator_service.rounds.state import RunState
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.task_waits import TaskWaits
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
 
@@ -62,15 +62,6 @@ class Observer(Protocol):
     ) -> None:
         """New stored events of a run, and the rounds that are complete or certified by them."""
         ...
-
-
-@dataclass(eq=False, slots=True)
-class _Waiter:
-    """A worker's call that waits for a task."""
-
-    worker: str
-    record: WorkerRecord
-    wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class RunActor:
@@ -111,7 +102,7 @@ class RunActor:
         self._disk = disk
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._waiters: set[_Waiter] = set()
+        self._task_waits = TaskWaits()
         self._last_seen = {name: monotonic() for name in state.workers}
         self._silence_due = monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -153,25 +144,13 @@ class RunActor:
                 await self.next_change.wait()
 
     async def wait_for_task(self, worker: str, timeout_seconds: float) -> None:
-        """Returns once the worker may have a task or its record has changed, or after the time.
-
-        Most changes of a run, such as another worker's update, give no waiting worker anything to
-        do: with a thousand of them, looking each time would be most of what the server does.
-        """
-        waiter = _Waiter(worker, self._state.workers[worker])
-        self._waiters.add(waiter)
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await waiter.wanted.wait()
-        finally:
-            self._waiters.discard(waiter)
+        """Returns once the worker may have a task or its record has changed, or after the time."""
+        await self._task_waits.wait(worker, self._state, timeout_seconds)
 
     def wake(self) -> None:
         """Makes whoever waits look again."""
         self._notify()
-        for waiter in self._waiters:
-            waiter.wanted.set()
+        self._task_waits.wake_all()
 
     # --- changing ------------------------------------------------------------------------
 
@@ -442,10 +421,7 @@ class RunActor:
             found = await self._store.call(lambda s: [s.report(state.run_id, r) for r in changed])
             reports = tuple(report for report in found if report is not None)
         self._notify()
-        asked = workers_with_tasks(state)
-        for waiter in self._waiters:
-            if waiter.worker in asked or state.workers[waiter.worker] is not waiter.record:
-                waiter.wanted.set()
+        self._task_waits.wake_concerned(state)
         self._observer.committed(state, events, reports)
         # What is durable is not undone by a log on a disk that is full.
         with suppress(OSError):

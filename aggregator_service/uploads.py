@@ -234,7 +234,7 @@ class Uploads:
     ) -> Commit:
         limit = self._coordinator.limits.max_chunk_bytes
         async with WriteBehind(writer) as behind:
-            while (message := await behind.meanwhile(_next(messages))) is not None:
+            while (message := await behind.next_of(messages)) is not None:
                 if isinstance(message, Commit):
                     _check_commit(message, header)
                     await behind.finish()
@@ -296,10 +296,6 @@ class Uploads:
         raise FedLoraError(
             Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
         )
-
-
-async def _next(messages: AsyncIterator[Chunk | Commit]) -> Chunk | Commit | None:
-    return await anext(messages, None)
 
 
 def _payload_bytes(message: Chunk | Commit) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -51,11 +51,15 @@ class WriteBehind:
         if self._writing is not None:
             await asyncio.shield(self._writing)
 
-    async def meanwhile(self, coming: Coroutine[Any, Any, T]) -> T:
-        """What comes, unless the write before fails first: a wrong chunk is refused at once."""
-        if self._writing is None:
-            return await coming
-        arriving = asyncio.ensure_future(coming)
+    async def next_of(self, messages: AsyncIterator[T]) -> T | None:
+        """The next message, None at the end, unless the write before fails first.
+
+        So a wrong chunk is refused at once, also where nothing more comes.
+        """
+        if self._writing is None or self._writing.done():
+            await self.finish()
+            return await anext(messages, None)
+        arriving = asyncio.ensure_future(anext(messages, None))
         try:
             either: set[asyncio.Future[Any]] = {arriving, self._writing}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

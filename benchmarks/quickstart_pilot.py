@@ -17,16 +17,16 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from shared.trainers import trainers_of
 from torch import Tensor
 
 from aggregator_service.aggregation import driver, registry
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from client_worker.data.config import DataConfig
-from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
-from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, EvaluationSplit
+from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 from fedlora.tensors.safetensors_io import decode, encode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,20 +50,7 @@ def main() -> None:
 
 def simulate(run: RunSpec, data: DataConfig) -> tuple[list[float], float]:
     """Test accuracy after each round, and CPU seconds of training in all."""
-    partition = run.partition
-    if partition is None:
-        raise SystemExit("the configuration needs a section [data.partition]")
-    workers = [
-        LocalTrainer.create(
-            run,
-            rank=run.adapter.r,
-            data=data,
-            slot=DataSlot(index=slot, partition=partition),
-            device="cpu",
-            threads=1,
-        )
-        for slot in range(partition.num_slots)
-    ]
+    workers = trainers_of(run, data)
     print("training examples:", [w.num_train_examples for w in workers])
     recipe = registry.create_recipe(run.method)
     published = workers[0].adapter()

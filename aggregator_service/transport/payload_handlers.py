@@ -7,12 +7,10 @@ import grpc
 from aggregator_service.transport.admin_servicer import AdminServicer
 from aggregator_service.transport.federation_servicer import FederationServicer
 from fedlora.proto.v1 import admin_pb2, federation_pb2
+from fedlora.rpc.services import ADMIN_SERVICE, FEDERATION_SERVICE
 from fedlora.wire.payload import reader_of, serialize
 
 __all__ = ["add_payload_handlers"]
-
-_FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
-_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
 def add_payload_handlers(
@@ -20,7 +18,7 @@ def add_payload_handlers(
 ) -> None:
     """Takes the place of the generated handlers of these calls, which are there already."""
     server.add_registered_method_handlers(
-        _FEDERATION,
+        FEDERATION_SERVICE,
         {
             "PushUpdate": grpc.stream_unary_rpc_method_handler(
                 federation.PushUpdate,
@@ -35,7 +33,7 @@ def add_payload_handlers(
         },
     )
     server.add_registered_method_handlers(
-        _ADMIN,
+        ADMIN_SERVICE,
         {
             "ExportAdapter": grpc.unary_stream_rpc_method_handler(
                 admin.ExportAdapter,

@@ -15,13 +15,11 @@ from aggregator_service.transport.federation_servicer import FederationServicer
 from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
 from fedlora.errors import FedLoraError, Reason
-from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2, federation_pb2_grpc
+from fedlora.proto.v1 import admin_pb2_grpc, federation_pb2_grpc
 from fedlora.rpc.channel import SERVER_OPTIONS
+from fedlora.rpc.services import ADMIN_SERVICE, FEDERATION_SERVICE
 
 __all__ = ["GrpcServer"]
-
-_FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
-_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
 class GrpcServer:
@@ -54,7 +52,12 @@ class GrpcServer:
         if config.reflection:
             from grpc_reflection.v1alpha import reflection
 
-            names = (_FEDERATION, _ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (
+                FEDERATION_SERVICE,
+                ADMIN_SERVICE,
+                health.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+            )
             reflection.enable_server_reflection(names, self._server)
         self._address = config.address
         self._coordinator = coordinator
@@ -97,5 +100,5 @@ class GrpcServer:
     async def _report(self) -> None:
         serving = self._coordinator.disk.takes_writes
         status = health_pb2.HealthCheckResponse
-        for name in ("", _FEDERATION, _ADMIN):
+        for name in ("", FEDERATION_SERVICE, ADMIN_SERVICE):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.trainers import trainers_of
 from torch import Tensor
 
 from aggregator_service.aggregation import driver, registry
@@ -32,7 +33,7 @@ from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import MethodSpec, RunSpec
-from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
+from fedlora.runs.tasks import EvaluationScope, EvaluationSplit
 from fedlora.tensors.safetensors_io import decode, encode
 
 __all__ = ["Cell", "Round", "train"]
@@ -128,7 +129,7 @@ def train(cell: Cell, *, seed: int, rounds: int, work: Path, score: bool) -> lis
     workers: list[LocalTrainer] = []
     for number in range(1, rounds + 1):
         if not (folder / f"round{number}" / "round.json").exists():
-            workers = workers or _workers(run, data)
+            workers = workers or trainers_of(run, data)
             _train_round(run, workers, folder, number, score=score)
     return [_read(folder, number) for number in range(1, rounds + 1)]
 
@@ -149,21 +150,6 @@ def _configured(cell: Cell, seed: int) -> tuple[RunSpec, DataConfig]:
     partition = dataclasses.replace(run.partition, seed=seed)
     run = dataclasses.replace(run, seed=seed, partition=partition, method=cell.spec)
     return run, config.build("data", DataConfig)
-
-
-def _workers(run: RunSpec, data: DataConfig) -> list[LocalTrainer]:
-    assert run.partition is not None
-    return [
-        LocalTrainer.create(
-            run,
-            rank=run.adapter.r,
-            data=data,
-            slot=DataSlot(index=slot, partition=run.partition),
-            device="cpu",
-            threads=1,
-        )
-        for slot in range(run.partition.num_slots)
-    ]
 
 
 def _train_round(

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.trainers import trainers_of
 from torch import Tensor
 
 from aggregator_service.aggregation import driver, registry
@@ -37,7 +38,6 @@ from fedlora.runs.plan import plan_for
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import MethodSpec, RunSpec
 from fedlora.runs.tasks import (
-    DataSlot,
     EvaluationScope,
     EvaluationSplit,
     Limits,
@@ -125,20 +125,8 @@ def parties(seed: int, shrunk: Shrunk) -> tuple[RunSpec, list[Party]]:
         ROOT / "examples/quickstart.toml", services={"data": DataConfig}, overrides=overrides
     )
     run, data = config.need_run(), config.build("data", DataConfig)
-    if run.partition is None:
-        raise SystemExit("examples/quickstart.toml has no [data.partition]")
-    made = [
-        LocalTrainer.create(
-            run,
-            rank=run.adapter.r,
-            data=data,
-            slot=DataSlot(index=slot, partition=run.partition),
-            device="cpu",
-            threads=1,
-        )
-        for slot in range(run.partition.num_slots)
-    ]
-    # Before any of them is trained: they share the first adapter.
+    # All before any of them is trained: they share the first adapter.
+    made = trainers_of(run, data)
     return run, [Party(slot=slot, trainer=trainer) for slot, trainer in enumerate(made)]
 
 

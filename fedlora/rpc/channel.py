@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from fedlora.rpc.services import FEDERATION_SERVICE
+
 __all__ = [
     "MAX_CHUNK_BYTES",
     "MAX_MESSAGE_BYTES",
@@ -42,8 +44,6 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
 )
 
-_SERVICE = "fedlora.proto.v1.FederationService"
-
 # Unary methods that may run twice without harm. Streams are not here: a retry policy on a client
 # stream loses messages silently (measured); they resume by offset instead.
 _IDEMPOTENT_METHODS = (
@@ -60,7 +60,7 @@ def client_options() -> list[tuple[str, int | str]]:
     config = {
         "methodConfig": [
             {
-                "name": [{"service": _SERVICE, "method": m} for m in _IDEMPOTENT_METHODS],
+                "name": [{"service": FEDERATION_SERVICE, "method": m} for m in _IDEMPOTENT_METHODS],
                 "retryPolicy": {
                     "maxAttempts": 4,
                     "initialBackoff": "0.2s",

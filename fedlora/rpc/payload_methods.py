@@ -10,18 +10,16 @@ from typing import Any
 import grpc
 
 from fedlora.proto.v1 import admin_pb2, federation_pb2
+from fedlora.rpc.services import ADMIN_SERVICE, FEDERATION_SERVICE
 from fedlora.wire.payload import reader_of, serialize
 
 __all__ = ["export_adapter", "pull_adapter", "push_update"]
-
-_FEDERATION = federation_pb2.DESCRIPTOR.services_by_name["FederationService"].full_name
-_ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 
 
 def push_update(channel: grpc.Channel) -> Any:
     """FederationService.PushUpdate; requests are messages, or bytes that are encoded already."""
     return channel.stream_unary(
-        f"/{_FEDERATION}/PushUpdate",
+        f"/{FEDERATION_SERVICE}/PushUpdate",
         request_serializer=serialize,
         response_deserializer=federation_pb2.PushUpdateResponse.FromString,
     )
@@ -30,7 +28,7 @@ def push_update(channel: grpc.Channel) -> Any:
 def pull_adapter(channel: grpc.Channel) -> Any:
     """FederationService.PullAdapter; answers are a header, then `Chunk`s and a `Commit`."""
     return channel.unary_stream(
-        f"/{_FEDERATION}/PullAdapter",
+        f"/{FEDERATION_SERVICE}/PullAdapter",
         request_serializer=federation_pb2.PullAdapterRequest.SerializeToString,
         response_deserializer=reader_of(federation_pb2.PullAdapterResponse),
     )
@@ -39,7 +37,7 @@ def pull_adapter(channel: grpc.Channel) -> Any:
 def export_adapter(channel: grpc.Channel) -> Any:
     """AdminService.ExportAdapter; answers are a header, then `Chunk`s and a `Commit`."""
     return channel.unary_stream(
-        f"/{_ADMIN}/ExportAdapter",
+        f"/{ADMIN_SERVICE}/ExportAdapter",
         request_serializer=admin_pb2.ExportAdapterRequest.SerializeToString,
         response_deserializer=reader_of(admin_pb2.ExportAdapterResponse),
     )

@@ -10,6 +10,7 @@ from support.federation import random_adapter, serving
 from support.runs import LAYOUT, run_spec
 
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.run_actor import RunActor
 from fedlora.adapters.spec import AdaptedModule
 
 WIDE = replace(
@@ -20,12 +21,12 @@ WIDE = replace(
 )
 
 
-async def first_round(tmp_path, method, expected):
+async def first_round(tmp_path, method, expected, **rules):
     """The adapter after a round of three, and how many modules were ready before the close.
 
     The last update comes once `expected` are.
     """
-    spec = run_spec(method=method, num_workers=3, num_rounds=2)
+    spec = run_spec(method=method, num_workers=3, num_rounds=2, **rules)
     async with asyncio.timeout(60), serving(tmp_path, spec) as served:
         workers = [await served.worker(f"w-{i}", layout=WIDE) for i in range(3)]
         task = await workers[0].task()
@@ -61,3 +62,18 @@ async def test_the_adapter_is_the_same_to_the_bit_with_and_without(
     at_the_close, ready = await first_round(tmp_path / "late", method, 0)
     assert ready == 0
     assert ahead == at_the_close
+
+
+async def test_no_blocks_are_kept_for_a_certificate_that_does_not_come(tmp_path, monkeypatch):
+    kept = []
+    published = RunActor._apply_quietly
+
+    async def noted(self, event):
+        kept.append(dict(self._engine._closed_grams))
+        await published(self, event)
+
+    monkeypatch.setattr(RunActor, "_apply_quietly", noted)
+    for certify_every in (1, 0):
+        kept.clear()
+        await first_round(tmp_path / str(certify_every), "optimal", 3, certify_every=certify_every)
+        assert any(kept) == bool(certify_every)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support.tiny_models import save_tiny_bert
 from support.worker_federation import Finished, federate, of_part, run_of, same
 from support.worker_runs import classifier_spec
 from torch import Tensor, nn
@@ -22,11 +21,6 @@ from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind, AdapterSpec
 
 IDS = torch.tensor([[2, 7, 9, 3, 11, 8], [2, 14, 6, 21, 5, 3]])
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ import torch
 from support.federation import serving
 from support.planned_worker import Recording
 from support.runs import run_spec
-from support.tiny_models import save_tiny_bert
 from support.tiny_trainer import TinyTrainer
 from support.worker_federation import federate, of_part, parts_in, run_of, same, stored
 from support.worker_harness import worker
@@ -25,26 +24,12 @@ from torch import Tensor
 
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import METHODS
-from aggregator_service.transport import server as transport_server
 from client_worker.training.features import FEATURES
 from fedlora.adapters.names import Part, parse_key
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.plan import Selection, WorkerFeature, plan_for
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Registration
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
-    recording = Recording()
-    monkeypatch.setattr(transport_server, "FederationServicer", recording.servicer())
-    return recording
-
 
 # --- PEFT models -------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from support.planned_worker import Payload, Recording
-from support.tiny_models import save_tiny_bert
 from support.worker_federation import Finished, federate, of_part, parts_in, run_of, same
 from support.worker_runs import classifier_spec
 from torch import Tensor
@@ -19,18 +18,6 @@ from fedlora.adapters.names import Part
 from fedlora.runs.tasks import TaskKind
 
 STAGES = {"refine_steps": 5, "refine_learning_rate": 1e-2, "personal_learning_rate": 1e-2}
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture
-def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
-    recording = Recording()
-    monkeypatch.setattr(transport_server, "FederationServicer", recording.servicer())
-    return recording
 
 
 def uploads(recording: Recording, kind: TaskKind) -> dict[tuple[int, str], Payload]:

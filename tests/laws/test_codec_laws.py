@@ -22,7 +22,6 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import METHODS
 from aggregator_service.aggregation.run_checks import check_run
 from fedlora.adapters.names import Part, parse_key, part_key
-from fedlora.adapters.spec import AdapterKind
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.codecs.updates import coded_update, create_codec
 from fedlora.errors import FedLoraError, Reason
@@ -110,8 +109,6 @@ def test_a_run_may_have_a_codec_where_its_workers_send_all_that_they_were_given(
         run_spec(method=name, num_workers=max(2, recipe.properties.min_clients)),
         codec=CodecSpec(name=codec),
     )
-    if AdapterKind.LORA not in recipe.properties.kinds:
-        pytest.skip("not for LoRA")
     if takes_codecs(name):
         check_run(recipe, spec, has_base_weights=True)
         return

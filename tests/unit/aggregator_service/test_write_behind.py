@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -32,11 +33,17 @@ def chunk(offset: int) -> Chunk:
     return Chunk(offset, memoryview(b"x"))
 
 
+async def stream(*messages: str) -> AsyncIterator[str]:
+    for message in messages:
+        yield message
+
+
 async def test_the_next_message_is_awaited_while_a_chunk_is_written():
     writer = SlowWriter()
     async with WriteBehind(writer) as behind:
         await behind.write(chunk(0))
-        assert await behind.meanwhile(asyncio.sleep(0, "next")) == "next"
+        assert await behind.next_of(stream("next")) == "next"
+        assert await behind.next_of(stream()) is None
         assert writer.written == []
         second = asyncio.ensure_future(behind.write(chunk(1)))
         await asyncio.to_thread(writer.begun.acquire)
@@ -52,9 +59,10 @@ async def test_a_wrong_chunk_is_noticed_while_nothing_comes(has_failed_already: 
     writer = SlowWriter(wrong=0)
     ended = asyncio.Event()
 
-    async def silence() -> None:
+    async def silence() -> AsyncIterator[str]:
         try:
             await asyncio.Event().wait()
+            yield "nothing"
         finally:
             ended.set()
 
@@ -64,7 +72,7 @@ async def test_a_wrong_chunk_is_noticed_while_nothing_comes(has_failed_already: 
             writer.go.release()
             if has_failed_already:
                 await asyncio.wait({behind._writing})
-            await asyncio.wait_for(behind.meanwhile(silence()), 20)
+            await asyncio.wait_for(behind.next_of(silence()), 20)
     assert has_failed_already or ended.is_set()
 
 
