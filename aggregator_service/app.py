@@ -50,11 +50,15 @@ class Aggregator:
     Args:
         config: its settings.
         run: run to create and start if it is not there; None serves what is stored.
+        listens: serve over gRPC; otherwise its coordinator and uploads are for this process alone.
     """
 
-    def __init__(self, config: AggregatorConfig, run: RunSpec | None = None) -> None:
+    def __init__(
+        self, config: AggregatorConfig, run: RunSpec | None = None, *, listens: bool = True
+    ) -> None:
         self._config = config
         self._run = run
+        self._listens = listens
         self.address = ""
         """host:port it serves on, once entered"""
         self._fenced = asyncio.Event()
@@ -98,15 +102,19 @@ class Aggregator:
             if self._run is not None:
                 await self.coordinator.create_run(self._run, start=True)
             admission = Admission(admission_rules(config), time.monotonic)
-            uploads = Uploads(self.coordinator, admission, pace_rules(config))
-            server = GrpcServer(self.coordinator, uploads, config)
-            self.address = await server.start()
-            opened.push_async_callback(server.stop)
-            if config.port_file is not None:
-                _write_atomically(config.port_file, self.address)
+            self.uploads = Uploads(self.coordinator, admission, pace_rules(config))
+            if self._listens:
+                await self._listen(opened)
             self._opened = opened.pop_all()
-        log.info("serving", address=self.address, state_dir=str(config.state_dir))
         return self
+
+    async def _listen(self, opened: contextlib.AsyncExitStack) -> None:
+        server = GrpcServer(self.coordinator, self.uploads, self._config)
+        self.address = await server.start()
+        opened.push_async_callback(server.stop)
+        if self._config.port_file is not None:
+            _write_atomically(self._config.port_file, self.address)
+        log.info("serving", address=self.address, state_dir=str(self._config.state_dir))
 
     async def __aexit__(self, *_: object) -> None:
         """Drains, then releases everything in the order of dependence."""

@@ -23,13 +23,13 @@ from client_worker.transport.client import FederationClient
 from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
-from fedlora.runs.tasks import Registration
+from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
 
 if TYPE_CHECKING:
     from client_worker.training.trainer import LocalTrainer
 
-__all__ = ["run_worker"]
+__all__ = ["offered", "run_worker"]
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +66,17 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
         return ExitCode.INTERNAL
 
 
+def offered(config: WorkerConfig) -> Capabilities:
+    """What a worker of these settings offers a server."""
+    return replace(
+        capabilities(),
+        max_rank=config.max_rank,
+        features=tuple(sorted(FEATURES)),
+        codecs=tuple(CodecName),
+        role=config.role,
+    )
+
+
 def _work(
     config: WorkerConfig,
     device: str,
@@ -91,13 +102,7 @@ def _work(
             name=config.name or default_name(device),
             federation=federation,
             create_trainer=create_trainer or create,
-            capabilities=replace(
-                capabilities(),
-                max_rank=config.max_rank,
-                features=tuple(sorted(FEATURES)),
-                codecs=tuple(CodecName),
-                role=config.role,
-            ),
+            capabilities=offered(config),
             stop=stop,
             patience=Patience(
                 limit_seconds=config.wait_for_server_seconds,

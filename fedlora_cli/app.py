@@ -21,6 +21,7 @@ from fedlora_cli.commands import (
     run,
     runs,
     serve,
+    study,
     watch,
     worker,
 )
@@ -45,6 +46,7 @@ _LOOKING = "Looking at runs"
 _FILES = "Adapters and configuration"
 
 app.command("run", rich_help_panel=_ONE_MACHINE)(run.run)
+app.command("study", rich_help_panel=_ONE_MACHINE)(study.study)
 app.command("serve", rich_help_panel=_MANY_MACHINES)(serve.serve)
 app.command("worker", rich_help_panel=_MANY_MACHINES)(worker.worker)
 app.command("workers", rich_help_panel=_MANY_MACHINES)(worker.workers)

@@ -267,6 +267,8 @@ class LocalFederation:
                 (self._folder.state_dir / "workers" / name).absolute()
             ),
         }
+        if self._settings.max_ranks:
+            environment["FEDLORA_WORKER__MAX_RANK"] = str(self._settings.max_rank_of(index))
         return ManagedProcess(
             name,
             "client_worker",

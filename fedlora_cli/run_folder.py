@@ -16,20 +16,10 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport, Run
 from fedlora_cli.configuration import load
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "decisive_values"]
 
 # What decides the result of a run; the rest (devices, threads, timeouts) may differ on a rerun.
-_DECISIVE = {
-    "run",
-    "model",
-    "adapter",
-    "method",
-    "rounds",
-    "training",
-    "data",
-    "data.partition",
-    "codec",
-}
+_DECISIVE = {"run", "model", "adapter", "method", "rounds", "training", "data", "plugins", "codec"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +79,8 @@ class RunFolder:
                 return True
             shutil.rmtree(self.root)
         self.root.mkdir(parents=True, exist_ok=True)
-        text = toml_text(_recorded(config))
         temporary = self.config_file.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(toml_text(_recorded(config)), encoding="utf-8")
         temporary.replace(self.config_file)
         return False
 
@@ -108,8 +97,8 @@ class RunFolder:
         return read_rounds(self.root)
 
     def _check_same(self, config: Config) -> None:
-        before = _values(load(self.config_file, environ={}).entries)
-        now = _values(config.entries)
+        before = decisive_values(load(self.config_file, environ={}))
+        now = decisive_values(config)
         changed = [
             f"{name}: {_text(before, name)} -> {_text(now, name)}"
             for name in sorted(before.keys() | now.keys())
@@ -127,13 +116,18 @@ class RunFolder:
 def _recorded(config: Config) -> Iterable[ConfigEntry]:
     """The run in full; of the processes' sections only what somebody has written."""
     for entry in config.entries:
-        whole = entry.section in _DECISIVE - {"data"}
+        whole = _decides(entry) and entry.section != "data"
         if whole or entry.origin.kind is not OriginKind.DEFAULT:
             yield entry
 
 
-def _values(entries: Iterable[ConfigEntry]) -> dict[str, object]:
-    return {e.name: e.value for e in entries if e.section in _DECISIVE}
+def decisive_values(config: Config) -> dict[str, object]:
+    """The values by name that decide the result of a run."""
+    return {e.name: e.value for e in config.entries if _decides(e)}
+
+
+def _decides(entry: ConfigEntry) -> bool:
+    return entry.section.partition(".")[0] in _DECISIVE
 
 
 def _text(values: Mapping[str, object], name: str) -> str:

@@ -177,7 +177,7 @@ def _round(state: RunState, worker: str, kind: TaskKind) -> int:
 
 def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
     slot = state.workers[worker].slot
-    shards = len(state.evaluators) if kind is TaskKind.EVALUATE else 0
+    shards = _test_shards(state) if kind is TaskKind.EVALUATE else 0
     round = _round(state, worker, kind)
     version = state.version or 0
     if kind is TaskKind.TRAIN:
@@ -194,6 +194,12 @@ def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
         remaining_seconds=max(0.0, state.deadline - now) if state.deadline is not None else 0.0,
         plan=_plan(state, kind, round),
     )
+
+
+def _test_shards(state: RunState) -> int:
+    """Into how many parts the test set is cut: one each, and those that nobody scores."""
+    rules, workers = state.spec.rounds, len(state.evaluators)
+    return workers if state.round == rules.num_rounds else round(workers / rules.test_share)
 
 
 def _plan(state: RunState, kind: TaskKind, round: int) -> RoundPlan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ class LocalTrainer:
         device: str,
         cache_dir: Path | None = None,
         threads: int = 0,
-    ) -> LocalTrainer:
+    ) -> Self:
         """Reads the data, loads the base model and attaches a fresh adapter.
 
         Args:

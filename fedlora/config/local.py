@@ -19,6 +19,8 @@ class LocalWorkers:
     """devices, taken in turn: auto, cpu, cuda:N or cuda:GPU-<uuid>"""
     threads_per_worker: int = 0
     """CPU threads of each worker; 0 shares the machine's cores evenly"""
+    max_ranks: tuple[int, ...] = ()
+    """largest LoRA ranks of the workers, taken in turn; 0 or none for the run's rank"""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -30,6 +32,11 @@ class LocalWorkers:
                 Reason.INVALID_CONFIG,
                 f"workers.threads_per_worker must not be negative, got {self.threads_per_worker}",
             )
+        if any(rank < 0 for rank in self.max_ranks):
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"workers.max_ranks must not be negative, got {list(self.max_ranks)}",
+            )
         if not self.devices:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,
@@ -40,6 +47,10 @@ class LocalWorkers:
     def device_of(self, index: int) -> str:
         """The device of worker `index`, counted from 0."""
         return self.devices[index % len(self.devices)]
+
+    def max_rank_of(self, index: int) -> int:
+        """The largest rank of worker `index`, counted from 0; 0 for the run's."""
+        return self.max_ranks[index % len(self.max_ranks)] if self.max_ranks else 0
 
     def threads_of(self, cores: int) -> int:
         """Threads each worker may use on a machine with `cores` cores."""

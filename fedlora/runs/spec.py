@@ -185,6 +185,8 @@ class RoundRules:
     """score each published adapter on the workers' held-out and shared test data"""
     evaluate_every: int = 1
     """rounds between two evaluations; the last round is always evaluated"""
+    test_share: float = 1.0
+    """share of the shared test set that is scored after a round; all of it after the last"""
     certify_every: int = 1
     """rounds between two certificates; the last round always gets one; 0 for none at all"""
 
@@ -247,8 +249,9 @@ class RoundRules:
                 raise _invalid(f"rounds.{name} must not be negative, got {getattr(self, name)}")
         if not self.deadline_seconds > 0:
             raise _invalid(f"rounds.deadline_seconds must be positive, got {self.deadline_seconds}")
-        if not 0 < self.mixing <= 1:
-            raise _invalid(f"rounds.mixing must lie in (0, 1], got {self.mixing}")
+        for name in ("mixing", "test_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise _invalid(f"rounds.{name} must lie in (0, 1], got {getattr(self, name)}")
 
     def _check_sync(self) -> None:
         if self.buffer_size or self.concurrency:

@@ -110,6 +110,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "torch": (
         "fedlora.numerics", "fedlora.adapters", "fedlora.codecs", "fedlora.tensors",
         "aggregator_service.aggregation", "aggregator_service.engine", "client_worker",
+        "fedlora_cli.simulation",
     ),
     "torch.nn": ("client_worker.adaptation", "client_worker.training"),
     "numpy": (),
@@ -117,6 +118,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
         "fedlora.tensors", "fedlora.adapters", "aggregator_service.aggregation",
         "client_worker.adaptation",
     ),
+    "scipy": ("fedlora_cli.study",),
     # Text becomes tokens in client_worker.data, which may name the tokenizer's type.
     "transformers": ("client_worker.adaptation", "client_worker.data"),
     "tokenizers": ("client_worker.adaptation", "client_worker.data"),
@@ -124,7 +126,10 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "datasets": ("client_worker.data",),
     "pynvml": ("client_worker.device", "fedlora_cli.device_workers"),
     # Values are checked at the edges: where a configuration, a record or a report is read.
-    "pydantic": ("fedlora.config", "aggregator_service.store", "aggregator_service.reporting"),
+    "pydantic": (
+        "fedlora.config", "aggregator_service.store", "aggregator_service.reporting",
+        "fedlora_cli.study",
+    ),
     "pydantic_settings": ("fedlora.config",),
     "typer": ("fedlora_cli",),
     "rich": ("fedlora_cli",),
@@ -166,12 +171,16 @@ def outside_violations(imports: Iterable[Import]) -> list[str]:
     return found
 
 
+_HEAVY = ("aggregator_service", "client_worker", "fedlora_cli.simulation")
+
+
 def eager_service_imports(imports: Iterable[Import]) -> list[str]:
     return [
         f"{item} when it is loaded; import services inside the command that needs them"
         for item in imports
         if is_in(item.importer, "fedlora_cli")
-        and item.name.split(".")[0] in ("aggregator_service", "client_worker")
+        and not is_in(item.importer, "fedlora_cli.simulation")
+        and any(is_in(item.name, package) for package in _HEAVY)
         and not item.lazy
     ]
 
@@ -223,6 +232,10 @@ PLANTED = {
     "fedlora/errors.py": ("from fedlora.numerics import sums", floor_violations),
     "fedlora_cli/commands/planted.py": (
         "from aggregator_service.app import serve",
+        eager_service_imports,
+    ),
+    "fedlora_cli/study/planted.py": (
+        "from fedlora_cli.simulation import federation",
         eager_service_imports,
     ),
 }

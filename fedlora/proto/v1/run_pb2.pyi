@@ -534,6 +534,7 @@ class RoundRules(_message.Message):
     MIXING_FIELD_NUMBER: _builtins.int
     EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
     CERTIFY_EVERY_FIELD_NUMBER: _builtins.int
+    TEST_SHARE_FIELD_NUMBER: _builtins.int
     num_rounds: _builtins.int
     min_workers: _builtins.int
     """Ready workers needed before a round begins."""
@@ -571,6 +572,8 @@ class RoundRules(_message.Message):
     """Rounds between two evaluations; the last round is always evaluated."""
     certify_every: _builtins.int
     """Rounds between two certificates; the last round always gets one; 0 for none at all."""
+    test_share: _builtins.float
+    """Share of the shared test set that is scored after a round but the last."""
     def __init__(
         self,
         *,
@@ -594,10 +597,11 @@ class RoundRules(_message.Message):
         mixing: _builtins.float = ...,
         evaluate_every: _builtins.int = ...,
         certify_every: _builtins.int = ...,
+        test_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent", "test_share", b"test_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

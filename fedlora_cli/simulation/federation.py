@@ -1,0 +1,192 @@
+"""One run from its first round to its last, with all its workers as threads of this process.
+
+The server is `Aggregator`, deaf to the network; each worker is the `Runner` of a worker process,
+with a `LocalTrainer` of its own. They train one at a time: torch's random generator belongs to the
+whole process, and a core that is shared does not get faster. So the numbers are those of worker
+processes with as many threads each (tests/integration/test_simulation.py holds them equal).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aggregator_service.app import Aggregator
+from aggregator_service.config import AggregatorConfig
+from client_worker.app import offered
+from client_worker.config import WorkerConfig
+from client_worker.data.config import DataConfig
+from client_worker.patience import Patience
+from client_worker.runner import Runner
+from client_worker.stop import StopRequest
+from client_worker.training.trainer import LocalTrainer, TrainingOutcome
+from fedlora.config import Config, LocalWorkers
+from fedlora.errors import FedLoraError, Reason
+from fedlora.exit_codes import ExitCode
+from fedlora.runs.report import RoundReport
+from fedlora.runs.spec import RunPhase
+from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration
+from fedlora.telemetry import bind_context
+from fedlora_cli.processes import describe_exit
+from fedlora_cli.simulation.direct import DirectFederation
+
+__all__ = ["simulate"]
+
+_NEVER_SECONDS = 7 * 24 * 3600.0
+"""a deadline, or a silence, that no simulated worker reaches: they wait for one another"""
+
+
+def simulate(
+    config: Config, *, device: str, export_dir: Path | None, scratch: Path
+) -> Sequence[RoundReport]:
+    """Runs a configuration's federation to its end.
+
+    Args:
+        config: the run, its workers and their data.
+        device: of workers and server, as `client_worker.device.resolve_device` returned it.
+        export_dir: where the server writes the run's folder, for people; None for nowhere.
+        scratch: an empty folder, for what need not be kept.
+
+    Returns:
+        The reports of all rounds.
+
+    Raises:
+        FedLoraError: WRONG_PHASE if the run has failed, INTERNAL if a worker has.
+    """
+    server = AggregatorConfig(
+        state_dir=scratch / "state",
+        export_dir=export_dir,
+        device=device if device == "cpu" else "cuda:0",
+        threads=config.build("workers", LocalWorkers).threads_of(1),
+        worker_timeout_seconds=_NEVER_SECONDS,
+    )
+    return asyncio.run(_simulate(config, server, device, scratch))
+
+
+async def _simulate(
+    config: Config, server: AggregatorConfig, device: str, scratch: Path
+) -> Sequence[RoundReport]:
+    workers, spec = config.build("workers", LocalWorkers), config.need_run()
+    spec = replace(spec, rounds=replace(spec.rounds, deadline_seconds=_NEVER_SECONDS))
+    loop = asyncio.get_running_loop()
+    async with Aggregator(server, spec, listens=False) as aggregator:
+        actor = aggregator.coordinator.run(spec.name)
+        turn = threading.Lock()
+        crew = [
+            _Worker(_settings(config, workers, device, i), _Server(aggregator, loop), scratch, turn)
+            for i in range(workers.count)
+        ]
+        with ThreadPoolExecutor(workers.count, thread_name_prefix="worker") as threads:
+            ended = [loop.run_in_executor(threads, worker.run) for worker in crew]
+            settled = asyncio.ensure_future(aggregator.wait_until_settled())
+            try:
+                await asyncio.gather(settled, *ended)
+            finally:
+                for worker in crew:
+                    worker.stop.request()
+                # Here and not where the pool closes: they take their leave through this loop.
+                await asyncio.gather(*ended, return_exceptions=True)
+        if actor.state.phase is not RunPhase.COMPLETED:
+            raise FedLoraError(
+                Reason.WRONG_PHASE, f"the run has {actor.state.phase}: {actor.state.reason}"
+            )
+        return [report async for report in aggregator.coordinator.reports(actor)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    aggregator: Aggregator
+    loop: asyncio.AbstractEventLoop
+
+    def reached_by(self, stop: StopRequest) -> DirectFederation:
+        return DirectFederation(
+            self.aggregator.coordinator, self.aggregator.uploads, self.loop, guard=stop.cancelling
+        )
+
+
+class _Worker:
+    """One worker, to be run in a thread."""
+
+    def __init__(
+        self, config: WorkerConfig, server: _Server, scratch: Path, turn: threading.Lock
+    ) -> None:
+        self.stop = StopRequest()
+        self._name = config.name
+        self._config = config
+        self._turn = turn
+        self._runner = Runner(
+            config,
+            name=config.name,
+            federation=server.reached_by(self.stop),
+            create_trainer=self._create_trainer,
+            capabilities=offered(config),
+            stop=self.stop,
+            patience=Patience(limit_seconds=0.0, sleep=self.stop.sleep),
+            scratch=scratch / config.name,
+        )
+
+    def run(self) -> None:
+        """Works until the run is over; a worker that ends for another reason ends them all."""
+        bind_context(worker=self._name)
+        code = self._runner.run()
+        if code is not ExitCode.OK:
+            raise FedLoraError(
+                Reason.INTERNAL, f"{self._name} {describe_exit(code)}; its log says why"
+            )
+
+    def _create_trainer(self, registration: Registration) -> _TakingTurns:
+        with self._turn:
+            trainer = _TakingTurns.create(
+                registration.run,
+                rank=registration.rank,
+                data=self._config.data,
+                slot=registration.data_slot,
+                device=self._config.device,
+                threads=self._config.threads,
+            )
+        trainer.turn = self._turn
+        return trainer
+
+
+class _TakingTurns(LocalTrainer):
+    """A trainer that waits until no other one computes."""
+
+    turn: threading.Lock
+
+    def train(self, **task: Any) -> TrainingOutcome:
+        """See LocalTrainer."""
+        with self.turn:
+            return super().train(**task)
+
+    def refine(self, **task: Any) -> TrainingOutcome:
+        """See LocalTrainer."""
+        with self.turn:
+            return super().refine(**task)
+
+    def personalise(self, own: Mapping[str, Tensor] | None, **task: Any) -> dict[str, Tensor]:
+        """See LocalTrainer."""
+        with self.turn:
+            return super().personalise(own, **task)
+
+    def evaluate(self, scope: EvaluationScope, **which: Any) -> tuple[Evaluation, ...]:
+        """See LocalTrainer."""
+        with self.turn:
+            return super().evaluate(scope, **which)
+
+
+def _settings(config: Config, workers: LocalWorkers, device: str, index: int) -> WorkerConfig:
+    return WorkerConfig(
+        name=f"worker-{index}",
+        run_name=config.need_run().name,
+        device=device,
+        data=config.build("data", DataConfig),
+        threads=workers.threads_of(1),
+        max_rank=workers.max_rank_of(index),
+    )

@@ -1,0 +1,1 @@
+"""Studies: a grid of federations, run in one process each, and what they show."""

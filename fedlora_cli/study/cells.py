@@ -1,0 +1,112 @@
+"""A cell: one federation of a study, and the key under which its result is kept.
+
+The key is a digest of everything that decides the result: the resolved configuration, defaults
+included, and the contents of the data files. Where they are the same, a cell is not run again,
+whatever it is called and wherever its files lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.config import Config, toml_value
+from fedlora.digests import new_digest
+from fedlora.errors import FedLoraError
+from fedlora_cli.configuration import load
+from fedlora_cli.run_folder import decisive_values
+from fedlora_cli.study.design import Condition, Study
+
+__all__ = ["Cell", "cells_of"]
+
+_PLACES = ("data.path", "data.test_path")
+_NAMES = ("run.name",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One federation."""
+
+    condition: Condition
+    seed: int
+    key: str
+    overrides: tuple[str, ...]
+    """what `fedlora run CONFIG --set` needs for the same federation over gRPC"""
+    num_rounds: int
+
+    @property
+    def label(self) -> str:
+        """For people: the variant, what is varied, the seed."""
+        varied = [f"{k.rpartition('.')[2]} {v}" for k, v in self.condition.varied.items()]
+        return ", ".join([self.condition.variant, *varied, f"seed {self.seed}"])
+
+    @property
+    def run_name(self) -> str:
+        """A name for its run and folder."""
+        return f"{self.condition.variant[:32]}-s{self.seed}-{self.key[:12]}"
+
+
+def cells_of(study: Study) -> tuple[Cell, ...]:
+    """All cells, every one's configuration checked; by seed, so that a part is paired, too.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG and the like, with the cell's name, for a configuration that
+            cannot be run.
+    """
+    found: dict[tuple[str, str], Cell] = {}
+    digests: dict[str, str] = {}
+    for seed in study.seeds:
+        for condition in study.conditions:
+            cell = _cell(study, condition, seed, digests)
+            found.setdefault((condition.variant, cell.key), cell)
+    return tuple(found.values())
+
+
+def _cell(study: Study, condition: Condition, seed: int, digests: dict[str, str]) -> Cell:
+    settings = {**condition.settings, "run.seed": seed, "data.partition.seed": seed}
+    overrides = tuple(f"{name}={toml_value(value)}" for name, value in settings.items())
+    try:
+        config = load(study.config, overrides, environ={})
+        check(config)
+    except FedLoraError as error:
+        raise FedLoraError(
+            error.reason, f"variant {condition.variant!r}: {error.message}", hint=error.hint
+        ) from None
+    return Cell(
+        condition=condition,
+        seed=seed,
+        key=_key(config, digests),
+        overrides=overrides,
+        num_rounds=config.need_run().rounds.num_rounds,
+    )
+
+
+def check(config: Config) -> None:
+    """Raises what the server and the command line would, before anything runs."""
+    from aggregator_service.aggregation import registry
+    from aggregator_service.aggregation.run_checks import check_run
+    from fedlora_cli.local_federation import check_workers
+
+    check_workers(config)
+    spec = config.need_run()
+    check_run(registry.create_recipe(spec.method), spec, has_base_weights=False)
+
+
+def _key(config: Config, digests: dict[str, str]) -> str:
+    values = {k: v for k, v in decisive_values(config).items() if k not in _NAMES}
+    workers = config.section("workers")
+    values |= {f"workers.{name}": workers[name] for name in ("count", "max_ranks")}
+    for place in _PLACES:
+        values[place] = _contents(str(values[place]), digests)
+    text = json.dumps({k: str(v) for k, v in sorted(values.items())})
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _contents(place: str, digests: dict[str, str]) -> str:
+    """The digest of a file, or the name of something that is none."""
+    path = Path(place)
+    if place and path.is_file() and place not in digests:
+        digests[place] = new_digest(path.read_bytes()).hexdigest()
+    return digests.get(place, place)

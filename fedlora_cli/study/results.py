@@ -1,0 +1,126 @@
+"""What cells came to: a line of JSON each, in a file beside the study that is kept with it.
+
+A line holds figures of every round, so that tables and curves can be made of it without the cell's
+folder. Lines are sorted by key: the same results are the same file, in whatever order they came.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from fedlora import __version__
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import RoundReport
+from fedlora_cli.study.cells import Cell
+
+__all__ = ["CellResult", "Results", "result_of"]
+
+_DIGITS = 6
+"""significant ones that are kept of a figure"""
+
+_CERTIFIED = (
+    "relative_error",
+    "relative_error_vs_change",
+    "factor_mean_error_vs_change",
+    "lower_bound_vs_change",
+    "gap_closed",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellResult:
+    """One cell's figures."""
+
+    key: str
+    label: str
+    rounds: tuple[Mapping[str, float], ...]
+    """by round: pooled scores, the certificate's errors, bytes_up and bytes_down"""
+    seconds: float
+    """from the start of the process to its end"""
+    train_seconds: float
+    """of them, the workers' optimiser steps"""
+    made_with: str
+    """versions and processor"""
+
+    def last(self, metric: str) -> float | None:
+        """A figure of the last round; None where it has none of that name."""
+        return self.rounds[-1].get(metric)
+
+    def bytes_to(self, metric: str, level: float) -> float | None:
+        """Bytes in both directions until the metric is first that high; None if it never is."""
+        total = 0.0
+        for figures in self.rounds:
+            total += figures["bytes_up"] + figures["bytes_down"]
+            if figures.get(metric, level - 1) >= level:
+                return total
+        return None
+
+
+def result_of(cell: Cell, reports: Sequence[RoundReport], *, seconds: float) -> CellResult:
+    """The figures of a cell that has been run."""
+    trained = sum(u.metrics.get("train_seconds", 0.0) for r in reports for u in r.updates)
+    return CellResult(
+        key=cell.key,
+        label=cell.label,
+        rounds=tuple(_figures(report) for report in reports),
+        seconds=round(seconds, 1),
+        train_seconds=round(trained, 1),
+        made_with=f"fedlora {__version__}, torch {version('torch')}, {platform.machine()}",
+    )
+
+
+def _figures(report: RoundReport) -> dict[str, float]:
+    figures = dict(report.metrics)
+    if report.certificate is not None:
+        overall = report.certificate.overall
+        figures |= {name: getattr(overall, name) for name in _CERTIFIED}
+        figures |= overall.measurements
+    figures |= {"bytes_up": float(report.bytes_up), "bytes_down": float(report.bytes_down)}
+    # NaN stands where there was nothing to measure, and JSON has none.
+    return {k: float(f"{v:.{_DIGITS}g}") for k, v in sorted(figures.items()) if math.isfinite(v)}
+
+
+class Results:
+    """The file of a study's results.
+
+    Args:
+        file: made with the first result.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._by_key = {result.key: result for result in _read(file)} if file.exists() else {}
+
+    def find(self, cell: Cell) -> CellResult | None:
+        """What a cell came to; None before it was run."""
+        return self._by_key.get(cell.key)
+
+    def add(self, result: CellResult) -> None:
+        """Keeps a result; the file is whole at any moment."""
+        self._by_key[result.key] = result
+        lines = [json.dumps(dataclasses.asdict(r)) for _, r in sorted(self._by_key.items())]
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.replace(self._file)
+
+
+def _read(file: Path) -> list[CellResult]:
+    found = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            found.append(CellResult(**{**values, "rounds": tuple(values["rounds"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise FedLoraError(
+                Reason.INVALID_DATA,
+                f"{file}, line {number}: no result of a cell ({error})",
+                hint="Remove the line: its cell is run again",
+            ) from None
+    return found

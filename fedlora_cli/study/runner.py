@@ -1,0 +1,158 @@
+"""Runs the cells of a study that have no result yet: a process each, several at a time.
+
+A process per cell: nothing of one federation is left for the next, a cell that is killed for
+memory takes no other with it, and each has its log. Stopped at any moment, a study loses the cells
+it was at; everything else is in the results, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fedlora.config import CONFIG_VARIABLE
+from fedlora.exit_codes import ExitCode
+from fedlora_cli.configuration import load
+from fedlora_cli.processes import (
+    ManagedProcess,
+    available_cores,
+    child_environment,
+    describe_exit,
+    stop_all,
+)
+from fedlora_cli.run_folder import RunFolder
+from fedlora_cli.study.cells import Cell
+from fedlora_cli.study.display import StudyDisplay
+from fedlora_cli.study.results import Results, result_of
+
+__all__ = ["StudyRunner"]
+
+_POLL_SECONDS = 0.2
+_STOP_GRACE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    cell: Cell
+    folder: RunFolder
+    process: ManagedProcess
+    device: str
+
+
+class StudyRunner:
+    """Runs cells.
+
+    Args:
+        config: configuration that the cells' overrides are for.
+        results: finished cells go there.
+        work_dir: a folder for each cell, with its report and log.
+        jobs: cells at a time; 0 for one a core, or one a device where devices are named.
+        devices: taken in turn; empty for those of the configuration.
+        display: shows it.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        results: Results,
+        *,
+        work_dir: Path,
+        jobs: int,
+        devices: Sequence[str],
+        display: StudyDisplay,
+    ) -> None:
+        cores = available_cores()
+        self._config = config
+        self._results = results
+        self._work_dir = work_dir
+        self._jobs = jobs or len(devices) or cores
+        self._threads = max(1, cores // self._jobs)
+        self._devices = deque(
+            devices[i % len(devices)] if devices else "" for i in range(self._jobs)
+        )
+        self._display = display
+        self._stopping = False
+        self.failures: list[str] = []
+        """cells that have failed, with their last words"""
+
+    def run(self, cells: Sequence[Cell]) -> ExitCode:
+        """Runs cells to their end; no process is left when it returns."""
+        waiting, running = deque(cells), list[_Running]()
+        try:
+            with self._stopped_by_signals(), self._display:
+                while (waiting or running) and not self._stopping:
+                    while waiting and self._devices:
+                        running.append(self._start(waiting.popleft()))
+                    running = [at for at in running if not self._ended(at)]
+                    self._display.show([(r.cell, _rounds_done(r.folder)) for r in running])
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            stop_all([[at.process for at in running]], _STOP_GRACE_SECONDS)
+            for at in running:
+                shutil.rmtree(at.folder.root)
+        if self._stopping:
+            return ExitCode.INTERRUPTED
+        return ExitCode.RUN_FAILED if self.failures else ExitCode.OK
+
+    def _start(self, cell: Cell) -> _Running:
+        folder = RunFolder((self._work_dir / cell.run_name).absolute())
+        device = self._devices.popleft()
+        settings = [f"run.name={cell.run_name}", f"workers.threads_per_worker={self._threads}"]
+        if device:
+            settings.append(f"workers.devices={device}")
+        config = load(self._config, [*cell.overrides, *settings], environ={})
+        folder.prepare(config, fresh=True)
+        environment = child_environment(os.environ, threads=self._threads)
+        process = ManagedProcess(
+            cell.label,
+            "fedlora_cli.simulation",
+            environment=environment | {CONFIG_VARIABLE: str(folder.config_file)},
+            log=folder.log_dir / "cell.log",
+        )
+        process.start()
+        return _Running(cell, folder, process, device)
+
+    def _ended(self, at: _Running) -> bool:
+        """Whether a cell's process has ended; if so, keeps what it came to."""
+        code = at.process.poll()
+        if code is None:
+            return False
+        at.process.close()
+        self._devices.append(at.device)
+        if code == ExitCode.OK:
+            seconds = time.monotonic() - at.process.started_at
+            result = result_of(at.cell, at.folder.rounds(), seconds=seconds)
+            self._results.add(result)
+            # The last adapter is in `final`; a study of a hundred cells has many others.
+            shutil.rmtree(at.folder.root / "rounds")
+            self._display.done(at.cell, result)
+        else:
+            said = f"{at.cell.label} {describe_exit(code)} (log: {at.process.log}); it said last:"
+            self.failures.append(f"{said}\n{at.process.tail(8)}")
+            self._display.failed(at.cell, describe_exit(code))
+        return True
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        def stop(_signum: int, _frame: FrameType | None) -> None:
+            self._stopping = True
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def _rounds_done(folder: RunFolder) -> int:
+    metrics = folder.root / "metrics.jsonl"
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

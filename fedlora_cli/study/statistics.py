@@ -1,0 +1,101 @@
+"""Mean, spread, and whether a variant differs from the baseline: paired by seed.
+
+Two variants of one seed share their data, first adapter and order of examples, and most of what
+one seed differs by from another is in those. So a difference is taken within each seed, and its
+mean is held against its own spread (Student's paired t test, two-sided). Of several variants
+beside one baseline some would differ by chance: their p values are Holm's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora.errors import FedLoraError, Reason
+
+__all__ = ["Difference", "Summary", "compare", "holm", "summarise"]
+
+_FEWEST_PAIRS = 2
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Mean and spread over seeds."""
+
+    count: int
+    mean: float
+    deviation: float
+    """standard deviation of single seeds; 0 for one"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A variant minus the baseline, over the seeds that both have."""
+
+    count: int
+    mean: float
+    low: float
+    high: float
+    """95 % confidence interval of the mean"""
+    p: float
+    """that so much is seen where there is no difference"""
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and standard deviation of at least one value."""
+    mean = math.fsum(values) / len(values)
+    squares = math.fsum((v - mean) ** 2 for v in values)
+    deviation = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
+    return Summary(count=len(values), mean=mean, deviation=deviation)
+
+
+def compare(of: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """The difference of two variants' values by seed; None for fewer than two common seeds."""
+    seeds = sorted(of.keys() & baseline.keys())
+    if len(seeds) < _FEWEST_PAIRS:
+        return None
+    differences = [of[s] - baseline[s] for s in seeds]
+    summary = summarise(differences)
+    if summary.deviation == 0:
+        # Equal differences: none at all, or one that no chance explains.
+        return Difference(
+            count=len(seeds),
+            mean=summary.mean,
+            low=summary.mean,
+            high=summary.mean,
+            p=0.0 if summary.mean else 1.0,
+        )
+    tested = _stats().ttest_1samp(differences, 0.0)
+    low, high = tested.confidence_interval(_LEVEL)
+    return Difference(
+        count=len(seeds),
+        mean=summary.mean,
+        low=float(low),
+        high=float(high),
+        p=float(tested.pvalue),
+    )
+
+
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """P values by name, adjusted for their number (Holm 1979): never below the smaller ones."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, (name, p) in enumerate(sorted(values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(values) - rank)))
+        adjusted[name] = highest
+    return adjusted
+
+
+def _stats() -> Any:
+    try:
+        from scipy import stats
+    except ModuleNotFoundError as error:
+        raise FedLoraError(
+            Reason.MISSING_EXTRA,
+            "comparing variants needs the package scipy, which is not installed",
+            hint="Install it with: pip install 'fedlora[study]'",
+        ) from error
+    return stats
