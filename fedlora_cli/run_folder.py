@@ -16,10 +16,11 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport, Run
 from fedlora_cli.configuration import load
 
-__all__ = ["RunFolder", "decisive_values"]
+__all__ = ["RunFolder", "decides"]
 
-# What decides the result of a run; the rest (devices, threads, timeouts) may differ on a rerun.
-_DECISIVE = {"run", "model", "adapter", "method", "rounds", "training", "data", "plugins", "codec"}
+# What the processes are told may differ on a rerun (devices, threads, timeouts); the rest decides
+# the result.
+_PROCESSES = {"server", "worker", "workers"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,8 @@ class RunFolder:
         return read_rounds(self.root)
 
     def _check_same(self, config: Config) -> None:
-        before = decisive_values(load(self.config_file, environ={}))
-        now = decisive_values(config)
+        before = _values(load(self.config_file, environ={}))
+        now = _values(config)
         changed = [
             f"{name}: {_text(before, name)} -> {_text(now, name)}"
             for name in sorted(before.keys() | now.keys())
@@ -116,18 +117,18 @@ class RunFolder:
 def _recorded(config: Config) -> Iterable[ConfigEntry]:
     """The run in full; of the processes' sections only what somebody has written."""
     for entry in config.entries:
-        whole = _decides(entry) and entry.section != "data"
+        whole = decides(entry) and entry.section != "data"
         if whole or entry.origin.kind is not OriginKind.DEFAULT:
             yield entry
 
 
-def decisive_values(config: Config) -> dict[str, object]:
-    """The values by name that decide the result of a run."""
-    return {e.name: e.value for e in config.entries if _decides(e)}
+def _values(config: Config) -> dict[str, object]:
+    return {e.name: e.value for e in config.entries if decides(e)}
 
 
-def _decides(entry: ConfigEntry) -> bool:
-    return entry.section.partition(".")[0] in _DECISIVE
+def decides(entry: ConfigEntry) -> bool:
+    """Whether a value decides the result of a run, and not only how it is run."""
+    return entry.section not in _PROCESSES
 
 
 def _text(values: Mapping[str, object], name: str) -> str:

@@ -1,8 +1,9 @@
 """A cell: one federation of a study, and the key under which its result is kept.
 
-The key is a digest of everything that decides the result: the resolved configuration, defaults
-included, and the contents of the data files. Where they are the same, a cell is not run again,
-whatever it is called and wherever its files lie.
+The key is a digest of what decides the result: the keys of the configuration that are written, and
+the contents of the data files. Where they are the same, a cell is not run again, whatever it is
+called and wherever its files lie. Defaults are left out, so that a new key does not make old
+results worthless; each result says which version it was made with.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.config import Config, toml_value
+from fedlora.config import Config, OriginKind, toml_value
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError
 from fedlora_cli.configuration import load
-from fedlora_cli.run_folder import decisive_values
+from fedlora_cli.run_folder import decides
 from fedlora_cli.study.design import Condition, Study
 
 __all__ = ["Cell", "cells_of"]
 
-_PLACES = ("data.path", "data.test_path")
-_NAMES = ("run.name",)
+_NAMES = {"run.name"}
+_PLACES = {"data.path", "data.test_path"}
+_WORKERS = {"workers.count", "workers.max_ranks"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +97,14 @@ def check(config: Config) -> None:
 
 
 def _key(config: Config, digests: dict[str, str]) -> str:
-    values = {k: v for k, v in decisive_values(config).items() if k not in _NAMES}
-    workers = config.section("workers")
-    values |= {f"workers.{name}": workers[name] for name in ("count", "max_ranks")}
-    for place in _PLACES:
+    values = {
+        entry.name: entry.value
+        for entry in config.entries
+        if entry.origin.kind is not OriginKind.DEFAULT
+        and (decides(entry) or entry.name in _WORKERS)
+        and entry.name not in _NAMES
+    }
+    for place in _PLACES & values.keys():
         values[place] = _contents(str(values[place]), digests)
     text = json.dumps({k: str(v) for k, v in sorted(values.items())})
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,119 @@
+"""A federation in one process: the numbers are those of processes that talk gRPC."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedlora.config import CONFIG_VARIABLE
+from fedlora_cli.processes import child_environment
+
+pytestmark = pytest.mark.timeout(300)
+
+CONFIG = """
+[run]
+name = "{name}"
+seed = 3
+[model]
+base = "random:bert"
+task = "sequence_classification"
+labels = ["a", "b"]
+[adapter]
+r = 3
+target_modules = ["query", "value"]
+modules_to_save = ["classifier"]
+[method]
+name = "flora_na"
+[rounds]
+num_rounds = 2
+min_workers = 3
+quorum = 3
+test_share = 0.5
+[training]
+local_steps = 3
+batch_size = 4
+max_sequence_tokens = 16
+learning_rate = 1e-2
+[data]
+path = "../rows.jsonl"
+split_column = "split"
+[data.partition]
+scheme = "iid"
+num_slots = 3
+[workers]
+count = 3
+devices = ["cpu"]
+threads_per_worker = 1
+max_ranks = [3, 1, 2]
+"""
+
+
+def folder(tmp_path: Path, name: str, **changes: str) -> Path:
+    rows = [
+        {
+            "text": f"{'up' if i % 2 else 'down'} {i}",
+            "label": "ab"[i % 2],
+            "split": "test" if i % 4 == 0 else "train",
+        }
+        for i in range(96)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = tmp_path / name
+    made.mkdir()
+    text = CONFIG.format(name=name)
+    for old, new in changes.items():
+        text = text.replace(f"\n{old} = ", f"\n{new}\n# {old} = ")
+    (made / "config.toml").write_text(text)
+    return made
+
+
+def command(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
+    environment = child_environment(os.environ, threads=1)
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env=environment | {CONFIG_VARIABLE: str(config / "config.toml")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def rounds(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_process_gives_the_same_adapters_and_scores_as_grpc(tmp_path):
+    direct = folder(tmp_path, "direct")
+    done = command("fedlora_cli.simulation", config=direct)
+    assert done.returncode == 0, done.stderr[-3000:]
+    over_grpc = folder(tmp_path, "over-grpc")
+    run_dir = tmp_path / "run"
+    done = command(
+        *("fedlora_cli", "run", str(over_grpc / "config.toml"), "--run-dir", str(run_dir)),
+        config=over_grpc,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(rounds(direct)) == 2
+    for here, there in zip(rounds(direct), rounds(run_dir), strict=True):
+        assert here["adapter_digest"] == there["adapter_digest"]
+        assert here["metrics"] == there["metrics"]
+        assert [u["rank"] for u in here["updates"]] == [3, 1, 2]
+        assert here["bytes_up"] == there["bytes_up"]
+    # Half of the 24 test examples after the first round, all of them after the last.
+    assert [r["metrics"]["test_num_examples"] for r in rounds(direct)] == [12, 24]
+    assert not list(direct.glob("scratch-*"))
+
+
+def test_a_worker_that_fails_ends_the_process_with_its_reason(tmp_path):
+    wrong = folder(tmp_path, "wrong", target_modules='target_modules = ["no_such_module"]')
+    done = command("fedlora_cli.simulation", config=wrong)
+    assert done.returncode == 1
+    assert "no_such_module" in done.stdout + done.stderr
+    assert "worker-" in done.stderr
+    assert not list(wrong.glob("scratch-*"))

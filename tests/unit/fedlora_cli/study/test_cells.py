@@ -1,0 +1,121 @@
+"""Cells: when two are the same, and what is found before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fedlora.errors import FedLoraError
+from fedlora_cli.study.cells import cells_of
+from fedlora_cli.study.design import Condition, Study
+
+CONFIG = """
+[run]
+name = "tiny"
+[model]
+base = "random:bert"
+task = "sequence_classification"
+labels = ["a", "b"]
+[adapter]
+r = 2
+target_modules = ["query"]
+[method]
+name = "fedit"
+[data]
+path = "rows.jsonl"
+[data.partition]
+num_slots = 2
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "x", "label": "a"}\n')
+    file = tmp_path / "run.toml"
+    file.write_text(CONFIG)
+    return file
+
+
+def study(config, *settings, seeds=(0,)):
+    return Study(
+        name="s",
+        title="",
+        question="",
+        config=config,
+        seeds=seeds,
+        baseline="v0",
+        metrics=("test_accuracy",),
+        conditions=tuple(
+            Condition(variant=f"v{i}", varied={}, settings=s) for i, s in enumerate(settings)
+        ),
+    )
+
+
+def keys(config, *settings, **others):
+    return [cell.key for cell in cells_of(study(config, *settings, **others))]
+
+
+def test_whatever_decides_a_result_changes_the_key(config):
+    found = keys(
+        config,
+        {},
+        {"method.name": "flora_na"},
+        {"method.name": "flora_na", "method.coefficients": "diagonal"},
+        {"weighting.name": "uniform"},
+        {"training.learning_rate": 1e-3},
+        {"rounds.num_rounds": 3},
+        {"data.partition.dirichlet_alpha": 0.1},
+        {"data.max_examples": 5},
+        {"workers.max_ranks": [1, 2], "method.name": "flora"},
+        {"codec.name": "int8"},
+    )
+    assert len({*found}) == len(found)
+    assert not {*found} & {*keys(config, {}, seeds=(1,))}
+
+
+def test_names_places_devices_and_threads_do_not(config, tmp_path):
+    (first,) = keys(config, {})
+    names = {"run.name": "other", "workers.threads_per_worker": 2, "workers.devices": ["cpu"]}
+    assert keys(config, names) == [first]
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("rows.jsonl", "run.toml"):
+        (moved / name).write_bytes((tmp_path / name).read_bytes())
+    assert keys(moved / "run.toml", {}) == [first]
+
+
+def test_other_data_is_another_cell(config, tmp_path):
+    (first,) = keys(config, {})
+    (tmp_path / "rows.jsonl").write_text('{"text": "y", "label": "a"}\n')
+    assert keys(config, {}) != [first]
+
+
+def test_seeds_come_first_so_that_a_part_of_a_study_is_paired(config):
+    cells = cells_of(study(config, {}, {"method.name": "optimal"}, seeds=(0, 1)))
+    assert [(c.seed, c.condition.variant) for c in cells] == [
+        (0, "v0"), (0, "v1"), (1, "v0"), (1, "v1"),
+    ]  # fmt: skip
+    assert [c.overrides[-2:] for c in cells[:2]] == [("run.seed=0", "data.partition.seed=0")] * 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"method.name": "fedti"}, "fedit"),
+        ({"training.learning_rat": 1.0}, "learning_rat"),
+        ({"server_optimizer.name": "nothing"}, "nothing"),
+        ({"rounds.min_workers": 3}, "workers.count"),
+    ],
+)
+def test_a_cell_that_cannot_run_is_refused_before_any_has_begun(config, settings, words):
+    with pytest.raises(FedLoraError) as caught:
+        cells_of(study(config, {}, settings))
+    assert "variant 'v1'" in caught.value.message
+    assert words in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_cell_says_how_to_run_it_over_grpc(config):
+    (cell,) = cells_of(study(config, {"method.name": "optimal"}))
+    assert 'method.name="optimal"' in cell.overrides
+    assert dataclasses.replace(cell, key="a" * 24).run_name == "v0-s0-aaaaaaaaaaaa"

@@ -1,0 +1,56 @@
+"""Figures that were worked by hand or are in tables of statistics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedlora_cli.study.statistics import compare, holm, summarise
+
+
+def test_the_deviation_is_that_of_a_sample():
+    summary = summarise([2.0, 4.0, 4.0, 6.0])
+    assert (summary.count, summary.mean) == (4, 4.0)
+    assert summary.deviation == pytest.approx(math.sqrt(8 / 3))
+    assert summarise([3.0]).deviation == 0.0
+
+
+def test_a_paired_t_test_as_worked_by_hand():
+    # Differences 1, 2, 3, 4, 5: mean 3, deviation sqrt(2.5), t = 3 / sqrt(0.5) = 4.2426 with four
+    # degrees of freedom; the table's t(0.975, 4) is 2.7764.
+    of = {0: 11.0, 1: 12.0, 2: 13.0, 3: 14.0, 4: 15.0}
+    found = compare(of, dict.fromkeys(of, 10.0))
+    assert found is not None
+    assert (found.count, found.mean) == (5, 3.0)
+    assert found.high - found.mean == pytest.approx(2.7764 * math.sqrt(0.5), rel=1e-4)
+    assert found.low + found.high == pytest.approx(2 * found.mean)
+    assert found.p == pytest.approx(0.01324, abs=5e-5)
+
+
+def test_only_common_seeds_are_compared_and_one_is_too_few():
+    assert compare({0: 1.0, 1: 2.0}, {1: 1.0, 2: 0.0}) is None
+    found = compare({0: 1.0, 1: 2.0, 2: 9.0}, {0: 0.0, 1: 2.0})
+    assert found is not None
+    assert (found.count, found.mean) == (2, 0.5)
+
+
+def test_a_pairing_that_explains_everything_is_seen_where_the_spread_hides_it():
+    baseline = {0: 0.2, 1: 0.5, 2: 0.8}
+    found = compare({s: v + 0.01 + 0.0001 * s for s, v in baseline.items()}, baseline)
+    assert found is not None
+    assert found.p < 0.001
+
+
+def test_equal_values_differ_by_nothing():
+    found = compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_holm_as_worked_by_hand():
+    # 0.01 * 4; 0.02 * 3; max(0.06, 0.03 * 2); max(0.06, 0.04 * 1)
+    adjusted = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
+    assert adjusted == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.06})
+    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
