@@ -11,14 +11,25 @@ from fedlora.runs.tasks import Evaluation
 __all__ = ["check_metrics", "check_scores"]
 
 
-def check_scores(evaluations: tuple[Evaluation, ...]) -> None:
-    """Refuses scores that are no numbers or too many."""
+def check_scores(evaluations: tuple[Evaluation, ...], *, num_labels: int) -> None:
+    """Refuses scores that are no numbers, too many, or of other labels than the run's.
+
+    Args:
+        evaluations: as a worker sent them.
+        num_labels: of the run; 0 where it classifies nothing.
+    """
     if len(evaluations) > 16 or any(len(e.metrics) > 64 for e in evaluations):
         raise FedLoraError(
             Reason.INVALID_ARGUMENT, "expected at most 16 evaluations of at most 64 metrics"
         )
     for evaluation in evaluations:
         check_metrics(evaluation.metrics)
+        counts = evaluation.label_counts
+        if counts is not None and len(counts.present) != num_labels:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"label counts: expected those of {num_labels} labels, got {len(counts.present)}",
+            )
 
 
 def check_metrics(metrics: Mapping[str, float]) -> None:

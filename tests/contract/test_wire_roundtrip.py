@@ -18,7 +18,7 @@ from fedlora.adapters import spec as adapters
 from fedlora.codecs import spec as codecs
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
-from fedlora.runs import plan, report, tasks
+from fedlora.runs import label_counts, plan, report, tasks
 from fedlora.runs import spec as runs
 from fedlora.tensors import manifest
 from fedlora.wire.convert import from_message, to_message
@@ -36,6 +36,7 @@ PAIRS = {
     runs.PartitionSpec: run_pb2.PartitionSpec,
     codecs.CodecSpec: run_pb2.CodecSpec,
     runs.RunSpec: run_pb2.RunSpec,
+    label_counts.LabelCounts: run_pb2.LabelCounts,
     tasks.Evaluation: run_pb2.Evaluation,
     tasks.Capabilities: federation_pb2.Capabilities,
     tasks.Limits: federation_pb2.Limits,

@@ -802,6 +802,42 @@ class RunSpec(_message.Message):
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
 
 @_typing.final
+class LabelCounts(_message.Message):
+    """A classifier's hits and misses by label, in the order of the run's labels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correct(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples of the label that were told so."""
+
+    @_builtins.property
+    def predicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples told to be of the label."""
+
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples of the label."""
+
+    def __init__(
+        self,
+        *,
+        correct: _abc.Iterable[_builtins.int] | None = ...,
+        predicted: _abc.Iterable[_builtins.int] | None = ...,
+        present: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "predicted", b"predicted", "present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelCounts: _TypeAlias = LabelCounts  # noqa: Y015
+
+@_typing.final
 class Evaluation(_message.Message):
     """Scores on one set of examples."""
 
@@ -831,12 +867,17 @@ class Evaluation(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    LABEL_COUNTS_FIELD_NUMBER: _builtins.int
     scope: Global___EvaluationScope.ValueType
     split: Global___EvaluationSplit.ValueType
     num_examples: _builtins.int
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Means over num_examples: "loss", "accuracy", "perplexity", ..."""
+        """Means over num_examples: "loss", "accuracy", "exact_match", ..."""
+
+    @_builtins.property
+    def label_counts(self) -> Global___LabelCounts:
+        """Of a classifier; macro-F1 pools over workers by these counts, and by no mean."""
 
     def __init__(
         self,
@@ -845,12 +886,15 @@ class Evaluation(_message.Message):
         split: Global___EvaluationSplit.ValueType = ...,
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        label_counts: Global___LabelCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts", "metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__label_counts: _TypeAlias = _typing.Literal["label_counts"]  # noqa: Y015
+    _WhichOneofArgType__label_counts: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_counts) -> _WhichOneofReturnType__label_counts | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
