@@ -87,6 +87,7 @@ def _tiles(rounds: Sequence[RoundReport]) -> str:
                 first = next(r.metrics[name] for r in rounds if name in r.metrics)
                 label = f"{score.name.lower()} {text}; {score.number(first)} after round 1"
                 tiles.append((score.number(last.metrics[name]), label))
+        tiles += _fairness(last, score)
     if certified := [r for r in rounds if r.certificate]:
         entry = _overall(certified[-1])
         label = (
@@ -110,6 +111,18 @@ def _tiles(rounds: Sequence[RoundReport]) -> str:
         for value, label in tiles
     )
     return f'<div class="tiles">{inside}</div>'
+
+
+def _fairness(last: RoundReport, score: figures.Score) -> list[tuple[str, str]]:
+    metrics, prefix = last.metrics, f"held_out_{score.metric}"
+    if f"{prefix}_worst_tenth" not in metrics:
+        return []
+    label = (
+        f"{score.name.lower()} with the worst tenth of the workers; lowest "
+        f"{score.number(metrics.get(f'{prefix}_lowest'))}, standard deviation over workers "
+        f"{score.number(metrics.get(f'{prefix}_deviation'))}"
+    )
+    return [(score.number(metrics[f"{prefix}_worst_tenth"]), label)]
 
 
 def _scores(rounds: Sequence[RoundReport]) -> str:

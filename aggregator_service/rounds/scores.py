@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from aggregator_service.rounds.fairness import fairness
 from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
@@ -37,7 +38,7 @@ def pool_scores(
         ``<group>_num_examples``; of classifiers ``<group>_macro_f1`` and
         ``<group>_balanced_accuracy``, of the sums of the workers' counts; and
         ``local_global_gap``, how much better the workers' own adapters do on their own data, over
-        the workers that reported both.
+        the workers that reported both. Beside them what `fairness` says.
     """
     pooled: dict[str, float] = {}
     everything = [e for es in (*local.values(), *published.values()) for e in es]
@@ -45,7 +46,9 @@ def pool_scores(
         members = [e for e in everything if e.scope is scope and e.split is split]
         pooled |= _weighted_means(group, members)
     gap = _gap(local, published)
-    return pooled if gap is None else {**pooled, "local_global_gap": gap}
+    if gap is not None:
+        pooled["local_global_gap"] = gap
+    return pooled | fairness(published)
 
 
 def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:

@@ -22,6 +22,9 @@ __all__ = ["Scores", "losses", "score", "shard"]
 _BATCH_TOKENS = 4096
 """tokens of one forward pass, about: enough to keep a device busy, little memory"""
 
+_MOST_NATS = 640.0
+"""a loss of more is no model but noise, and its exp more than a server takes"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
@@ -95,8 +98,7 @@ def score(
             metrics={"accuracy": mean_correct, "loss": mean_loss},
             label_counts=LabelCounts(correct=told, predicted=predicted, present=present),
         )
-    # exp overflows beyond 709 nats, which is no model but noise.
-    perplexity = math.exp(mean_loss) if mean_loss < 700 else math.inf
+    perplexity = math.exp(mean_loss) if mean_loss < _MOST_NATS else math.inf
     return Scores(
         metrics={
             "loss": mean_loss,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from aggregator_service.reported_numbers import check_metrics, check_scores
+from aggregator_service.rounds.scores import pool_scores
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
@@ -38,10 +40,26 @@ def test_counts_of_more_examples_than_were_scored_are_refused():
     assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_metrics_that_are_no_numbers_are_refused(value: float):
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300])
+def test_metrics_that_no_sum_could_hold_are_refused(value: float):
     with pytest.raises(FedLoraError, match="must be finite"):
         check_metrics({"loss": value})
+
+
+@pytest.mark.parametrize("name", ["accuracy", "token_accuracy", "exact_match"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_a_share_that_is_none_is_refused(name: str, value: float):
+    with pytest.raises(FedLoraError, match=f"'{name}': expected a share"):
+        check_scores((replace(scores(), metrics={name: value}),), num_labels=2)
+
+
+def test_what_passes_the_door_breaks_no_sum():
+    loud = replace(
+        scores(counts=None), num_examples=2**64 - 1, metrics={"loss": 1e280, "perplexity": 1e280}
+    )
+    quiet = replace(loud, metrics={"loss": -1e280, "perplexity": -1e280})
+    check_scores((loud, quiet), num_labels=2)
+    pool_scores({}, {"a": (loud,) * 8, "b": (quiet,) * 8, "c": (loud,) * 8})
 
 
 def test_metrics_whose_names_cannot_be_shown_are_refused():

@@ -73,6 +73,25 @@ def test_the_sentences_carry_the_numbers_of_the_run():
     assert "1 min 30 s" in text
 
 
+def test_the_worst_served_workers_and_personal_scores_are_shown_where_there_are_such():
+    plain = Page(report_html(sample_run(), ROUNDS)).text
+    assert "worst tenth" not in plain
+    assert "made personal" not in plain
+    more = {
+        "held_out_accuracy_worst_tenth": 0.4321,
+        "held_out_accuracy_lowest": 0.3456,
+        "held_out_accuracy_deviation": 0.0789,
+        "personal_accuracy": 0.9123,
+        "test_macro_f1": 0.7654,
+    }
+    last = replace(ROUNDS[-1], metrics={**ROUNDS[-1].metrics, **more})
+    html = report_html(sample_run(), [*ROUNDS[:-1], last])
+    text = Page(html).text
+    for figure in ("43.2 %", "34.6 %", "7.9 %", "91.2 %", "76.5 %"):
+        assert figure in text
+    assert "published adapter made personal, round 6" in html
+
+
 def test_layers_in_which_nobody_learnt_anything_are_no_obstacle():
     learnt, still = (2.0, 1.0), (0.0, 0.0)
     for spectra in ((learnt, still), (still, still)):
