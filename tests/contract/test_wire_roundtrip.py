@@ -56,6 +56,7 @@ PAIRS = {
     report.WorkerEvaluation: run_pb2.WorkerEvaluation,
     report.RoundReport: run_pb2.RoundReport,
     report.WorkerInfo: admin_pb2.WorkerInfo,
+    report.BestRound: run_pb2.BestRound,
     report.Run: admin_pb2.Run,
     report.RunEvent: admin_pb2.RunEvent,
 }
@@ -69,6 +70,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "cohort_size": 0,
         "over_selection": 0.0,
         "mixing": 0.5,
+        "best_by": "test_loss",
     },
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
     runs.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
