@@ -412,7 +412,7 @@ class Coordinator:
     ) -> None:
         """Counts a worker's scores of the published adapter, once."""
         actor, worker = self.session(token)
-        check_scores(evaluations)
+        check_scores(evaluations, num_labels=len(actor.state.spec.adapter.labels))
         if check_evaluation(actor.state, worker, task_id, actor.now()):
             await actor.apply(EvaluationReported(worker, evaluations))
 

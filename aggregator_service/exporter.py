@@ -27,6 +27,7 @@ from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.worker_copies import servable_blob
 from fedlora.runs.report import EventType, RoundReport, RunEvent
+from fedlora.runs.spec import FinalVersion
 
 __all__ = ["RunExporter"]
 
@@ -163,8 +164,8 @@ class RunExporter:
     def _finish(self, export: _Export, state: RunState) -> None:
         """Writes what shows the run as a whole."""
         directory, final = export.directory, state.phase.is_final
-        if final and state.adapter is not None:
-            self._export(directory, state, state.adapter, "final")
+        if final and (adapter := self._final(state)) is not None:
+            self._export(directory, state, adapter, "final")
         if final or not directory.has_report:
             export.stale |= not directory.is_shown(describe(state))
         wait = export.page_due - time.monotonic()
@@ -210,6 +211,14 @@ class RunExporter:
             directory.write_config(state.spec)
             self._exports[state.run_id] = _Export(directory=directory, found=found, last=last)
         return self._exports[state.run_id]
+
+    def _final(self, state: RunState) -> AdapterRecord | None:
+        """The version that the run ends with."""
+        wants_best = state.spec.rounds.final_version is FinalVersion.BEST
+        if state.best is None or not wants_best:
+            return state.adapter
+        version = state.best.adapter_version
+        return self._ask(lambda store: store.adapter(state.run_id, version))
 
     def _export(
         self, directory: RunDirectory, state: RunState, adapter: AdapterRecord, name: str = ""

@@ -208,7 +208,7 @@ class RunActor:
             self._begin(effect)
         run_id = self._state.run_id
         for round in await self._store.call(lambda s: s.uncertified_rounds(run_id)):
-            if self._state.spec.rounds.certifies(round):
+            if self._state.certifies(round):
                 self._begin_certificate(round)
 
     def touch(self, worker: str) -> None:

@@ -94,7 +94,7 @@ class Uploads:
                 not what the header says, or a stream that ends too early.
         """
         actor, worker = self._coordinator.session(header.session_token)
-        self._check_header(header)
+        self._check_header(header, num_labels=len(actor.state.spec.adapter.labels))
         reach(Failpoint.HEADER_READ)
         left = max(0, header.total_bytes - header.start_offset)
         pace = Pace(self._pace, left)
@@ -181,7 +181,7 @@ class Uploads:
         run_id = actor.state.run_id
         return await self._coordinator.store.call(lambda s: s.update_by_key(run_id, key))
 
-    def _check_header(self, header: UpdateHeader) -> None:
+    def _check_header(self, header: UpdateHeader, *, num_labels: int) -> None:
         limits = self._coordinator.limits
         if not 1 <= len(header.idempotency_key) <= 512:
             raise FedLoraError(
@@ -196,7 +196,7 @@ class Uploads:
                 hint="Raise server.max_update_bytes",
             )
         check_metrics(header.metrics)
-        check_scores(header.evaluations)
+        check_scores(header.evaluations, num_labels=num_labels)
 
     async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
         key = _upload_key(actor.state.run_id, worker, header.idempotency_key)

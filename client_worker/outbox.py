@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from fedlora.errors import FedLoraError
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Task
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 from fedlora.tensors.safetensors_io import Payload, decode, encode
@@ -139,9 +140,11 @@ def _tensor(kept: Any) -> TensorInfo:
 
 
 def _evaluation(kept: Any) -> Evaluation:
+    counts = kept["label_counts"]
     return Evaluation(
         scope=EvaluationScope(kept["scope"]),
         split=EvaluationSplit(kept["split"]),
         num_examples=kept["num_examples"],
         metrics=kept["metrics"],
+        label_counts=LabelCounts(**{k: tuple(v) for k, v in counts.items()}) if counts else None,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import structlog
 
@@ -292,9 +293,4 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _finite_scores(scores: Evaluation) -> Evaluation:
-    return Evaluation(
-        scope=scores.scope,
-        split=scores.split,
-        num_examples=scores.num_examples,
-        metrics=_finite(scores.metrics),
-    )
+    return replace(scores, metrics=_finite(scores.metrics))

@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def final_adapter(self) -> Path:
-        """The last adapter as a PEFT folder."""
+        """The adapter that the run has ended with, as a PEFT folder."""
         return self.root / "final"
 
     def prepare(self, config: Config, *, fresh: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.syntax import Syntax
@@ -27,6 +28,8 @@ def print_summary(folder: RunFolder, *, as_json: bool, headline: str) -> None:
             "phase": run.phase.value,
             "rounds": len(rounds),
             "metrics": dict(last),
+            "best": asdict(run.best) if run.best else None,
+            "reason": run.reason,
             "adapter": str(folder.final_adapter),
             "report": str(folder.report_file),
         }
@@ -35,6 +38,12 @@ def print_summary(folder: RunFolder, *, as_json: bool, headline: str) -> None:
     console = output()
     console.print(rounds_table(rounds, title=f"{run.spec.name}: {headline}"))
     console.print()
+    if run.reason:
+        console.print(f"ended    {run.reason}", markup=False, highlight=False, soft_wrap=True)
+    if best := run.best:
+        console.print(
+            f"best     round {best.round}, {best.metric} {best.value:.4g}", highlight=False
+        )
     console.print(f"adapter  {folder.final_adapter}", highlight=False, soft_wrap=True)
     console.print(f"report   {folder.report_file}", highlight=False, soft_wrap=True)
     console.print()

@@ -13,19 +13,16 @@ __all__ = ["round_cells", "round_line", "rounds_table", "runs_table"]
 
 _SCORES = ("accuracy", "token_accuracy", "loss")
 
-_COLUMNS = (
-    ("round", ""),
-    ("test", "published adapter, shared test set"),
-    ("held-out", "published adapter, workers' held-out data"),
-    ("local", "own adapters, workers' held-out data"),
-    ("gap", "local minus held-out"),
-    ("error", "lost in aggregation, over what the round changed"),
-    ("A,B", "the same for averaging the factors A and B"),
-    ("bound", "least possible at that rank"),
-    ("up MB", ""),
-    ("down", ""),
-    ("s", ""),
-)
+_GROUPS = {
+    "test": "on the shared test set",
+    "held-out": "of the published adapter on the workers' own held-out data",
+    "personal": "of that made personal there",
+    "local": "of their own adapters there",
+}
+"""columns of scores, and what each is a score of"""
+
+_CERTIFICATE = ("error", "A,B", "bound")
+_COLUMNS = ("round", *_GROUPS, "gap", *_CERTIFICATE, "up MB", "down", "s")
 
 
 def rounds_table(reports: Iterable[RoundReport], *, title: str = "", legend: bool = True) -> Table:
@@ -35,20 +32,22 @@ def rounds_table(reports: Iterable[RoundReport], *, title: str = "", legend: boo
         title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 1)
     )
     score = _score(reports)
-    for i, (name, _) in enumerate(_COLUMNS):
-        certificate = 5 <= i <= 7
-        table.add_column(
-            name, justify="right", header_style="bold", style="cyan" if certificate else ""
-        )
+    # A column of which few runs have anything; the others have a place of their own.
+    without = () if any(f"personal_{score}" in r.metrics for r in reports) else ("personal",)
+    for name in _COLUMNS:
+        if name not in without:
+            style = "cyan" if name in _CERTIFICATE else ""
+            table.add_column(name, justify="right", header_style="bold", style=style)
     for report in reports:
-        table.add_row(*round_cells(report, score))
+        cells = zip(_COLUMNS, round_cells(report, score), strict=True)
+        table.add_row(*(cell for name, cell in cells if name not in without))
     if reports and legend:
+        groups = [name for name in _GROUPS if name not in without]
         what = score.replace("_", " ") if score else "score"
         table.caption = (
-            f"test, held-out, local: {what} on the shared test set, of the published adapter on "
-            "the workers' own held-out data, of their own adapters there · error: share of the "
-            "round's change lost in aggregation, beside that of averaging A and B and the least "
-            "possible at this rank"
+            f"{', '.join(groups)}: {what} {', '.join(_GROUPS[name] for name in groups)} · error: "
+            "share of the round's change lost in aggregation, beside that of averaging A and B and "
+            "the least possible at this rank"
         )
         table.caption_justify = "left"
     return table
@@ -58,7 +57,7 @@ def round_cells(report: RoundReport, score: str = "") -> list[str]:
     """The figures of one round, as in the columns of `rounds_table`."""
     score = score or _score([report])
     percent = score != "loss"
-    scores = [report.metrics.get(f"{g}_{score}") for g in ("test", "held_out", "local")]
+    scores = [report.metrics.get(f"{g.replace('-', '_')}_{score}") for g in _GROUPS]
     overall = report.certificate.overall if report.certificate else None
     errors = [
         getattr(overall, f"{name}_vs_change", None)
@@ -78,7 +77,7 @@ def round_cells(report: RoundReport, score: str = "") -> list[str]:
 def round_line(report: RoundReport) -> str:
     """One round on one line, for output that is no terminal."""
     cells = round_cells(report)
-    pairs = zip((name for name, _ in _COLUMNS), cells, strict=True)
+    pairs = zip(_COLUMNS, cells, strict=True)
     return "  ".join(f"{name} {value}" for name, value in pairs if value != "–")
 
 

@@ -131,6 +131,8 @@ def notice_of(event: RunEvent, view: RunView) -> str:
             return f"deadline extended: {event.detail.get('reason', '')}"
         case EventType.SERVER_RESTARTED:
             return f"the server has resumed the run in round {event.round}"
+        case EventType.RUN_COMPLETED if event.detail.get("reason"):
+            return f"the run is complete: {event.detail['reason']}"
         case EventType.RUN_FAILED | EventType.RUN_STOPPED:
             return f"{event.type.value.replace('_', ' ')}: {event.detail.get('reason', '')}"
         case _:

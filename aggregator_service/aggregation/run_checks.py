@@ -82,9 +82,15 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             hint='Set rounds.engine = "sync" and late_updates = "drop", or take another method: '
             "fedit, flora_na and optimal combine late updates",
         )
-    if any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind)) and not (
-        spec.rounds.evaluate
-    ):
+    personal = any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind))
+    if spec.rounds.best_by.startswith("personal_") and not personal:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"rounds.best_by is {spec.rounds.best_by!r}, and {name} with these options makes no "
+            "version personal",
+            hint="Judge by a score of the published adapter: test_ or held_out_",
+        )
+    if personal and not spec.rounds.evaluate:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"{name} makes published adapters personal when they are scored, and rounds.evaluate "

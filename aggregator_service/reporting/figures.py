@@ -77,6 +77,11 @@ def score_chart(rounds: Sequence[RoundReport], score: Score) -> str:
                 band=spread_global,
             ),
             Series(
+                name="own held-out data, published adapter made personal",
+                style="c4",
+                values=_pooled(rounds, f"personal_{score.metric}"),
+            ),
+            Series(
                 name="shared test set, published adapter",
                 style="c1",
                 values=_pooled(rounds, f"test_{score.metric}"),

@@ -24,7 +24,8 @@ from aggregator_service.reporting.tables import round_table, settings_list, work
 from fedlora import __version__
 from fedlora.config import run_entries
 from fedlora.runs.report import CertificateEntry, RoundReport, Run
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.score_names import is_cost
+from fedlora.runs.spec import FinalVersion, RunPhase
 
 __all__ = ["report_html"]
 
@@ -41,7 +42,7 @@ def report_html(run: Run, rounds: Sequence[RoundReport]) -> str:
     """
     body = [_header(run, rounds)]
     if rounds:
-        body += [_tiles(rounds), _scores(rounds), _certificates(run, rounds)]
+        body += [_tiles(run, rounds), _scores(rounds), _certificates(run, rounds)]
         body += [_costs(rounds), _section("Rounds", round_table(rounds))]
     else:
         body.append('<p class="note">No round has been completed yet.</p>')
@@ -74,7 +75,7 @@ def _header(run: Run, rounds: Sequence[RoundReport]) -> str:
     )
 
 
-def _tiles(rounds: Sequence[RoundReport]) -> str:
+def _tiles(run: Run, rounds: Sequence[RoundReport]) -> str:
     tiles = []
     last, score = rounds[-1], figures.score_of(rounds)
     if score:
@@ -87,6 +88,11 @@ def _tiles(rounds: Sequence[RoundReport]) -> str:
                 first = next(r.metrics[name] for r in rounds if name in r.metrics)
                 label = f"{score.name.lower()} {text}; {score.number(first)} after round 1"
                 tiles.append((score.number(last.metrics[name]), label))
+        tiles += _fairness(last, score)
+    if best := run.best:
+        label = f"best {best.metric.replace('_', ' ')}, in round {best.round}"
+        number = format_number if is_cost(best.metric) else format_percent
+        tiles.append((number(best.value), label))
     if certified := [r for r in rounds if r.certificate]:
         entry = _overall(certified[-1])
         label = (
@@ -110,6 +116,18 @@ def _tiles(rounds: Sequence[RoundReport]) -> str:
         for value, label in tiles
     )
     return f'<div class="tiles">{inside}</div>'
+
+
+def _fairness(last: RoundReport, score: figures.Score) -> list[tuple[str, str]]:
+    metrics, prefix = last.metrics, f"held_out_{score.metric}"
+    if f"{prefix}_worst_tenth" not in metrics:
+        return []
+    label = (
+        f"{score.name.lower()} with the worst tenth of the workers; lowest "
+        f"{score.number(metrics.get(f'{prefix}_lowest'))}, standard deviation over workers "
+        f"{score.number(metrics.get(f'{prefix}_deviation'))}"
+    )
+    return [(score.number(metrics[f"{prefix}_worst_tenth"]), label)]
 
 
 def _scores(rounds: Sequence[RoundReport]) -> str:
@@ -215,6 +233,8 @@ def _usage(run: Run) -> str:
     adapter = run.spec.adapter
     if run.phase is not RunPhase.COMPLETED:
         return ""
+    best = run.best if run.spec.rounds.final_version is FinalVersion.BEST else None
+    round = best.round if best else run.round
     kind = "SequenceClassification" if adapter.labels else "CausalLM"
     labels = f", num_labels={len(adapter.labels)}" if adapter.labels else ""
     model_id = adapter.base_model.model_id
@@ -226,8 +246,9 @@ def _usage(run: Run) -> str:
     )
     return _section(
         "Use the adapter",
-        "<p><code>final/</code> beside this page is an ordinary PEFT adapter; <code>rounds/</code> "
-        f"holds that of each round.</p><pre><code>{escape(code)}</code></pre>",
+        "<p><code>final/</code> beside this page is an ordinary PEFT adapter, that of round "
+        f"{round}; <code>rounds/</code> holds that of each round.</p>"
+        f"<pre><code>{escape(code)}</code></pre>",
     )
 
 

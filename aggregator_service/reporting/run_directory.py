@@ -4,7 +4,8 @@
     run.json         the run as it stands: phase, workers, adapter layout
     events.jsonl     what happened, one event a line, numbered from 1
     metrics.jsonl    one line per completed round: updates, scores, times, bytes, certificate
-    rounds/0003/     the adapter that round 3 published, as a PEFT folder; final/ the last one
+    rounds/0003/     the adapter that round 3 published, as a PEFT folder
+    final/           the last one, or the best round's, as `rounds.final_version` says
     report.html      all of it on one page
 
 Nothing here is the state of a run: a server can write all of it again, and every method may be

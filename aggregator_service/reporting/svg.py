@@ -15,7 +15,7 @@ from html import escape
 
 from aggregator_service.reporting.scale import Axis, finite, format_number
 
-__all__ = ["RangeRow", "Series", "heat_map", "line_chart", "range_chart", "stacked_bars"]
+__all__ = ["Format", "RangeRow", "Series", "heat_map", "line_chart", "range_chart", "stacked_bars"]
 
 _WIDTH = 440
 _HEIGHT = 250

@@ -12,6 +12,7 @@ from aggregator_service.reporting.scale import (
     format_percent,
     format_seconds,
 )
+from aggregator_service.reporting.svg import Format
 from fedlora.config import ConfigEntry, toml_value
 from fedlora.runs.report import RoundReport, Run, UpdateReport
 
@@ -20,22 +21,15 @@ __all__ = ["round_table", "settings_list", "worker_table"]
 
 def round_table(rounds: Sequence[RoundReport]) -> str:
     """One row per round with its main figures."""
-    score = score_of(rounds)
-    head = ["round", "updates"]
-    if score:
-        name = score.name.lower()
-        head += [f"test {name}", f"own data {name}, published", f"own data {name}, own adapter"]
+    scores = _score_columns(rounds)
+    head = ["round", "updates", *(text for text, _, _ in scores)]
     head += ["gap", "error", "averaging A, B", "least possible", "up", "down", "seconds"]
     rows = []
     for r in rounds:
         late = sum(u.staleness > 0 for u in r.updates)
         came = f"{len(r.updates) - late}/{len(r.cohort)}" + (f" + {late} late" if late else "")
         row = [str(r.round), came]
-        if score:
-            row += [
-                score.number(r.metrics.get(f"{group}_{score.metric}"))
-                for group in ("test", "held_out", "local")
-            ]
+        row += [number(r.metrics.get(metric)) for _, metric, number in scores]
         row.append(format_percent(r.metrics.get("local_global_gap")))
         overall = r.certificate.overall if r.certificate else None
         row += [
@@ -50,6 +44,26 @@ def round_table(rounds: Sequence[RoundReport]) -> str:
         if any(r.certificate for r in rounds)
         else ""
     )
+
+
+def _score_columns(rounds: Sequence[RoundReport]) -> list[tuple[str, str, Format]]:
+    """Heading, metric and format of the scores; of the rarer ones those that some round has."""
+    score = score_of(rounds)
+    if score is None:
+        return []
+    name, metric = score.name.lower(), score.metric
+    always = [
+        (f"test {name}", f"test_{metric}", score.number),
+        (f"own data {name}, published", f"held_out_{metric}", score.number),
+        (f"own data {name}, own adapter", f"local_{metric}", score.number),
+    ]
+    rarer = [
+        ("test macro-F1", "test_macro_f1", format_percent),
+        ("test exact match", "test_exact_match", format_percent),
+        ("worst tenth of the workers, published", f"held_out_{metric}_worst_tenth", score.number),
+        (f"own data {name}, made personal", f"personal_{metric}", score.number),
+    ]
+    return always + [column for column in rarer if any(column[1] in r.metrics for r in rounds)]
 
 
 def worker_table(run: Run, rounds: Sequence[RoundReport]) -> str:

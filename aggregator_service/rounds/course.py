@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aggregator_service.rounds.events import Aggregate, Fact, Transition
+from aggregator_service.rounds.best_round import judged, out_of_patience
+from aggregator_service.rounds.events import Aggregate, Certify, Fact, Transition
 from aggregator_service.rounds.outcome import round_report
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.tasks_in_hand import (
@@ -207,21 +208,47 @@ def complete_round(transition: Transition, now: float) -> Transition:
     if state.phase is _P.EVALUATING:
         state = leave_phase(state, now)
     report = round_report(state)
-    fact = Fact(type=EventType.ROUND_COMPLETED, round=state.round, detail=dict(report.metrics))
-    facts = [*transition.facts, fact]
-    rules = state.spec.rounds
-    if state.round >= rules.num_rounds:
-        state = replace(state, phase=_P.COMPLETED, phase_started=now, deadline=None)
-        detail = {"num_rounds": state.round, "adapter_version": state.version}
-        facts.append(Fact(type=EventType.RUN_COMPLETED, round=state.round, detail=detail))
-    else:
-        # A run that has begun does not wait for ever for a worker that is gone.
-        deadline = now + rules.deadline_seconds
-        state = replace(state, phase=_P.WAITING, phase_started=now, deadline=deadline, extensions=0)
+    state, rules = judged(state, report.metrics), state.spec.rounds
+    detail: dict[str, object] = {**report.metrics, **_best_round(state)}
+    fact = Fact(type=EventType.ROUND_COMPLETED, round=state.round, detail=detail)
     done = replace(
-        transition, state=state, facts=tuple(facts), reports=(*transition.reports, report)
+        transition,
+        state=state,
+        facts=(*transition.facts, fact),
+        reports=(*transition.reports, report),
     )
-    return advance(done, now)
+    if state.round >= rules.num_rounds:
+        return _complete(done, "", now)
+    if reason := out_of_patience(state, report.metrics):
+        return _complete(done, reason, now)
+    # A run that has begun does not wait for ever for a worker that is gone.
+    deadline = now + rules.deadline_seconds
+    state = replace(state, phase=_P.WAITING, phase_started=now, deadline=deadline, extensions=0)
+    return advance(replace(done, state=state), now)
+
+
+def _complete(transition: Transition, reason: str, now: float) -> Transition:
+    """Ends the run with its last adapter; the reason is empty after the last of its rounds."""
+    state = replace(
+        transition.state, phase=_P.COMPLETED, reason=reason, phase_started=now, deadline=None
+    )
+    detail: dict[str, object] = {
+        "num_rounds": state.round,
+        "adapter_version": state.version,
+        **_best_round(state),
+    }
+    if reason:
+        detail["reason"] = reason
+    fact = Fact(type=EventType.RUN_COMPLETED, round=state.round, detail=detail)
+    effects = transition.effects
+    # That this round is the last was not known when its version was published.
+    if state.certifies(state.round) and not state.spec.rounds.certifies(state.round):
+        effects = (*effects, Certify(state.round))
+    return replace(transition, state=state, facts=(*transition.facts, fact), effects=effects)
+
+
+def _best_round(state: RunState) -> dict[str, object]:
+    return {} if state.best is None else {"best_round": state.best.round}
 
 
 def fail(transition: Transition, reason: str) -> Transition:

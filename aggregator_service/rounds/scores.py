@@ -1,10 +1,12 @@
-"""One number per score: means over examples, pooled over workers."""
+"""One number per score, pooled over workers: means over examples, and what their counts give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
 
+from aggregator_service.rounds.fairness import fairness
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["pool_scores"]
@@ -33,8 +35,10 @@ def pool_scores(
         ``test_<metric>`` (shared test set), ``held_out_<metric>`` (workers' own data, published
         adapter), ``local_<metric>`` (own data, own adapter), ``personal_<metric>`` (own data,
         published adapter with own magnitudes), each weighted by examples, with
-        ``<group>_num_examples``; and ``local_global_gap``, how much better the workers' own
-        adapters do on their own data, over the workers that reported both.
+        ``<group>_num_examples``; of classifiers ``<group>_macro_f1`` and
+        ``<group>_balanced_accuracy``, of the sums of the workers' counts; and
+        ``local_global_gap``, how much better the workers' own adapters do on their own data, over
+        the workers that reported both. Beside them what `fairness` says.
     """
     pooled: dict[str, float] = {}
     everything = [e for es in (*local.values(), *published.values()) for e in es]
@@ -42,7 +46,9 @@ def pool_scores(
         members = [e for e in everything if e.scope is scope and e.split is split]
         pooled |= _weighted_means(group, members)
     gap = _gap(local, published)
-    return pooled if gap is None else {**pooled, "local_global_gap": gap}
+    if gap is not None:
+        pooled["local_global_gap"] = gap
+    return pooled | fairness(published)
 
 
 def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:
@@ -57,6 +63,11 @@ def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:
         if count:
             mean = math.fsum(e.metrics[name] * e.num_examples for e in with_it) / count
             means[f"{group}_{name}"] = mean
+    counted = [e.label_counts for e in members if e.label_counts is not None and e.num_examples]
+    if counted:
+        counts = LabelCounts.total(counted)
+        means[f"{group}_macro_f1"] = counts.macro_f1
+        means[f"{group}_balanced_accuracy"] = counts.balanced_accuracy
     # A mean of perplexities is no perplexity.
     if f"{group}_perplexity" in means and f"{group}_loss" in means:
         means[f"{group}_perplexity"] = math.exp(min(means[f"{group}_loss"], 700.0))

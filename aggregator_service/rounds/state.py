@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.codecs.spec import CodecSpec
 from fedlora.runs.plan import RoundPlan, plan_for
-from fedlora.runs.report import WorkerState
+from fedlora.runs.report import BestRound, WorkerState
 from fedlora.runs.spec import RunPhase, RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, Role
 
@@ -150,6 +150,10 @@ class RunState:
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     last_sequence: int = 0
     """sequence number of the last stored event"""
+    best: BestRound | None = None
+    """by `rounds.best_by`"""
+    last_gain: BestRound | None = None
+    """the last round that was better by enough to go on"""
 
     @property
     def ready_workers(self) -> tuple[str, ...]:
@@ -165,6 +169,12 @@ class RunState:
     def plan(self) -> RoundPlan:
         """What the current round asks of a worker."""
         return plan_for(self.plans, max(1, self.round))
+
+    def certifies(self, round: int) -> bool:
+        """Whether a round's aggregation is measured; that of a run's last round always is."""
+        rules = self.spec.rounds
+        ended = self.phase is RunPhase.COMPLETED and round == self.round
+        return rules.certifies(round) or (ended and rules.certify_every > 0)
 
     def is_expected(self, worker: str) -> bool:
         """Whether a worker is there, or on its way."""

@@ -31,4 +31,5 @@ def describe(state: RunState) -> Run:
         created_at=state.created_at,
         reason=state.reason,
         layout=state.layout,
+        best=state.best,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,26 @@ from client_worker.data.batches import by_length
 from client_worker.data.collate import Batch, pad
 from client_worker.data.encoding import EncodedExample
 from client_worker.training.loop import TaskAbandoned
-from client_worker.training.objective import example_losses, forward, score_sums
+from client_worker.training.objective import example_losses, forward, label_counts, score_sums
 from client_worker.training.precision import Precision
+from fedlora.runs.label_counts import LabelCounts
 
-__all__ = ["losses", "score", "shard"]
+__all__ = ["Scores", "losses", "score", "shard"]
 
 _BATCH_TOKENS = 4096
 """tokens of one forward pass, about: enough to keep a device busy, little memory"""
+
+_MOST_NATS = 640.0
+"""a loss of more is no model but noise, and its exp more than a server takes"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What one set of examples came to."""
+
+    metrics: Mapping[str, float]
+    label_counts: LabelCounts | None = None
+    """of a classifier"""
 
 
 def shard(examples: Sequence[EncodedExample], index: int, count: int) -> list[EncodedExample]:
@@ -44,11 +58,16 @@ def score(
     precision: Precision,
     pad_id: int,
     per_token: bool,
-) -> Mapping[str, float]:
+) -> Scores:
     """Means over examples; an example of a causal LM counts with the mean over its own targets.
 
     So the mean of shards, weighted by their numbers of examples, is exactly the whole's. Only
-    perplexity is no mean, but exp(loss) of this set.
+    perplexity is no mean, but exp(loss) of this set; and what is made of a classifier's counts by
+    label is made of their sums.
+
+    An example of an LM is an exact match if each of its target tokens has the largest logit after
+    the true tokens before it. By induction these are the tokens that greedy decoding gives: as long
+    as it has given the true ones, it goes on from them. So nothing needs to be generated.
 
     Args:
         model: put in evaluation mode.
@@ -58,22 +77,36 @@ def score(
         per_token: targets are tokens (causal LM).
 
     Returns:
-        accuracy and loss (nats) of a classifier; loss, token_accuracy and perplexity of an LM.
+        accuracy, loss (nats) and counts by label of a classifier; loss, token_accuracy, exact_match
+        and perplexity of an LM.
     """
     model.eval()
-    loss, correct = 0.0, 0.0
+    loss, correct, exact = 0.0, 0.0, 0.0
+    counts: list[Tensor] = []
     for batch in _batches(examples, pad_id=pad_id, per_token=per_token):
         placed = batch.to(precision.device)
         with precision.autocast():
             logits = forward(model, placed.inputs)
         sums = score_sums(logits, placed)
-        loss, correct = loss + sums.loss, correct + sums.correct
+        loss, correct, exact = loss + sums.loss, correct + sums.correct, exact + sums.exact
+        if not per_token:
+            counts.append(label_counts(logits, placed.targets))
     mean_loss, mean_correct = loss / len(examples), correct / len(examples)
     if not per_token:
-        return {"accuracy": mean_correct, "loss": mean_loss}
-    # exp overflows beyond 709 nats, which is no model but noise.
-    perplexity = math.exp(mean_loss) if mean_loss < 700 else math.inf
-    return {"loss": mean_loss, "token_accuracy": mean_correct, "perplexity": perplexity}
+        told, predicted, present = (tuple(row) for row in torch.stack(counts).sum(0).tolist())
+        return Scores(
+            metrics={"accuracy": mean_correct, "loss": mean_loss},
+            label_counts=LabelCounts(correct=told, predicted=predicted, present=present),
+        )
+    perplexity = math.exp(mean_loss) if mean_loss < _MOST_NATS else math.inf
+    return Scores(
+        metrics={
+            "loss": mean_loss,
+            "token_accuracy": mean_correct,
+            "exact_match": exact / len(examples),
+            "perplexity": perplexity,
+        }
+    )
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The loss, as sums: so that micro-batches add up exactly, whatever their sizes.
 
-Shape suffixes: B rows, T tokens, V classes or vocabulary.
+Shape suffixes: B rows, T tokens, V classes or vocabulary, N some of the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch.nn.functional import cross_entropy
 from client_worker.data.collate import Batch
 from client_worker.data.encoding import IGNORED
 
-__all__ = ["ScoreSums", "example_losses", "forward", "label_offsets", "loss_sum", "score_sums"]
+__all__ = ["ScoreSums", "example_losses", "forward", "label_counts", "label_offsets", "loss_sum"]
+__all__ += ["score_sums"]
 
 _ABSENT = -1e4
 """offset of a label the worker does not have: its probability, and so its gradient, is exactly 0
@@ -28,6 +29,8 @@ class ScoreSums:
 
     loss: float
     correct: float
+    exact: float
+    """examples of which every target is the largest logit's"""
 
 
 def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -84,7 +87,21 @@ def score_sums(logits: Tensor, batch: Batch) -> ScoreSums:
     targets_BT = batch.targets.view(batch.num_examples, -1)
     counts_B = (targets_BT != IGNORED).sum(1).clamp(min=1)
     correct_BT = (logits.argmax(-1).view_as(targets_BT) == targets_BT) & (targets_BT != IGNORED)
+    correct_B = correct_BT.sum(1)
     return ScoreSums(
         loss=float(example_losses(logits, batch).sum()),
-        correct=float((correct_BT.sum(1) / counts_B).double().sum()),
+        correct=float((correct_B / counts_B).double().sum()),
+        exact=float((correct_B == counts_B).sum()),
     )
+
+
+def label_counts(logits_BV: Tensor, targets_B: Tensor) -> Tensor:
+    """A classifier's hits and misses in a batch.
+
+    Returns:
+        3 x V whole numbers: of each label the examples that were told rightly, that were told to be
+        of it, and that are.
+    """
+    told_B, width = logits_BV.argmax(-1), logits_BV.shape[-1]
+    chosen = (targets_B[told_B == targets_B], told_B, targets_B)
+    return torch.stack([torch.bincount(labels_N, minlength=width) for labels_N in chosen])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from client_worker.adaptation.adapted_model import AdaptedModel
 from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnitude_stand_ins
 from client_worker.data.config import DataConfig
+from client_worker.data.encoding import EncodedExample
 from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
@@ -332,18 +333,23 @@ class LocalTrainer:
         if scope is EvaluationScope.GLOBAL:
             sets[EvaluationSplit.TEST] = shard(self._data.test, shard_index, shard_count)
         return tuple(
-            Evaluation(
-                scope=scope,
-                split=split,
-                num_examples=len(examples),
-                metrics=score(
-                    self._model.module,
-                    examples,
-                    precision=self._precision,
-                    pad_id=self._model.pad_id,
-                    per_token=self._per_token,
-                ),
-            )
-            for split, examples in sets.items()
-            if examples
+            self._evaluation(scope, split, examples) for split, examples in sets.items() if examples
+        )
+
+    def _evaluation(
+        self, scope: EvaluationScope, split: EvaluationSplit, examples: Sequence[EncodedExample]
+    ) -> Evaluation:
+        scores = score(
+            self._model.module,
+            examples,
+            precision=self._precision,
+            pad_id=self._model.pad_id,
+            per_token=self._per_token,
+        )
+        return Evaluation(
+            scope=scope,
+            split=split,
+            num_examples=len(examples),
+            metrics=scores.metrics,
+            label_counts=scores.label_counts,
         )

@@ -15,6 +15,7 @@ from fedlora.runs.spec import RunPhase, RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation
 
 __all__ = [
+    "BestRound",
     "Certificate",
     "CertificateEntry",
     "EventType",
@@ -119,6 +120,17 @@ class RoundReport:
     """pooled scores: test_accuracy, held_out_accuracy, local_accuracy, local_global_gap, ..."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestRound:
+    """The round whose version has the best score so far."""
+
+    round: int
+    adapter_version: int
+    metric: str
+    """the pooled score that it is judged by: `rounds.best_by`"""
+    value: float
+
+
 class WorkerState(enum.StrEnum):
     """How a worker looks from the server."""
 
@@ -156,7 +168,10 @@ class Run:
     created_at: float
     """seconds since the epoch"""
     reason: str = ""
+    """why it failed, was stopped, or is complete before its last round"""
     layout: AdapterLayout | None = None
+    best: BestRound | None = None
+    """None before a round has been scored, and where rounds are judged by nothing"""
 
 
 class EventType(enum.StrEnum):

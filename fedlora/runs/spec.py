@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.codecs.spec import CodecSpec
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.score_names import judged_scores
 from fedlora.tensors.manifest import FLOATS, DataType
 
 __all__ = [
     "BelowQuorum",
+    "FinalVersion",
     "LateUpdates",
     "LearningRateSchedule",
     "MethodSpec",
@@ -94,6 +96,13 @@ class Sampling(enum.StrEnum):
     UNIFORM = "uniform"
     BY_EXAMPLES = "by_examples"
     POWER_OF_CHOICE = "power_of_choice"
+
+
+class FinalVersion(enum.StrEnum):
+    """Which version a run ends with."""
+
+    LAST = "last"
+    BEST = "best"
 
 
 class PartitionScheme(enum.StrEnum):
@@ -189,6 +198,15 @@ class RoundRules:
     """share of the shared test set that is scored after a round; all of it after the last"""
     certify_every: int = 1
     """rounds between two certificates; the last round always gets one; 0 for none at all"""
+    best_by: str = ""
+    """score by which the best round is remembered, such as test_accuracy or held_out_loss
+    (docs/evaluation.md); empty for none"""
+    early_stopping_rounds: int = 0
+    """rounds without a better score after which the run is complete; 0 for never"""
+    early_stopping_min_change: float = 0.0
+    """change of the score up to which a round is no better, for early stopping"""
+    final_version: FinalVersion = FinalVersion.LAST
+    """the version in the run directory's final/: last, or best, that of the best round"""
 
     def certifies(self, round: int) -> bool:
         """Whether a round's aggregation is measured."""
@@ -224,6 +242,7 @@ class RoundRules:
                 f"rounds.quorum is {self.quorum}, but a round may have only {most} updates",
                 "Lower the quorum, or raise min_workers and cohort_size",
             )
+        self._check_best_round()
         if self.counts_late_updates and self.max_staleness < 1:
             raise _invalid(
                 f"rounds.max_staleness is {self.max_staleness}, so no late update could count",
@@ -244,6 +263,8 @@ class RoundRules:
             "buffer_size",
             "concurrency",
             "certify_every",
+            "early_stopping_rounds",
+            "early_stopping_min_change",
         ):
             if not getattr(self, name) >= 0:
                 raise _invalid(f"rounds.{name} must not be negative, got {getattr(self, name)}")
@@ -252,6 +273,31 @@ class RoundRules:
         for name in ("mixing", "test_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise _invalid(f"rounds.{name} must lie in (0, 1], got {getattr(self, name)}")
+
+    def _check_best_round(self) -> None:
+        if not self.best_by:
+            for name in ("early_stopping_rounds", "early_stopping_min_change"):
+                if getattr(self, name):
+                    raise _invalid(
+                        f"rounds.{name} is {getattr(self, name)}, but rounds are judged by nothing",
+                        'Set rounds.best_by, for example to "test_accuracy"',
+                    )
+            if self.final_version is FinalVersion.BEST:
+                raise _invalid(
+                    'rounds.final_version is "best", but rounds are judged by nothing',
+                    'Set rounds.best_by, for example to "test_accuracy"',
+                )
+        elif not self.evaluate:
+            raise _invalid(
+                f'rounds.best_by is "{self.best_by}", and rounds.evaluate is false',
+                "Set rounds.evaluate = true, or leave best_by out",
+            )
+        if 0 < self.early_stopping_rounds < self.evaluate_every:
+            raise _invalid(
+                f"rounds.early_stopping_rounds is {self.early_stopping_rounds}, below "
+                f"evaluate_every {self.evaluate_every}: no round in between could be found better",
+                "Raise early_stopping_rounds, or evaluate more often",
+            )
 
     def _check_sync(self) -> None:
         if self.buffer_size or self.concurrency:
@@ -408,6 +454,12 @@ class RunSpec:
             )
         if not 0 <= self.seed < 2**63:
             raise _invalid(f"run.seed must lie in [0, 2^63), got {self.seed}")
+        known = judged_scores(self.adapter.task_type)
+        if self.rounds.best_by and self.rounds.best_by not in known:
+            raise _invalid(
+                f"rounds.best_by must be one of {', '.join(known)} for "
+                f"{self.adapter.task_type.value}, got {self.rounds.best_by[:80]!r}"
+            )
         if self.wire_dtype not in FLOATS:
             raise _invalid(
                 f"run.wire_dtype must be one of {', '.join(FLOATS)}, got {self.wire_dtype.value}"

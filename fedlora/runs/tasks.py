@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.spec import PartitionSpec, RunSpec
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -185,6 +186,17 @@ class Evaluation:
     split: EvaluationSplit
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    label_counts: LabelCounts | None = None
+    """of a classifier: what macro-F1 is made of"""
+
+    def __post_init__(self) -> None:
+        counts = self.label_counts
+        if counts is not None and counts.num_examples != self.num_examples:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"label counts: expected those of {self.num_examples} examples, got "
+                f"{counts.num_examples}",
+            )
 
     @property
     def label(self) -> str:

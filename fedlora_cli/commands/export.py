@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora_cli.commands.options import DEFAULT_SERVER, JsonOption, ServerOption
+
+if TYPE_CHECKING:
+    from fedlora.runs.report import Run
 
 __all__ = ["export"]
 
@@ -18,6 +21,9 @@ def export(
     version: Annotated[
         int | None, typer.Option(help="Version of the adapter. Default: the newest.")
     ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The version of the best round, by rounds.best_by.")
+    ] = False,
     server: ServerOption = DEFAULT_SERVER,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,11 +31,16 @@ def export(
 
     Size and BLAKE3 are checked; the folder appears only once it is whole.
     """
+    from fedlora.errors import FedLoraError, Reason
     from fedlora_cli.adapter_download import download_adapter
     from fedlora_cli.admin_client import AdminClient
     from fedlora_cli.console import output, print_json
 
+    if best and version is not None:
+        raise FedLoraError(Reason.INVALID_CONFIG, "expected --version or --best, got both")
     with AdminClient(server) as client:
+        if best:
+            version = _best_version(client.get_run(run))
         done = download_adapter(client.export_adapter(run, version), out)
     if as_json:
         print_json(
@@ -48,3 +59,17 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _best_version(run: Run) -> int:
+    from fedlora.errors import FedLoraError, Reason
+
+    if run.best is None:
+        by = run.spec.rounds.best_by
+        why = f"no round has a {by} yet" if by else "rounds.best_by is empty"
+        raise FedLoraError(
+            Reason.NOT_FOUND,
+            f"run {run.spec.name!r} has no best round: {why}",
+            hint="Name a version with --version, or leave --best out for the newest",
+        )
+    return run.best.adapter_version

@@ -18,7 +18,7 @@ from fedlora.adapters import spec as adapters
 from fedlora.codecs import spec as codecs
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
-from fedlora.runs import plan, report, tasks
+from fedlora.runs import label_counts, plan, report, tasks
 from fedlora.runs import spec as runs
 from fedlora.tensors import manifest
 from fedlora.wire.convert import from_message, to_message
@@ -36,6 +36,7 @@ PAIRS = {
     runs.PartitionSpec: run_pb2.PartitionSpec,
     codecs.CodecSpec: run_pb2.CodecSpec,
     runs.RunSpec: run_pb2.RunSpec,
+    label_counts.LabelCounts: run_pb2.LabelCounts,
     tasks.Evaluation: run_pb2.Evaluation,
     tasks.Capabilities: federation_pb2.Capabilities,
     tasks.Limits: federation_pb2.Limits,
@@ -55,6 +56,7 @@ PAIRS = {
     report.WorkerEvaluation: run_pb2.WorkerEvaluation,
     report.RoundReport: run_pb2.RoundReport,
     report.WorkerInfo: admin_pb2.WorkerInfo,
+    report.BestRound: run_pb2.BestRound,
     report.Run: admin_pb2.Run,
     report.RunEvent: admin_pb2.RunEvent,
 }
@@ -68,6 +70,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "cohort_size": 0,
         "over_selection": 0.0,
         "mixing": 0.5,
+        "best_by": "test_loss",
     },
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
     runs.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},

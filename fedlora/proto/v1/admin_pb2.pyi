@@ -162,13 +162,14 @@ class Run(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     LAYOUT_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     phase: _run_pb2.RunPhase.ValueType
     round: _builtins.int
     """Current or last round, from 1; 0 before the first."""
     adapter_version: _builtins.int
     reason: _builtins.str
-    """Why the run failed or was stopped."""
+    """Why the run failed, was stopped, or is complete before its last round."""
     @_builtins.property
     def spec(self) -> _run_pb2.RunSpec: ...
     @_builtins.property
@@ -177,6 +178,10 @@ class Run(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def layout(self) -> _adapter_pb2.AdapterLayout: ...
+    @_builtins.property
+    def best(self) -> _run_pb2.BestRound:
+        """Absent before a round has been scored, and where rounds are judged by nothing."""
+
     def __init__(
         self,
         *,
@@ -189,17 +194,22 @@ class Run(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         reason: _builtins.str = ...,
         layout: _adapter_pb2.AdapterLayout | None = ...,
+        best: _run_pb2.BestRound | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_version", b"_adapter_version", "_layout", b"_layout", "adapter_version", b"adapter_version", "created_at", b"created_at", "layout", b"layout", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_version", b"_adapter_version", "_best", b"_best", "_layout", b"_layout", "adapter_version", b"adapter_version", "best", b"best", "created_at", b"created_at", "layout", b"layout", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_version", b"_adapter_version", "_layout", b"_layout", "adapter_version", b"adapter_version", "created_at", b"created_at", "layout", b"layout", "phase", b"phase", "reason", b"reason", "round", b"round", "run_id", b"run_id", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_version", b"_adapter_version", "_best", b"_best", "_layout", b"_layout", "adapter_version", b"adapter_version", "best", b"best", "created_at", b"created_at", "layout", b"layout", "phase", b"phase", "reason", b"reason", "round", b"round", "run_id", b"run_id", "spec", b"spec", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter_version: _TypeAlias = _typing.Literal["adapter_version"]  # noqa: Y015
     _WhichOneofArgType__adapter_version: _TypeAlias = _typing.Literal["_adapter_version", b"_adapter_version"]  # noqa: Y015
+    _WhichOneofReturnType__best: _TypeAlias = _typing.Literal["best"]  # noqa: Y015
+    _WhichOneofArgType__best: _TypeAlias = _typing.Literal["_best", b"_best"]  # noqa: Y015
     _WhichOneofReturnType__layout: _TypeAlias = _typing.Literal["layout"]  # noqa: Y015
     _WhichOneofArgType__layout: _TypeAlias = _typing.Literal["_layout", b"_layout"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_version) -> _WhichOneofReturnType__adapter_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best) -> _WhichOneofReturnType__best | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__layout) -> _WhichOneofReturnType__layout | None: ...
 

@@ -242,6 +242,26 @@ LATE_UPDATES_DROP: LateUpdates.ValueType  # 1
 LATE_UPDATES_CARRY: LateUpdates.ValueType  # 2
 Global___LateUpdates: _TypeAlias = LateUpdates  # noqa: Y015
 
+class _FinalVersion:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FinalVersionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinalVersion.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINAL_VERSION_UNSPECIFIED: _FinalVersion.ValueType  # 0
+    FINAL_VERSION_LAST: _FinalVersion.ValueType  # 1
+    FINAL_VERSION_BEST: _FinalVersion.ValueType  # 2
+    """That of the best round."""
+
+class FinalVersion(_FinalVersion, metaclass=_FinalVersionEnumTypeWrapper):
+    """Which version a run ends with."""
+
+FINAL_VERSION_UNSPECIFIED: FinalVersion.ValueType  # 0
+FINAL_VERSION_LAST: FinalVersion.ValueType  # 1
+FINAL_VERSION_BEST: FinalVersion.ValueType  # 2
+"""That of the best round."""
+Global___FinalVersion: _TypeAlias = FinalVersion  # noqa: Y015
+
 class _Sampling:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -535,6 +555,10 @@ class RoundRules(_message.Message):
     EVALUATE_EVERY_FIELD_NUMBER: _builtins.int
     CERTIFY_EVERY_FIELD_NUMBER: _builtins.int
     TEST_SHARE_FIELD_NUMBER: _builtins.int
+    BEST_BY_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_ROUNDS_FIELD_NUMBER: _builtins.int
+    EARLY_STOPPING_MIN_CHANGE_FIELD_NUMBER: _builtins.int
+    FINAL_VERSION_FIELD_NUMBER: _builtins.int
     num_rounds: _builtins.int
     min_workers: _builtins.int
     """Ready workers needed before a round begins."""
@@ -574,6 +598,13 @@ class RoundRules(_message.Message):
     """Rounds between two certificates; the last round always gets one; 0 for none at all."""
     test_share: _builtins.float
     """Share of the shared test set that is scored after a round but the last."""
+    best_by: _builtins.str
+    """Pooled score by which the best round is remembered; empty for none."""
+    early_stopping_rounds: _builtins.int
+    """Rounds without a better score after which the run is complete; 0 for never."""
+    early_stopping_min_change: _builtins.float
+    """Change of the score up to which a round is no better, for early stopping."""
+    final_version: Global___FinalVersion.ValueType
     def __init__(
         self,
         *,
@@ -598,10 +629,14 @@ class RoundRules(_message.Message):
         evaluate_every: _builtins.int = ...,
         certify_every: _builtins.int = ...,
         test_share: _builtins.float = ...,
+        best_by: _builtins.str = ...,
+        early_stopping_rounds: _builtins.int = ...,
+        early_stopping_min_change: _builtins.float = ...,
+        final_version: Global___FinalVersion.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent", "test_share", b"test_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["below_quorum", b"below_quorum", "best_by", b"best_by", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "early_stopping_min_change", b"early_stopping_min_change", "early_stopping_rounds", b"early_stopping_rounds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "final_version", b"final_version", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent", "test_share", b"test_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -802,6 +837,42 @@ class RunSpec(_message.Message):
 Global___RunSpec: _TypeAlias = RunSpec  # noqa: Y015
 
 @_typing.final
+class LabelCounts(_message.Message):
+    """A classifier's hits and misses by label, in the order of the run's labels."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORRECT_FIELD_NUMBER: _builtins.int
+    PREDICTED_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def correct(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples of the label that were told so."""
+
+    @_builtins.property
+    def predicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples told to be of the label."""
+
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Examples of the label."""
+
+    def __init__(
+        self,
+        *,
+        correct: _abc.Iterable[_builtins.int] | None = ...,
+        predicted: _abc.Iterable[_builtins.int] | None = ...,
+        present: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["correct", b"correct", "predicted", b"predicted", "present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelCounts: _TypeAlias = LabelCounts  # noqa: Y015
+
+@_typing.final
 class Evaluation(_message.Message):
     """Scores on one set of examples."""
 
@@ -831,12 +902,17 @@ class Evaluation(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    LABEL_COUNTS_FIELD_NUMBER: _builtins.int
     scope: Global___EvaluationScope.ValueType
     split: Global___EvaluationSplit.ValueType
     num_examples: _builtins.int
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Means over num_examples: "loss", "accuracy", "perplexity", ..."""
+        """Means over num_examples: "loss", "accuracy", "exact_match", ..."""
+
+    @_builtins.property
+    def label_counts(self) -> Global___LabelCounts:
+        """Of a classifier; macro-F1 pools over workers by these counts, and by no mean."""
 
     def __init__(
         self,
@@ -845,12 +921,15 @@ class Evaluation(_message.Message):
         split: Global___EvaluationSplit.ValueType = ...,
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        label_counts: Global___LabelCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts", "metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__label_counts: _TypeAlias = _typing.Literal["label_counts"]  # noqa: Y015
+    _WhichOneofArgType__label_counts: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__label_counts) -> _WhichOneofReturnType__label_counts | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 
@@ -1086,6 +1165,37 @@ class WorkerEvaluation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerEvaluation: _TypeAlias = WorkerEvaluation  # noqa: Y015
+
+@_typing.final
+class BestRound(_message.Message):
+    """The round whose version has the best score so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    ADAPTER_VERSION_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    adapter_version: _builtins.int
+    metric: _builtins.str
+    """The pooled score that it is judged by: RoundRules.best_by."""
+    value: _builtins.float
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        adapter_version: _builtins.int = ...,
+        metric: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "metric", b"metric", "round", b"round", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BestRound: _TypeAlias = BestRound  # noqa: Y015
 
 @_typing.final
 class RoundReport(_message.Message):

@@ -24,8 +24,8 @@ from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
-from fedlora.runs.report import EventType, RoundReport, RunEvent
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.report import BestRound, EventType, RoundReport, RunEvent
+from fedlora.runs.spec import FinalVersion, RunPhase
 
 NAME = "test"
 FINAL = 6
@@ -152,6 +152,21 @@ async def test_a_run_is_written_as_it_goes(history: History):
     assert folders == {"final", *(f"rounds/{r:04d}" for r in range(1, FINAL + 1))}
     assert files[f"final/{weights}"] == files[f"rounds/{FINAL:04d}/{weights}"]
     assert RunDirectory(history.directory).has_report
+
+
+async def test_a_run_may_end_with_the_version_of_its_best_round(history: History):
+    rounds = replace(
+        history.state.spec.rounds, best_by="test_accuracy", final_version=FinalVersion.BEST
+    )
+    best = BestRound(round=4, adapter_version=4, metric="test_accuracy", value=0.9)
+    history.state = replace(
+        history.state, spec=replace(history.state.spec, rounds=rounds), best=best
+    )
+    files = await written(history)
+    weights = "adapter_model.safetensors"
+    assert files[f"final/{weights}"] == files[f"rounds/0004/{weights}"]
+    shutil.rmtree(history.directory)
+    assert await restored(history) == files
 
 
 async def test_a_directory_that_is_gone_is_written_again(history: History):

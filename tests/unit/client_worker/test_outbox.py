@@ -6,6 +6,7 @@ from support.fake_federation import train_task
 from support.tiny_trainer import adapter
 
 from client_worker.outbox import Outbox, TrainedUpdate
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 from fedlora.tensors.safetensors_io import encode
 
@@ -19,6 +20,7 @@ UPDATE = TrainedUpdate(
             split=EvaluationSplit.HELD_OUT,
             num_examples=3,
             metrics={"accuracy": 1.0},
+            label_counts=LabelCounts(correct=(2, 1), predicted=(2, 1), present=(2, 1)),
         ),
     ),
 )

@@ -149,3 +149,18 @@ def test_commands_that_look_at_runs(client, address):
     assert "stopped" in runner.invoke(app, ["stop", "one", "--server", address]).output
     watched = runner.invoke(app, ["watch", "one", "--server", address, "--json"])
     assert [line for line in watched.output.splitlines() if "run_stopped" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--best"], "run 'one' has no best round: rounds.best_by is empty"),
+        (["--best", "--version", "1"], "expected --version or --best, got both"),
+    ],
+)
+def test_a_best_version_is_exported_only_where_there_is_one(client, tmp_path, options, text):
+    client.create_run(run_spec("one"), start=True)
+    out = str(tmp_path / "out")
+    command = ["export", "one", "--out", out, "--server", client.address, *options]
+    with pytest.raises(FedLoraError, match=text):
+        CliRunner().invoke(app, command, catch_exceptions=False)

@@ -25,6 +25,7 @@ def test_a_round_has_scores_errors_traffic_and_time():
         "2",
         f"{100 * report.metrics['test_accuracy']:.1f}%",
         f"{100 * report.metrics['held_out_accuracy']:.1f}%",
+        "–",
         f"{100 * report.metrics['local_accuracy']:.1f}%",
         "4.0%",
         "5.5%",
@@ -38,7 +39,7 @@ def test_a_round_has_scores_errors_traffic_and_time():
 
 def test_what_was_not_measured_is_a_dash():
     bare = replace(sample_round(1, certified=False), metrics={})
-    assert round_cells(bare)[1:8] == ["–"] * 7
+    assert round_cells(bare)[1:9] == ["–"] * 8
     assert "–" not in round_line(bare)
 
 
@@ -55,8 +56,8 @@ def test_small_errors_and_small_payloads_keep_a_digit():
         bytes_up=50_000,
         certificate=replace(report.certificate, overall=overall),
     )
-    assert round_cells(report)[5] == "0.001%"
-    assert round_cells(report)[8] == "0.05"
+    assert round_cells(report)[6] == "0.001%"
+    assert round_cells(report)[9] == "0.05"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -70,6 +71,16 @@ def test_the_table_fits_eighty_columns_and_explains_itself():
     table = rounds_table([sample_round(i) for i in range(1, 7)])
     assert table.__rich_measure__(console, console.options).minimum <= 80
     assert "least possible" in rendered(table)
+
+
+def test_personal_scores_have_a_column_where_a_run_has_them():
+    bare, report = sample_round(1), sample_round(2)
+    assert "personal" not in rendered(rounds_table([bare, report]))
+    report = replace(report, metrics={**report.metrics, "personal_accuracy": 0.777})
+    lines = rendered(rounds_table([bare, report])).splitlines()
+    column = lines[0].split().index("personal")
+    assert [line.split()[column] for line in lines[1:3]] == ["–", "77.7%"]
+    assert "personal 77.7%" in round_line(report)
 
 
 def test_runs_are_listed_with_phase_round_and_workers():

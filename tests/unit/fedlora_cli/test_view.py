@@ -106,3 +106,12 @@ def test_ordinary_events_have_none():
     assert [notice_of(e, seen(10)) for e in HISTORY if e.type is not EventType.WORKER_LOST] == [
         ""
     ] * 9
+
+
+def test_a_run_that_is_complete_early_says_why():
+    view = seen(len(HISTORY))
+    early = event(11, EventType.RUN_COMPLETED, round=1, reason="no better in 2 rounds")
+    view.apply(early)
+    assert view.has_ended
+    assert notice_of(early, view) == "the run is complete: no better in 2 rounds"
+    assert notice_of(event(12, EventType.RUN_COMPLETED, round=1), view) == ""

@@ -12,7 +12,8 @@ from support.sample_run import sample_certificate, sample_round, sample_run, sam
 
 from aggregator_service.reporting import report_html
 from fedlora.adapters.spec import BaseModel
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.report import BestRound
+from fedlora.runs.spec import FinalVersion, RunPhase
 
 ROUNDS = [sample_round(i) for i in range(1, 7)]
 
@@ -71,6 +72,36 @@ def test_the_sentences_carry_the_numbers_of_the_run():
     assert f"{100 * ROUNDS[-1].metrics['test_accuracy']:.1f} %" in text
     assert "108 MB" in text
     assert "1 min 30 s" in text
+
+
+def test_the_worst_served_workers_and_personal_scores_are_shown_where_there_are_such():
+    plain = Page(report_html(sample_run(), ROUNDS)).text
+    assert "worst tenth" not in plain
+    assert "made personal" not in plain
+    more = {
+        "held_out_accuracy_worst_tenth": 0.4321,
+        "held_out_accuracy_lowest": 0.3456,
+        "held_out_accuracy_deviation": 0.0789,
+        "personal_accuracy": 0.9123,
+        "test_macro_f1": 0.7654,
+    }
+    last = replace(ROUNDS[-1], metrics={**ROUNDS[-1].metrics, **more})
+    html = report_html(sample_run(), [*ROUNDS[:-1], last])
+    text = Page(html).text
+    for figure in ("43.2 %", "34.6 %", "7.9 %", "91.2 %", "76.5 %"):
+        assert figure in text
+    assert "published adapter made personal, round 6" in html
+
+
+def test_the_best_round_is_told_and_which_round_the_run_ended_with():
+    best = BestRound(round=4, adapter_version=4, metric="test_accuracy", value=0.8642)
+    text = Page(report_html(sample_run(best=best), ROUNDS)).text
+    assert "86.4 %" in text
+    assert "best test accuracy, in round 4" in text
+    assert "an ordinary PEFT adapter, that of round 6" in text
+    rounds = replace(sample_spec().rounds, best_by="test_accuracy", final_version=FinalVersion.BEST)
+    run = sample_run(best=best, spec=sample_spec(rounds=rounds))
+    assert "an ordinary PEFT adapter, that of round 4" in Page(report_html(run, ROUNDS)).text
 
 
 def test_layers_in_which_nobody_learnt_anything_are_no_obstacle():

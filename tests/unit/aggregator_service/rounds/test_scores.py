@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from aggregator_service.rounds.scores import pool_scores
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 
@@ -78,3 +80,26 @@ def test_personal_scores_are_a_group_of_their_own():
 def test_scores_are_called_after_their_examples_or_personal():
     found = [score(*what, 1).label for what in (("global", "test"), ("personal", "held_out"))]
     assert found == ["test", "personal"]
+
+
+def test_macro_f1_is_that_of_the_workers_counts_together_and_no_mean_of_theirs():
+    def counted(**counts: tuple[int, ...]) -> Evaluation:
+        return replace(score("global", "test", 4), label_counts=LabelCounts(**counts))
+
+    published = {
+        "a": (counted(correct=(4, 0), predicted=(4, 0), present=(4, 0)),),
+        "b": (counted(correct=(0, 1), predicted=(3, 1), present=(0, 4)),),
+    }
+    pooled = pool_scores({}, published)
+    # Together: label 0 has 4 of 4 and 3 too many, label 1 has 1 of 4.
+    assert pooled["test_macro_f1"] == pytest.approx((8 / 11 + 2 / 5) / 2)
+    assert pooled["test_balanced_accuracy"] == pytest.approx((1 + 1 / 4) / 2)
+
+
+def test_workers_that_count_no_labels_leave_the_others_their_macro_f1():
+    perfect = LabelCounts(correct=(1, 1), predicted=(1, 1), present=(1, 1))
+    published = {
+        "new": (replace(score("global", "test", 2), label_counts=perfect),),
+        "old": (score("global", "test", 2, accuracy=0.0),),
+    }
+    assert pool_scores({}, published)["test_macro_f1"] == 1.0

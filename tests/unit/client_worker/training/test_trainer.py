@@ -17,6 +17,7 @@ from support.worker_runs import (
 )
 
 from client_worker.data.config import DataConfig
+from client_worker.data.encoding import IGNORED
 from client_worker.parts import personal_manifest
 from client_worker.training.evaluate import score
 from client_worker.training.trainer import TaskAbandoned
@@ -25,6 +26,7 @@ from fedlora.adapters.names import Part, parse_key, part_key
 from fedlora.adapters.shape import AdapterShape
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.label_counts import LabelCounts
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
@@ -79,6 +81,7 @@ def test_shards_pool_to_the_whole_test_set_exactly(trainer):
     whole = test_scores(0, 1)
     shards = [test_scores(i, 5) for i in range(5)]
     assert sum(s.num_examples for s in shards) == whole.num_examples == 17
+    assert LabelCounts.total(s.label_counts for s in shards) == whole.label_counts
     for metric, value in whole.metrics.items():
         pooled = sum(s.metrics[metric] * s.num_examples for s in shards) / 17
         assert pooled == pytest.approx(value, rel=1e-5)
@@ -119,7 +122,34 @@ def test_a_language_model_is_scored_by_loss_perplexity_and_tokens(llama, complet
     assert before.num_examples == 6
     assert after.metrics["loss"] < before.metrics["loss"]
     assert after.metrics["perplexity"] == pytest.approx(math.exp(after.metrics["loss"]))
-    assert 0 <= after.metrics["token_accuracy"] <= 1
+    assert 0 <= after.metrics["exact_match"] <= after.metrics["token_accuracy"] <= 1
+    assert after.label_counts is None
+
+
+def test_an_exact_match_is_what_greedy_decoding_gives(llama, completions):
+    trainer = trainer_for(worker_run(causal_spec(llama), local_epochs=40.0), completions)
+    one_round(trainer)
+    rows, matches = [*trainer._data.train, *trainer._data.held_out], []
+    for row in rows:
+        begin = next(i for i, target in enumerate(row.targets) if target != IGNORED)
+        prompt, answer = torch.tensor([row.input_ids[:begin]]), row.input_ids[begin:]
+        told = trainer.module.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=len(answer),
+        )
+        matches.append(tuple(told[0, begin:].tolist()) == answer)
+    found = score(
+        trainer.module,
+        rows,
+        precision=trainer._precision,
+        pad_id=trainer._model.pad_id,
+        per_token=True,
+    )
+    # Neither none nor all: the comparison says something.
+    assert 0 < sum(matches) < len(rows)
+    assert found.metrics["exact_match"] == sum(matches) / len(rows)
 
 
 def test_the_outcome_tells_what_a_round_took(bert, labelled):
@@ -275,7 +305,7 @@ def test_the_figures_that_a_plan_asks_for_are_those_of_the_training_data(bert, t
             precision=trainer._precision,
             pad_id=trainer._model.pad_id,
             per_token=False,
-        )["loss"]
+        ).metrics["loss"]
 
     trainer = trainer_for(run, data)
     before = scored(trainer._data.train)
