@@ -56,7 +56,8 @@ def attach_adapter(
         except ValueError as error:
             raise FedLoraError(
                 Reason.INVALID_MODEL,
-                f"the adapter cannot be attached to {spec.base_model.model_id!r}: {error}",
+                f"the adapter cannot be attached to {spec.base_model.model_id!r}: "
+                f"{str(error).rstrip('.')}",
                 hint=f"Linear layers of this model: {', '.join(_linear_names(base.model))}",
             ) from error
     _require_linear(module)

@@ -12,7 +12,7 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from fedlora_cli.simulation.direct import DirectFederation
 __all__ = ["simulate"]
 
 _NEVER_SECONDS = 7 * 24 * 3600.0
-"""a deadline, or a silence, that no simulated worker reaches: they wait for one another"""
+"""a silence that counts as a loss: threads of one process are lost together"""
 
 
 def simulate(
@@ -74,7 +74,6 @@ async def _simulate(
     config: Config, server: AggregatorConfig, device: str, scratch: Path
 ) -> Sequence[RoundReport]:
     workers, spec = config.build("workers", LocalWorkers), config.need_run()
-    spec = replace(spec, rounds=replace(spec.rounds, deadline_seconds=_NEVER_SECONDS))
     loop = asyncio.get_running_loop()
     async with Aggregator(server, spec, listens=False) as aggregator:
         actor = aggregator.coordinator.run(spec.name)

@@ -38,6 +38,9 @@ __all__ = ["StudyRunner"]
 _POLL_SECONDS = 0.2
 _STOP_GRACE_SECONDS = 2.0
 
+_ROUND_SECONDS = 7 * 24 * 3600.0
+"""deadline of a round: workers that train one after the other may be late"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Running:
@@ -105,7 +108,11 @@ class StudyRunner:
     def _start(self, cell: Cell) -> _Running:
         folder = RunFolder((self._work_dir / cell.run_name).absolute())
         device = self._devices.popleft()
-        settings = [f"run.name={cell.run_name}", f"workers.threads_per_worker={self._threads}"]
+        settings = [
+            f"run.name={cell.run_name}",
+            f"rounds.deadline_seconds={_ROUND_SECONDS}",
+            f"workers.threads_per_worker={self._threads}",
+        ]
         if device:
             settings.append(f"workers.devices={device}")
         config = load(self._config, [*cell.overrides, *settings], environ={})

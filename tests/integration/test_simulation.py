@@ -114,6 +114,6 @@ def test_a_worker_that_fails_ends_the_process_with_its_reason(tmp_path):
     wrong = folder(tmp_path, "wrong", target_modules='target_modules = ["no_such_module"]')
     done = command("fedlora_cli.simulation", config=wrong)
     assert done.returncode == 1
-    assert "no_such_module" in done.stdout + done.stderr
+    assert "cannot be attached" in done.stderr
     assert "worker-" in done.stderr
     assert not list(wrong.glob("scratch-*"))
