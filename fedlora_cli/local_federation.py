@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -18,6 +19,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.report import RunEvent
 from fedlora.runs.spec import RunPhase
+from fedlora.runs.tasks import Role
 from fedlora_cli.display import Display
 from fedlora_cli.processes import (
     ManagedProcess,
@@ -88,6 +90,12 @@ def check_workers(config: Config) -> LocalWorkers:
             f"data.partition.num_slots ({spec.partition.num_slots})",
             hint="Make them equal",
         )
+    if workers.server_data and not config.section("data").get("public_fraction"):
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            "workers.server_data asks for a worker with public data, and data.public_fraction is 0",
+            hint="Set data.public_fraction = 0.1, or leave server_data out",
+        )
     return workers
 
 
@@ -147,6 +155,8 @@ class LocalFederation:
         self._workers = [
             _Worker(self._make_worker(i, address)) for i in range(self._settings.count)
         ]
+        if self._settings.server_data:
+            self._workers.append(_Worker(self._make_server_data(address)))
         for worker in self._workers:
             worker.process.start()
         self._watcher = Watcher(address, self._spec.name)
@@ -255,7 +265,21 @@ class LocalFederation:
         )
 
     def _make_worker(self, index: int, address: str) -> ManagedProcess:
-        name = f"worker-{index}"
+        settings = {}
+        if self._settings.max_ranks:
+            settings["FEDLORA_WORKER__MAX_RANK"] = str(self._settings.max_rank_of(index))
+        return self._worker_process(f"worker-{index}", index, address, settings)
+
+    def _make_server_data(self, address: str) -> ManagedProcess:
+        settings = {
+            "FEDLORA_WORKER__ROLE": Role.SERVER_DATA.value,
+            "FEDLORA_DATA__ONLY_PUBLIC": "true",
+        }
+        return self._worker_process("server-data", self._settings.count, address, settings)
+
+    def _worker_process(
+        self, name: str, index: int, address: str, settings: Mapping[str, str]
+    ) -> ManagedProcess:
         threads = self._settings.threads_of(self._cores)
         environment = self._environment(threads=threads) | {
             "FEDLORA_WORKER__SERVER": address,
@@ -267,12 +291,10 @@ class LocalFederation:
                 (self._folder.state_dir / "workers" / name).absolute()
             ),
         }
-        if self._settings.max_ranks:
-            environment["FEDLORA_WORKER__MAX_RANK"] = str(self._settings.max_rank_of(index))
         return ManagedProcess(
             name,
             "client_worker",
-            environment=environment,
+            environment={**environment, **settings},
             log=self._folder.log_dir / f"{name}.log",
         )
 

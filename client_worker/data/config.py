@@ -37,6 +37,10 @@ class DataConfig:
     """file with test rows, where they are not in `path`"""
     held_out_fraction: float = 0.1
     """share of the worker's training rows that is kept for scoring and never trained on"""
+    public_fraction: float = 0.0
+    """share of the training rows that no party has: the server's, where one file is all there is"""
+    only_public: bool = False
+    """take those rows and no others; for the worker with the role server_data"""
     max_examples: int = 0
     """use the first so many training rows of this worker; 0 takes all"""
 
@@ -47,10 +51,17 @@ class DataConfig:
                 "data.path is empty",
                 hint="Name a .jsonl, .csv or .parquet file, or a data set on the hub",
             )
-        if not 0 <= self.held_out_fraction < 1:
+        for name in ("held_out_fraction", "public_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise FedLoraError(
+                    Reason.INVALID_CONFIG,
+                    f"data.{name} must lie in [0, 1), got {getattr(self, name)}",
+                )
+        if self.only_public and not self.public_fraction:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,
-                f"data.held_out_fraction must lie in [0, 1), got {self.held_out_fraction}",
+                "data.only_public is set, and data.public_fraction is 0: no row is public",
+                hint="Set data.public_fraction, to the same share on every worker",
             )
         if self.max_examples < 0:
             raise FedLoraError(

@@ -13,6 +13,7 @@ from client_worker.data.partition import partition
 from client_worker.data.rows import FILE_SUFFIXES, Row, read_hub_splits, read_rows
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import PartitionScheme, PartitionSpec
 from fedlora.runs.tasks import DataSlot
 
@@ -48,7 +49,7 @@ def load_local_data(
         task: decides the kind of example.
         labels: of the run; empty for causal_lm.
         slot: the part that is this worker's; None where all of it is.
-        seed: of the choice of held-out rows.
+        seed: of the choice of held-out and of public rows.
 
     Raises:
         FedLoraError: INVALID_DATA, INVALID_CONFIG or MISSING_EXTRA.
@@ -62,19 +63,33 @@ def load_local_data(
             f"{config.split_column!r} = {config.test_split!r}",
             hint="Correct data.split_column or data.test_split",
         )
+    train_rows = _of_our_side(train_rows, config, seed)
     if slot is not None:
         parts = partition(slot.partition, _partition_keys(slot.partition, config, train_rows))
         train_rows = [train_rows[i] for i in parts[slot.index]]
     if config.max_examples:
         train_rows = train_rows[: config.max_examples]
     examples = to_examples(train_rows, config, task, labels)
-    strata = [str(row.values.get(config.label_column, "")) for row in train_rows]
-    train, held_out = split_held_out(strata, config.held_out_fraction, seed=seed)
+    train, held_out = split_held_out(
+        _strata(train_rows, config), config.held_out_fraction, seed=seed
+    )
     return LocalData(
         train=tuple(examples[i] for i in train),
         held_out=tuple(examples[i] for i in held_out),
         test=tuple(to_examples(test_rows, config, task, labels)) if test_rows else (),
     )
+
+
+def _of_our_side(rows: list[Row], config: DataConfig, seed: int) -> list[Row]:
+    """The public rows or the others: the same on every worker, with labels as in the whole."""
+    parties, public = split_held_out(
+        _strata(rows, config), config.public_fraction, seed=derive_seed(seed, "public")
+    )
+    return [rows[i] for i in (public if config.only_public else parties)]
+
+
+def _strata(rows: Sequence[Row], config: DataConfig) -> list[str]:
+    return [str(row.values.get(config.label_column, "")) for row in rows]
 
 
 def _read(config: DataConfig) -> tuple[list[Row], list[Row]]:

@@ -21,6 +21,8 @@ class LocalWorkers:
     """CPU threads of each worker; 0 shares the machine's cores evenly"""
     max_ranks: tuple[int, ...] = ()
     """largest LoRA ranks of the workers, taken in turn; 0 or none for the run's rank"""
+    server_data: bool = False
+    """one worker more, with the role server_data and the rows of data.public_fraction"""
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.report import RoundReport
 from fedlora.runs.spec import RunPhase
-from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration
+from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration, Role
 from fedlora.telemetry import bind_context
 from fedlora_cli.processes import describe_exit
 from fedlora_cli.simulation.direct import DirectFederation
@@ -73,16 +73,16 @@ def simulate(
 async def _simulate(
     config: Config, server: AggregatorConfig, device: str, scratch: Path
 ) -> Sequence[RoundReport]:
-    workers, spec = config.build("workers", LocalWorkers), config.need_run()
+    spec = config.need_run()
     loop = asyncio.get_running_loop()
     async with Aggregator(server, spec, listens=False) as aggregator:
         actor = aggregator.coordinator.run(spec.name)
         turn = threading.Lock()
         crew = [
-            _Worker(_settings(config, workers, device, i), _Server(aggregator, loop), scratch, turn)
-            for i in range(workers.count)
+            _Worker(settings, _Server(aggregator, loop), scratch, turn)
+            for settings in _settings(config, device)
         ]
-        with ThreadPoolExecutor(workers.count, thread_name_prefix="worker") as threads:
+        with ThreadPoolExecutor(len(crew), thread_name_prefix="worker") as threads:
             ended = [loop.run_in_executor(threads, worker.run) for worker in crew]
             settled = asyncio.ensure_future(aggregator.wait_until_settled())
             try:
@@ -180,12 +180,16 @@ class _TakingTurns(LocalTrainer):
             return super().evaluate(scope, **which)
 
 
-def _settings(config: Config, workers: LocalWorkers, device: str, index: int) -> WorkerConfig:
-    return WorkerConfig(
-        name=f"worker-{index}",
+def _settings(config: Config, device: str) -> Iterator[WorkerConfig]:
+    workers = config.build("workers", LocalWorkers)
+    each = WorkerConfig(
         run_name=config.need_run().name,
         device=device,
         data=config.build("data", DataConfig),
         threads=workers.threads_of(1),
-        max_rank=workers.max_rank_of(index),
     )
+    for index in range(workers.count):
+        yield replace(each, name=f"worker-{index}", max_rank=workers.max_rank_of(index))
+    if workers.server_data:
+        public = replace(each.data, only_public=True)
+        yield replace(each, name="server-data", role=Role.SERVER_DATA, data=public)

@@ -24,7 +24,7 @@ __all__ = ["Cell", "cells_of"]
 
 _NAMES = {"run.name"}
 _PLACES = {"data.path", "data.test_path"}
-_WORKERS = {"workers.count", "workers.max_ranks"}
+_WORKERS = {"workers.count", "workers.max_ranks", "workers.server_data"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

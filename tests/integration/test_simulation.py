@@ -53,7 +53,7 @@ max_ranks = [3, 1, 2]
 """
 
 
-def folder(tmp_path: Path, name: str, **changes: str) -> Path:
+def folder(tmp_path: Path, run: str, *changes: tuple[str, str]) -> Path:
     rows = [
         {
             "text": f"{'up' if i % 2 else 'down'} {i}",
@@ -63,11 +63,12 @@ def folder(tmp_path: Path, name: str, **changes: str) -> Path:
         for i in range(96)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    made = tmp_path / name
+    made = tmp_path / run
     made.mkdir()
-    text = CONFIG.format(name=name)
-    for old, new in changes.items():
-        text = text.replace(f"\n{old} = ", f"\n{new}\n# {old} = ")
+    text = CONFIG.replace("{name}", run)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
     (made / "config.toml").write_text(text)
     return made
 
@@ -110,8 +111,32 @@ def test_one_process_gives_the_same_adapters_and_scores_as_grpc(tmp_path):
     assert not list(direct.glob("scratch-*"))
 
 
+def test_a_worker_with_public_data_refines_what_the_parties_came_to(tmp_path):
+    run = folder(
+        tmp_path,
+        "public",
+        ('"flora_na"', '"fedlora_optimizer"\nrefine_steps = 2\npersonal_epochs = 1'),
+        ("max_ranks = [3, 1, 2]", "server_data = true"),
+        ('split_column = "split"', 'split_column = "split"\npublic_fraction = 0.25'),
+    )
+    done = command("fedlora_cli.simulation", config=run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for report in rounds(run):
+        assert [u["worker"] for u in report["updates"]] == ["worker-0", "worker-1", "worker-2"]
+        # 72 training rows, 18 of them public, a tenth held out by each party.
+        assert sum(u["num_examples"] for u in report["updates"]) == 54 - 6
+        assert report["metrics"]["personal_num_examples"] == 6
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    refined = [
+        e["round"]
+        for e in events
+        if e["worker"] == "server-data" and e["type"] == "update_committed"
+    ]
+    assert refined == [1, 2]
+
+
 def test_a_worker_that_fails_ends_the_process_with_its_reason(tmp_path):
-    wrong = folder(tmp_path, "wrong", target_modules='target_modules = ["no_such_module"]')
+    wrong = folder(tmp_path, "wrong", ('"query", "value"', '"no_such_module"'))
     done = command("fedlora_cli.simulation", config=wrong)
     assert done.returncode == 1
     assert "cannot be attached" in done.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from support.worker_runs import LABELS, completion_rows, labelled_rows, write_jsonl
@@ -41,6 +42,19 @@ def test_slots_share_out_the_training_rows_and_all_have_the_whole_test_set(numbe
 def test_without_a_slot_all_training_rows_are_the_workers_own(numbered):
     part = loaded(numbered)
     assert (len(part.train), len(part.held_out), len(part.test)) == (54, 6, 12)
+
+
+def test_public_rows_are_the_servers_alone_and_all_agree_which_they_are(numbered):
+    shared = replace(numbered, public_fraction=0.2)
+    partition = PartitionSpec(scheme=PartitionScheme.DIRICHLET, num_slots=2, seed=1)
+    parties = [loaded(shared, DataSlot(index=i, partition=partition)) for i in range(2)]
+    server = loaded(replace(shared, only_public=True))
+    theirs = [{e.text for e in (*p.train, *p.held_out)} for p in (*parties, server)]
+    assert [len(texts) for texts in theirs][-1] == 12
+    assert set.union(*theirs) == {f"text {i}" for i in range(60)}
+    assert all(a.isdisjoint(b) for a, b in itertools.combinations(theirs, 2))
+    labels = [e.label for e in (*server.train, *server.held_out)]
+    assert {labels.count(i) for i in range(len(LABELS))} == {12 // len(LABELS)}
 
 
 def test_test_rows_may_come_from_a_file_of_their_own(tmp_path):
