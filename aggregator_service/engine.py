@@ -351,7 +351,7 @@ class AggregationEngine:
             given,
             discount=discount,
             before=before,
-            in_products=not recipe.properties.keeps_basis,
+            in_products=recipe.properties.gauge_free,
             temporary=self._blobs.new_temporary,
         ) as members:
             yield members

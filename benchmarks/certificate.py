@@ -38,7 +38,7 @@ from certificates.rounds import Cell, Round, train
 
 from aggregator_service.aggregation import driver, registry
 from fedlora.runs.report import Certificate
-from fedlora.runs.spec import MethodSpec
+from fedlora.runs.spec import Gauge, MethodSpec
 
 MIDDLE = Cell(alpha=0.3, clients=10, rank=8)
 NEIGHBOURS = (
@@ -52,7 +52,7 @@ NEIGHBOURS = (
 OWN = (
     dataclasses.replace(MIDDLE, method="flora_na"),
     dataclasses.replace(MIDDLE, method="optimal"),
-    dataclasses.replace(MIDDLE, method="optimal", gauge="closest_a"),
+    dataclasses.replace(MIDDLE, method="optimal", gauge=Gauge.CLOSEST_A),
 )
 
 

@@ -1,11 +1,12 @@
 """What an aggregation method is: one module's updates in, one module of the next adapter out.
 
-    updates -> weights -> combine -> compress -> server optimiser -> adapter
+    updates -> weights -> combine -> compress -> gauge -> server optimiser -> adapter
 
 `combine` is a method's idea: what the factors of a cohort come to. It returns an adapter of
 whatever rank it likes, exact stacks included. A compression rule makes of it an adapter of the
-run's rank, and may put what does not fit into the base model. `composition.Recipe` runs the chain
-on one module, `driver` maps it over the modules of a cohort's files.
+run's rank, and may put what does not fit into the base model. A gauge chooses the factors in which
+its product is published. `composition.Recipe` runs the chain on one module, `driver` maps it over
+the modules of a cohort's files.
 
 Everything here is values: a method is a frozen dataclass whose fields are its options, its state
 between rounds is tensors by name that it is given and returns, randomness is a generator it is
@@ -62,6 +63,8 @@ class Properties:
     """members of a cohort may differ in rank"""
     gauge_free: bool = False
     """the result depends on the clients' products alone, not on how they are factored"""
+    strongest_first: bool = False
+    """clients of lower rank are given the first components, and these have to be the strongest"""
     min_clients: int = 1
     """fewest members for which the result means something"""
     changes_base: bool = False

@@ -1,6 +1,6 @@
 """A method and the rules around it, put together and checked.
 
-    updates -> weighting -> method.combine -> compression -> server optimiser -> adapter
+    updates -> weighting -> method.combine -> compression -> gauge -> server optimiser -> adapter
 
 The parts know nothing of each other; `compose` refuses what cannot work, before a run begins, and
 says why. A recipe with nothing but a method is that method as its paper has it.
@@ -23,6 +23,8 @@ from aggregator_service.aggregation.base import (
     ServerOptimizer,
     Work,
 )
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.gauge import NEAREST, in_gauge
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from aggregator_service.aggregation.weighting.base import WeightingRule
 from aggregator_service.aggregation.weighting.examples import NumExamples
@@ -31,10 +33,11 @@ from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
+from fedlora.runs.spec import Gauge
 
-__all__ = ["Recipe", "compose"]
+__all__ = ["Recipe", "compose", "gauges_of"]
 
-_OPTIMISED = (Part.A, Part.B)
+_FACTORS = (Part.A, Part.B)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,7 @@ class Recipe:
 
     method: Method
     compression: CompressionRule
+    gauge: Gauge
     weighting: WeightingRule
     server_optimizer: ServerOptimizer | None
     properties: Properties
@@ -88,6 +92,8 @@ class Recipe:
         own = replace(cohort, state=_own_state(cohort.state))
         combination = self.method.combine(own, work)
         result = self.compression.compress(combination, own, work)
+        if self.gauge is not Gauge.OWN:
+            result = replace(result, factors=self._in_gauge(result.factors, own, work))
         if self.server_optimizer is not None and cohort.start is not None:
             result = self._stepped(result, cohort, cohort.start, self.server_optimizer)
         if Part.MAGNITUDE in cohort.extras[0]:
@@ -95,6 +101,11 @@ class Recipe:
             magnitude = self.method.magnitude(own, read)
             result = replace(result, extras={**result.extras, Part.MAGNITUDE: magnitude})
         return result
+
+    def _in_gauge(self, factors: LoraFactors, cohort: ModuleCohort, work: Work) -> LoraFactors:
+        start = cohort.start
+        near = start.factors if start else factor_mean(cohort.members, cohort.weights_U)
+        return in_gauge(factors, self.gauge, reference=near, generator=work.generator)
 
     @staticmethod
     def _stepped(
@@ -149,6 +160,7 @@ def compose(
     method: Method,
     *,
     compression: CompressionRule | None = None,
+    gauge: Gauge = Gauge.OWN,
     weighting: WeightingRule | None = None,
     server_optimizer: ServerOptimizer | None = None,
 ) -> Recipe:
@@ -159,6 +171,16 @@ def compose(
     """
     rule = compression or method.compression
     properties = rule.properties(method.properties)
+    if gauge is not Gauge.OWN:
+        if why := _why_not(gauge, method, properties):
+            raise FedLoraError(
+                Reason.UNSUPPORTED_METHOD,
+                f"{method.name} with {rule.name} cannot publish in the gauge {gauge.value}, "
+                f"since {why}",
+                hint='Set gauge = "own", or use a method that takes every gauge: fedit, flora_na, '
+                "optimal",
+            )
+        properties = replace(properties, keeps_basis=gauge in NEAREST)
     if weighting is not None and method.weighting is not None:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
@@ -170,9 +192,10 @@ def compose(
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"the server optimiser {server_optimizer.name} remembers directions of A and B from "
-            f"round to round, and {method.name} with {rule.name} publishes other components every "
-            "round",
-            hint="Use a method that keeps the clients' basis: fedit, flora_na, lora_fair",
+            f"round to round, and {method.name} with {rule.name} in the gauge {gauge.value} "
+            "publishes other components every round",
+            hint="Use a method that keeps the clients' basis, as fedit, flora_na and lora_fair do, "
+            'or gauge = "closest_a" or "procrustes"',
         )
     if server_optimizer is not None and (stray := _unmoved(method)):
         raise FedLoraError(
@@ -185,6 +208,7 @@ def compose(
     return Recipe(
         method=method,
         compression=rule,
+        gauge=gauge,
         weighting=weighs,
         server_optimizer=server_optimizer,
         # A rule that looks at single updates needs them, however they are summed afterwards.
@@ -192,9 +216,28 @@ def compose(
     )
 
 
+def gauges_of(method: Method) -> tuple[Gauge, ...]:
+    """The gauges in which a method with its own rules can publish."""
+    promised = method.compression.properties(method.properties)
+    return tuple(g for g in Gauge if g is Gauge.OWN or not _why_not(g, method, promised))
+
+
+def _why_not(gauge: Gauge, method: Method, properties: Properties) -> str:
+    """Why factors of a method's product cannot be chosen; empty where they can."""
+    if any(not {*_FACTORS} <= {*plan.trained} & {*plan.published} for plan in method.plans):
+        return "its workers do not train both factors: which ones they hold is part of the method"
+    if properties.changes_base:
+        return "the base model holds the rest of a product of exactly these factors"
+    if properties.strongest_first and gauge in NEAREST:
+        return (
+            "clients of lower rank are given the first components, which have to be the strongest"
+        )
+    return ""
+
+
 def _unmoved(method: Method) -> str:
     for plan in method.plans:
-        for part in _OPTIMISED:
+        for part in _FACTORS:
             if part not in plan.published:
                 return part.value.upper()
     return ""

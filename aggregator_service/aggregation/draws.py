@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.gauge import fresh
+from aggregator_service.aggregation.spare_components import fresh
 from fedlora.adapters.factors import LoraFactors
 
 __all__ = ["Law", "Side", "drawn_adapter"]

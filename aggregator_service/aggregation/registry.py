@@ -152,12 +152,20 @@ SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = _by_name(
 )
 
 
+_OF_THE_RECIPE = {
+    "gauge": "The gauge is a choice of its own for every method: set gauge in [method], or --gauge "
+    "of fedlora aggregate"
+}
+"""what somebody may look for among a method's or rule's options, and where it is"""
+
+
 def options(cls: type[object]) -> tuple[Option, ...]:
     """The options of a method or rule, in the order of its declaration."""
     hints = typing.get_type_hints(cls)
     return tuple(
         Option(name=f.name, type=hints[f.name], default=typing.cast("str", f.default))
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if f.metadata.get("option", True)
     )
 
 
@@ -186,6 +194,7 @@ def create_recipe(spec: MethodSpec) -> Recipe:
     return compose(
         create(spec.name, spec.options),
         compression=_optional("compression rule", COMPRESSIONS, compression),
+        gauge=spec.gauge,
         weighting=_optional("weighting rule", WEIGHTINGS, weighting),
         server_optimizer=_optional("server optimiser", SERVER_OPTIMIZERS, optimizer),
     )
@@ -215,7 +224,8 @@ def _create(
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
                 f"{name} has no option {key!r}",
-                hint=_suggest(key, known) if known else f"{name} has no options",
+                hint=_OF_THE_RECIPE.get(key)
+                or (_suggest(key, known) if known else f"{name} has no options"),
             )
         values[key] = _coerced(name, known[key], value)
     return dataclasses.replace(default, **values)  # type: ignore[type-var]

@@ -111,8 +111,8 @@ def needs_one_version(recipe: Recipe, kind: AdapterKind) -> str:
         return "it adds rounds up in the base model or in a state of its own"
     if reason := _of_plan(plans[0]):
         return reason
-    if not (properties.keeps_basis or properties.mixed_ranks):
-        return "its versions come in other components each, and it takes updates of one rank only"
+    if not (properties.keeps_basis or properties.gauge_free):
+        return "its versions come in other components each, and it combines updates by component"
     return ""
 
 

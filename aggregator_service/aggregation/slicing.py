@@ -3,9 +3,9 @@
 Rule    A' = A[:r'],  B' = B[:, :r'] * s(r) / s(r'), so that the product of the kept components is
         served unchanged under the lower rank's own scaling; a core keeps its leading block. A
         module of lower rank than r' gets spare components: random rows in A, zeros in B.
-Bias    optimal for an adapter whose components are ordered by singular value (`optimal`, balanced
-        gauge: Eckart-Young at every rank at once); otherwise HetLoRA's convention of keeping the
-        first components (Cho et al. 2024, arXiv:2401.06432).
+Bias    optimal for an adapter whose components are ordered by singular value (`optimal`, and the
+        gauges that sort: Eckart-Young at every rank at once); otherwise HetLoRA's convention of
+        keeping the first components (Cho et al. 2024, arXiv:2401.06432).
 
 Whoever needs to know what a worker was given computes it here again, rounding included.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling
-from aggregator_service.aggregation.gauge import filled
+from aggregator_service.aggregation.spare_components import filled
 from aggregator_service.aggregation.tensor_writer import TensorWriter
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part, parse_key

@@ -12,10 +12,11 @@ FedAsync  (Xie, Koyejo, Gupta, "Asynchronous Federated Optimization", 2019, arXi
           algorithm 1): one update, alpha < 1, not rebased: theta <- (1 - a) theta + a theta_u with
           a = alpha s(t).
 
-Rebasing. Where a method keeps the clients' components (`Properties.keeps_basis`), A and B are the
-parameters and each changes by what the worker changed it: A + (A_u - A_base), and B likewise, at
-the update's own rank. Where every version comes in other components, such a difference means
-nothing, and the products are taken instead, exactly, side by side:
+Rebasing. Where a method combines the clients' components, A and B are the parameters and each
+changes by what the worker changed it: A + (A_u - A_base), and B likewise, at the update's own rank.
+Where it combines their products (`Properties.gauge_free`), every version may come in other
+components, such a difference means nothing, and the products are taken instead, exactly, side by
+side:
 
     P + P_u - P_base = [B  B_u  -B_base] [A; A_u; A_base]
 

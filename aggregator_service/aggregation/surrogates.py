@@ -34,7 +34,7 @@ from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.coefficients import concentration
 from aggregator_service.aggregation.diagonal_als import DiagonalProblem
 from aggregator_service.aggregation.factor_means import factor_mean
-from aggregator_service.aggregation.gauge import Gauge, in_gauge
+from aggregator_service.aggregation.gauge import closest_a
 from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.scalar_als import ScalarProblem, ScalarSolution
 from fedlora.adapters.factors import LoraFactors
@@ -211,7 +211,7 @@ class SurrogateFamily:
         if svd.rank == 0:
             near = LoraFactors(self._mean.a_RK, torch.zeros_like(self._mean.b_DR))
         else:
-            near = in_gauge(svd, Gauge.CLOSEST_A, lambda: self._mean)
+            near = closest_a(svd, self._mean)
         measurements = {"kept_rank": float(svd.rank)}
         return Surrogate(member=Member.OPTIMAL, factors=near, measurements=measurements)
 

@@ -32,7 +32,7 @@ from client_worker.data.config import DataConfig
 from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import MethodSpec, RunSpec
+from fedlora.runs.spec import Gauge, MethodSpec, RunSpec
 from fedlora.runs.tasks import EvaluationScope, EvaluationSplit
 from fedlora.tensors.safetensors_io import decode, encode
 
@@ -54,23 +54,23 @@ class Cell:
     workers share its data"""
     method: str = "fedit"
     """what aggregates the federation's own rounds"""
-    gauge: str = ""
-    """option of `optimal`; empty: its default"""
+    gauge: Gauge = Gauge.OWN
+    """in which it publishes"""
 
     @property
     def spec(self) -> MethodSpec:
-        """The method with its option."""
-        return MethodSpec(name=self.method, options={"gauge": self.gauge} if self.gauge else {})
+        """The method in its gauge."""
+        return MethodSpec(name=self.method, gauge=self.gauge)
 
     @property
     def label(self) -> str:
         """The method, for people."""
-        return f"{self.method}, {self.gauge}" if self.gauge else self.method
+        return self.method if self.gauge is Gauge.OWN else f"{self.method}, {self.gauge}"
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        method = f"{self.method}-{self.gauge}" if self.gauge else self.method
+        method = self.method if self.gauge is Gauge.OWN else f"{self.method}-{self.gauge}"
         return (
             f"{method}-alpha{self.alpha:g}-clients{self.clients}-rank{self.rank}-steps{self.steps}"
         )

@@ -72,7 +72,8 @@ class Key:
 def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
     """The keys of a dataclass, in order; fields that hold dataclasses or mappings are left out.
 
-    A field's metadata may say with "among" which values of an enumeration are meant.
+    A field's metadata may say with "among" which values of an enumeration are meant, and with
+    "option" = False that the field is for code and no key.
 
     Args:
         owner: a dataclass.
@@ -83,7 +84,7 @@ def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
     helps = field_help(owner)
     keys = []
     for field in dataclasses.fields(owner):
-        if names and field.name not in names:
+        if (names and field.name not in names) or not field.metadata.get("option", True):
             continue
         annotation = hints[field.name]
         if _is_structure(annotation):

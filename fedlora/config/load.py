@@ -231,7 +231,9 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
     return RunSpec(
         **values["run"],
         adapter=AdapterSpec(base_model=BaseModelSpec(**model), **task, **values["adapter"]),
-        method=MethodSpec(name=method.pop("name"), options=method, **rules),
+        method=MethodSpec(
+            name=method.pop("name"), gauge=method.pop("gauge"), options=method, **rules
+        ),
         rounds=RoundRules(**values["rounds"]),
         training=TrainingSpec(**values["training"]),
         partition=PartitionSpec(**partition) if partition else None,

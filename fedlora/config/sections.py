@@ -90,7 +90,7 @@ def run_sections() -> tuple[Section, ...]:
             name="method",
             help="The aggregation method; its own options stand beside its name "
             "([algorithms.md](algorithms.md)).",
-            keys=keys_of(MethodSpec, name=""),
+            keys=keys_of(MethodSpec, name="", gauge=""),
             open=True,
         ),
         *(

@@ -20,6 +20,7 @@ from fedlora.tensors.manifest import FLOATS, DataType
 __all__ = [
     "BelowQuorum",
     "FinalVersion",
+    "Gauge",
     "LateUpdates",
     "LearningRateSchedule",
     "MethodSpec",
@@ -121,6 +122,18 @@ class LearningRateSchedule(enum.StrEnum):
     COSINE = "cosine"
 
 
+class Gauge(enum.StrEnum):
+    """In which factors a product is published: (B M^-1, M A) is one model for every M."""
+
+    OWN = "own"
+    """as the method and its compression leave them"""
+    BALANCED = "balanced"
+    ORTHONORMAL_A = "orthonormal_a"
+    ORTHONORMAL_B = "orthonormal_b"
+    CLOSEST_A = "closest_a"
+    PROCRUSTES = "procrustes"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSpec:
     """A rule that goes with the method, and its options."""
@@ -139,6 +152,10 @@ class MethodSpec:
     """name of the method; `fedlora methods` lists them"""
     options: Mapping[str, OptionValue] = field(default_factory=dict)
     """the method's own options; defaults where left out"""
+    gauge: Gauge = Gauge.OWN
+    """factors in which the product is published. own: the method's; balanced: equally large;
+    orthonormal_a, orthonormal_b: orthonormal rows in A, columns in B; closest_a, procrustes: near
+    those of the version before, the second by a rotation alone"""
     weighting: RuleSpec | None = None
     """how much each update counts; absent: the method's own, or the number of examples"""
     compression: RuleSpec | None = None

@@ -65,6 +65,10 @@ def aggregate(
     compression: Annotated[
         str, typer.Option("--compression", help="Compression rule; see `fedlora methods`.")
     ] = "",
+    gauge: Annotated[
+        str,
+        typer.Option("--gauge", help="Factors of the result's product; see `fedlora methods`."),
+    ] = "own",
     start: Annotated[
         Path | None,
         typer.Option(
@@ -108,7 +112,7 @@ def aggregate(
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
 
     began = time.perf_counter()
-    spec = _method(method, option or [], weighting=weighting, compression=compression)
+    spec = _method(method, option or [], weighting=weighting, compression=compression, gauge=gauge)
     recipe = registry.create_recipe(spec)
     element, where = _data_type(dtype), _device(device)
     _check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
@@ -174,6 +178,7 @@ def aggregate(
             "options": dataclasses.asdict(recipe.method),  # type: ignore[call-overload]
             "weighting": recipe.weighting.name,
             "compression": recipe.compression.name,
+            "gauge": recipe.gauge.value,
             "kind": kind.value,
             "rank": result_rank,
             "lora_alpha": alpha,
@@ -214,11 +219,20 @@ def aggregate(
 
 
 def _method(
-    name: str, given: Sequence[str], *, weighting: str = "", compression: str = ""
+    name: str,
+    given: Sequence[str],
+    *,
+    weighting: str = "",
+    compression: str = "",
+    gauge: str = "own",
 ) -> MethodSpec:
     """The method and its rules; an option with a rule's name before a dot is the rule's."""
-    from fedlora.runs.spec import MethodSpec, RuleSpec
+    from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
 
+    if gauge not in {*Gauge}:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT, f"--gauge: expected one of {', '.join(Gauge)}, got {gauge!r}"
+        )
     rules = {"weighting": weighting, "compression": compression}
     own: dict[str, OptionValue] = {}
     of_rules: dict[str, dict[str, OptionValue]] = {rule: {} for rule in rules}
@@ -237,7 +251,7 @@ def _method(
     chosen = {
         rule: RuleSpec(name=value, options=of_rules[rule]) for rule, value in rules.items() if value
     }
-    return MethodSpec(name=name, options=own, **chosen)
+    return MethodSpec(name=name, options=own, gauge=Gauge(gauge), **chosen)
 
 
 def _frozen(path: Path | None, folder: AdapterFolder) -> AbstractContextManager[BaseWeights | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         ServerOptimizer,
     )
     from aggregator_service.aggregation.weighting.base import WeightingRule
+    from fedlora.runs.spec import Gauge
 
     Rule = CompressionRule | ServerOptimizer | WeightingRule
 
@@ -73,7 +75,7 @@ more than unequal data. With four unequal workers most of the scalars' gain come
 share (`concentration` in the certificate tells). After four rounds, test accuracy showed no
 difference between the methods. What did differ is how the next rounds learn: `optimal` publishes
 balanced factors by default, from which the same local training moves little more than half as far
-as from the clients' own basis; `gauge = "closest_a"` keeps that.
+as from the clients' own basis; `gauge = "closest_a"`, there nearest to the factor mean, keeps that.
 """
 
 _COLUMNS: Mapping[str, Callable[[Method], str]] = {
@@ -113,6 +115,15 @@ clients' basis.""",
 }
 """section of the rule -> title and introduction"""
 
+_GAUGES = """\
+# Gauges
+
+In which factors the product is published: `gauge` in `[method]`, or `--gauge` of `fedlora
+aggregate`. A gauge changes no model, and how the next round trains from it. Methods whose workers
+hold factors of the method's choice take none but `own`, and neither does a rule that changes the
+base model.
+"""
+
 
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
@@ -120,7 +131,7 @@ def methods(
         bool, typer.Option("--markdown", help="Print docs/algorithms.md.")
     ] = False,
 ) -> None:
-    """List the aggregation methods and the rules around them: paper, exactness, traffic, cost."""
+    """List the aggregation methods, gauges and rules: paper, exactness, traffic, cost."""
     if as_markdown:
         print(markdown(), end="")
     elif as_json:
@@ -144,6 +155,7 @@ def markdown() -> str:
     for kind, (title, text) in _RULES.items():
         sections += [f"# {title}\n\n{text}\n"]
         sections += [_rule_section(rule) for rule in _rules()[kind].values()]
+    sections += [_gauge_section(rows)]
     return "\n".join([_INTRODUCTION, *lines, "", *sections, _EVIDENCE]).rstrip() + "\n"
 
 
@@ -224,9 +236,25 @@ def _rule_section(rule: Rule) -> str:
     return "\n".join([f"## {rule.name}", "", f"{summary} Source `{path}`.", "", *_told(cls)])
 
 
+def _gauge_section(rows: list[Method]) -> str:
+    from aggregator_service.aggregation import composition, gauge
+
+    lines = [_GAUGES, "| Gauges | Methods with their own rules |", "| --- | --- |"]
+    taken: dict[tuple[Gauge, ...], list[str]] = {}
+    for row in rows:
+        taken.setdefault(composition.gauges_of(row), []).append(f"[`{row.name}`](#{row.name})")
+    for gauges, names in taken.items():
+        lines.append(f"| {', '.join(f'`{g.value}`' for g in gauges)} | {', '.join(names)} |")
+    return "\n".join([*lines, "", *_account(gauge)])
+
+
+def _account(module: ModuleType | None) -> list[str]:
+    return ["```text", inspect.getdoc(module) or "", "```", ""]
+
+
 def _told(cls: type) -> list[str]:
     """The file's own account of the method, and the options."""
-    lines = ["```text", inspect.getdoc(inspect.getmodule(cls)) or "", "```", ""]
+    lines = _account(inspect.getmodule(cls))
     if keys := keys_of(cls):
         lines += ["| Option | Default | Value | Meaning |", "| --- | --- | --- | --- |"]
         for key in keys:
@@ -241,7 +269,7 @@ def _plain(key: Key) -> str:
 
 
 def _record(method: Method) -> dict[str, object]:
-    from aggregator_service.aggregation.composition import compose
+    from aggregator_service.aggregation.composition import compose, gauges_of
 
     recipe, about = compose(method), method.about
     promised = recipe.properties
@@ -259,6 +287,7 @@ def _record(method: Method) -> dict[str, object]:
         "kinds": sorted(kind.value for kind in promised.kinds),
         "weighting": recipe.weighting.name,
         "compression": recipe.compression.name,
+        "gauges": [gauge.value for gauge in gauges_of(method)],
         "runs_with_shipped_worker": not _lacking(method),
         "plans": [dataclasses.asdict(plan) for plan in recipe.plans()],
         "up": about.up,
@@ -284,6 +313,8 @@ def _options(cls: type) -> list[dict[str, object]]:
 def _print_table(rows: list[Method]) -> None:
     from rich.table import Table
 
+    from fedlora.runs.spec import Gauge
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("method", "error", "mixed ranks", "in a run", "take it when", "paper"):
         table.add_column(name, header_style="bold", overflow="fold", no_wrap=name == "method")
@@ -299,6 +330,7 @@ def _print_table(rows: list[Method]) -> None:
     for kind, known in _rules().items():
         title = _RULES[kind][0].lower()
         console.print(f"{title} [dim]\\[{kind}][/]: [cyan]{', '.join(known)}[/]", highlight=False)
+    console.print(f"gauges [dim]\\[method.gauge][/]: [cyan]{', '.join(Gauge)}[/]", highlight=False)
     console.print(
         "in a run: whether the worker that comes with fedlora can follow the method; all of them "
         "combine saved adapters (fedlora aggregate)"

@@ -75,7 +75,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
     runs.TrainingSpec: {"warmup_fraction": 0.5, "batch_size": 8, "micro_batch_size": 4},
     runs.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
     codecs.CodecSpec: {"kept_share": 0.5},
-    runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "gauge": "balanced"}},
+    runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "core": "qr"}},
     plan.RoundPlan: {"private": (names.Part.MAGNITUDE,)},
     runs.RuleSpec: {"options": {"cap": 0.5, "kind": "soft"}},
     report.RunEvent: {"detail": {"names": ["a"], "count": 2.0, "flag": True, "nothing": None}},

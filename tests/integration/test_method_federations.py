@@ -22,6 +22,7 @@ from support.runs import LAYOUT, run_spec
 from torch import Tensor
 
 from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.gauge import NEAREST
 from aggregator_service.aggregation.registry import (
     COMPRESSIONS,
     METHODS,
@@ -30,12 +31,12 @@ from aggregator_service.aggregation.registry import (
     create_recipe,
 )
 from aggregator_service.transport import server as transport_server
-from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.names import Factor, Part, lora_key, parse_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.proto.v1 import admin_pb2, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.plan import RoundPlan, Selection, plan_for
-from fedlora.runs.spec import MethodSpec, RuleSpec, RunSpec
+from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec, RunSpec
 from fedlora.runs.tasks import Role
 from fedlora.tensors.manifest import DataType
 from fedlora.wire.convert import from_message
@@ -408,6 +409,26 @@ async def test_every_compression_rule_in_a_federation(rule, tmp_path, monkeypatc
     changes_base = create_recipe(done.spec.method).properties.changes_base
     based = any(parse_key(k).part is Part.BASE_A for k in done.versions[-1])
     assert based == changes_base
+
+
+@pytest.mark.parametrize("gauge", [g for g in Gauge if g is not Gauge.OWN])
+async def test_every_gauge_in_a_federation(gauge, tmp_path, monkeypatch):
+    spec = replace(spec_of("fedit"), method=MethodSpec(name="fedit", gauge=gauge))
+    done = await check(tmp_path, monkeypatch, spec)
+    assert all(plan.keeps_basis == (gauge in NEAREST) for plan in done.plans)
+    last = done.reports[-1]
+    shares = {u.worker: u.weight for u in last.updates}
+    sent = [
+        (shares[p.header.task_id.rsplit("/", 1)[-1]], p.tensors)
+        for p in done.recording.up
+        if p.header.round == last.round
+    ]
+    for module in LAYOUT.modules:
+        a, b = (lora_key(module.path, factor) for factor in (Factor.LORA_A, Factor.LORA_B))
+        mean_a, mean_b = (sum(w * tensors[key].double() for w, tensors in sent) for key in (a, b))
+        found = done.final[b].double() @ done.final[a].double()
+        torch.testing.assert_close(found, mean_b @ mean_a, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(done.final[a].double(), mean_a, rtol=1e-3)
 
 
 async def test_a_mask_that_does_not_fit_is_refused_at_the_door(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 Paper   Ramesh and Dass, "FLoRIST: Singular Value Thresholding for Efficient and Accurate
         Federated Fine-Tuning of Large Language Models", 2025, arXiv:2506.09199.
 Rule    B A = U S V^T;  q = min { i : sum_{j<=i} s_j^2 >= threshold * sum_j s_j^2 };
-        U_q S_q V_q^T, factored as `gauge` says. q is each layer's own.
+        U_q S_q V_q^T, published as B = U_q S_q, A = V_q^T. q is each layer's own.
 Bias    at most sqrt(1 - threshold) of the product's norm, the least of any adapter of rank q;
         none at threshold 1. A cap on q may cost more.
 Needs   readers that take another rank in every layer, above the run's rank too.
@@ -31,13 +31,14 @@ from torch import Tensor
 from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
 from aggregator_service.aggregation.base_stack import check_max_base_rank
 from aggregator_service.aggregation.compression.merge import Merge
-from aggregator_service.aggregation.factor_means import factor_mean
-from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
+from aggregator_service.aggregation.gauge import sorted_factors
 from aggregator_service.aggregation.module_cohort import ModuleCohort
+from aggregator_service.aggregation.spare_components import filled, fresh
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import ProductSVD, decompose_to, effective_rank
+from fedlora.runs.spec import Gauge
 
 __all__ = ["Energy"]
 
@@ -52,8 +53,6 @@ class Energy:
     """least rank of a layer; spare components have random rows in A and zeros in B"""
     max_rank: int = 0
     """greatest rank of a layer, whatever the threshold asks for; 0 for no cap"""
-    gauge: Gauge = Gauge.ORTHONORMAL_A
-    """orthonormal_a, balanced, orthonormal_b, closest_a or procrustes"""
     restart: bool = False
     """add the kept components to the base model and publish a fresh adapter of the run's rank"""
     max_base_rank: int = 0
@@ -91,12 +90,12 @@ class Energy:
             combination, measurements={**combination.measurements, **_measured(svd, kept)}
         )
         if self.restart:
-            factors = self._factors(svd, kept, cohort) if kept else stack
+            factors = _factors(svd, kept) if kept else stack
             return self._merge.compress(replace(measured, factors=factors), cohort, work)
         first = cohort.members[0]
         rank = max(self.min_rank, kept)
         if kept:
-            factors = filled(self._factors(svd, kept, cohort), rank, work.generator)
+            factors = filled(_factors(svd, kept), rank, work.generator)
         else:
             shape = (first.out_features, first.in_features)
             factors = fresh(*shape, rank, first.a_RK.device, work.generator)
@@ -116,9 +115,10 @@ class Energy:
     def _merge(self) -> Merge:
         return Merge(max_base_rank=self.max_base_rank)
 
-    def _factors(self, svd: ProductSVD, rank: int, cohort: ModuleCohort) -> LoraFactors:
-        cut = ProductSVD(svd.left_DQ[:, :rank], svd.values_N, svd.right_QK[:rank])
-        return in_gauge(cut, self.gauge, lambda: factor_mean(cohort.members, cohort.weights_U))
+
+def _factors(svd: ProductSVD, rank: int) -> LoraFactors:
+    cut = ProductSVD(svd.left_DQ[:, :rank], svd.values_N, svd.right_QK[:rank])
+    return sorted_factors(cut, Gauge.ORTHONORMAL_A)
 
 
 def energy_rank(values_N: Tensor, threshold: float) -> int:

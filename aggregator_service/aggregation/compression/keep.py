@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
-from aggregator_service.aggregation.gauge import filled
 from aggregator_service.aggregation.module_cohort import ModuleCohort
+from aggregator_service.aggregation.spare_components import filled
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["Keep"]

@@ -2,29 +2,30 @@
 
 Source  Eckart and Young, "The approximation of one matrix by another of lower rank",
         Psychometrika 1, 1936.
-Rule    B A = U S V^T;  U_q S_q V_q^T, factored as `gauge` says.
+Rule    B A = U S V^T;  U_q S_q V_q^T, published as B = U_q S_q^1/2, A = S_q^1/2 V_q^T.
 Bias    sqrt(sum_{i>q} s_i^2), the least of any adapter of rank q; none at q >= rank.
 Cost    R^2 (D + K) + 12 R^3 flops with the combination's rank R up to min(D, K) / 4, and
         12 R (D + K) (q + 8) above (`fedlora.numerics.decomposition`); the product is never formed.
 
 The result's components are singular vectors, not the clients' components: state that lives in
-factor space (Adam's moments) is void after it, unless the gauge is closest_a or procrustes.
+factor space (Adam's moments) is void after it, unless a run's gauge is closest_a or procrustes.
 Where the product has a lower rank than asked for, spare components get random rows in A and
 zeros in B.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from aggregator_service.aggregation.base import Combination, ModuleResult, Properties, Work
-from aggregator_service.aggregation.factor_means import factor_mean
-from aggregator_service.aggregation.gauge import Gauge, filled, fresh, in_gauge
+from aggregator_service.aggregation.gauge import sorted_factors
 from aggregator_service.aggregation.module_cohort import ModuleCohort
+from aggregator_service.aggregation.spare_components import filled, fresh
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import Core, decompose
+from fedlora.runs.spec import Gauge
 
 __all__ = ["Core", "Truncate"]
 
@@ -33,9 +34,8 @@ __all__ = ["Core", "Truncate"]
 class Truncate:
     """Truncated singular value decomposition of the combination's product."""
 
-    gauge: Gauge = Gauge.BALANCED
-    """balanced, orthonormal_a, orthonormal_b, closest_a or procrustes; the last two stay close
-    to the factor mean"""
+    gauge: Gauge = field(default=Gauge.BALANCED, metadata={"option": False})
+    """of a method that truncates in another one; a run asks for another with method.gauge"""
     core: Core = Core.AUTO
     """auto, qr, gram (singular values below 1e-7 of the largest are lost) or randomised (for many
     clients; within 1e-3 of the least error)"""
@@ -70,8 +70,7 @@ class Truncate:
             shape = (first.out_features, first.in_features)
             factors = fresh(*shape, rank, first.a_RK.device, work.generator)
         else:
-            found = in_gauge(svd, self.gauge, lambda: factor_mean(cohort.members, cohort.weights_U))
-            factors = filled(found, rank, work.generator)
+            factors = filled(sorted_factors(svd, self.gauge), rank, work.generator)
         return ModuleResult(
             factors=factors,
             base=cohort.start.base if cohort.start else None,

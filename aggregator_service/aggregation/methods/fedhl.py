@@ -90,6 +90,7 @@ class FedHL(MethodDefaults):
         keeps_basis=False,
         mixed_ranks=True,
         gauge_free=True,
+        strongest_first=True,
         keeps_total=True,
         kinds=frozenset(AdapterKind),
     )

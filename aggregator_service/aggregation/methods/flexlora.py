@@ -36,10 +36,10 @@ import torch
 from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.truncate import Core, Truncate
 from aggregator_service.aggregation.factor_means import owners_weight
-from aggregator_service.aggregation.gauge import Gauge
 from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
+from fedlora.runs.spec import Gauge
 
 __all__ = ["FlexLoRA", "Partition"]
 
@@ -85,6 +85,7 @@ class FlexLoRA(MethodDefaults):
             keeps_basis=False,
             mixed_ranks=True,
             gauge_free=whole,
+            strongest_first=True,
             kinds=frozenset(AdapterKind),
         )
 

@@ -62,6 +62,7 @@ class FLoRIST(MethodDefaults):
         keeps_basis=False,
         mixed_ranks=True,
         gauge_free=True,
+        strongest_first=True,
         kinds=frozenset(AdapterKind),
     )
 

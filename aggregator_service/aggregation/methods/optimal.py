@@ -2,7 +2,7 @@
 
 Source  Eckart and Young, "The approximation of one matrix by another of lower rank",
         Psychometrika 1, 1936.
-Rule    T = sum_u w_u B_u A_u = U S V^T;  B A = U_q S_q V_q^T, factored as `gauge` says.
+Rule    T = sum_u w_u B_u A_u = U S V^T;  B = U_q S_q^1/2,  A = S_q^1/2 V_q^T.
 Bias    none at q >= rank(T); else the least error of any adapter of rank q,
         sqrt(sum_{i>q} s_i^2), which is also what every other method is measured against.
 Needs   nothing but the factors; any mix of ranks; any result rank.
@@ -20,7 +20,6 @@ from typing import ClassVar
 
 from aggregator_service.aggregation.base import About, Combination, MethodDefaults, Properties, Work
 from aggregator_service.aggregation.compression.truncate import Core, Truncate
-from aggregator_service.aggregation.gauge import Gauge
 from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.spec import AdapterKind
 
@@ -31,9 +30,6 @@ __all__ = ["Optimal"]
 class Optimal(MethodDefaults):
     """Truncated singular value decomposition of the mean product."""
 
-    gauge: Gauge = Gauge.BALANCED
-    """balanced, orthonormal_a, orthonormal_b, closest_a or procrustes; the last two stay close
-    to the factor mean"""
     core: Core = Core.AUTO
     """auto, qr, gram (singular values below 1e-7 of the largest are lost) or randomised (for many
     clients; within 1e-3 of the least error)"""
@@ -61,8 +57,8 @@ class Optimal(MethodDefaults):
 
     @property
     def compression(self) -> Truncate:
-        """Truncation in the gauge asked for."""
-        return Truncate(gauge=self.gauge, core=self.core)
+        """Truncation, in balanced factors."""
+        return Truncate(core=self.core)
 
     def combine(self, cohort: ModuleCohort, work: Work) -> Combination:  # noqa: ARG002
         """T itself, as the stack of all products; see `base.Method`."""

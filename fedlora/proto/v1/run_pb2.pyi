@@ -138,6 +138,44 @@ LEARNING_RATE_SCHEDULE_COSINE: LearningRateSchedule.ValueType  # 3
 """Falls along a half cosine to a tenth over all rounds of the run."""
 Global___LearningRateSchedule: _TypeAlias = LearningRateSchedule  # noqa: Y015
 
+class _Gauge:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GaugeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Gauge.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GAUGE_UNSPECIFIED: _Gauge.ValueType  # 0
+    GAUGE_OWN: _Gauge.ValueType  # 1
+    """As the method and its compression leave them."""
+    GAUGE_BALANCED: _Gauge.ValueType  # 2
+    """Equally large."""
+    GAUGE_ORTHONORMAL_A: _Gauge.ValueType  # 3
+    """Orthonormal rows in A."""
+    GAUGE_ORTHONORMAL_B: _Gauge.ValueType  # 4
+    """Orthonormal columns in B."""
+    GAUGE_CLOSEST_A: _Gauge.ValueType  # 5
+    """A nearest to that of the version before."""
+    GAUGE_PROCRUSTES: _Gauge.ValueType  # 6
+    """A rotation of the balanced factors, nearest to those of the version before."""
+
+class Gauge(_Gauge, metaclass=_GaugeEnumTypeWrapper):
+    """In which factors a product is published (docs/algorithms.md)."""
+
+GAUGE_UNSPECIFIED: Gauge.ValueType  # 0
+GAUGE_OWN: Gauge.ValueType  # 1
+"""As the method and its compression leave them."""
+GAUGE_BALANCED: Gauge.ValueType  # 2
+"""Equally large."""
+GAUGE_ORTHONORMAL_A: Gauge.ValueType  # 3
+"""Orthonormal rows in A."""
+GAUGE_ORTHONORMAL_B: Gauge.ValueType  # 4
+"""Orthonormal columns in B."""
+GAUGE_CLOSEST_A: Gauge.ValueType  # 5
+"""A nearest to that of the version before."""
+GAUGE_PROCRUSTES: Gauge.ValueType  # 6
+"""A rotation of the balanced factors, nearest to those of the version before."""
+Global___Gauge: _TypeAlias = Gauge  # noqa: Y015
+
 class _Part:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -395,8 +433,10 @@ class MethodSpec(_message.Message):
     WEIGHTING_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
     SERVER_OPTIMIZER_FIELD_NUMBER: _builtins.int
+    GAUGE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Registry name: "fedit", "flora_na", "optimal", ..."""
+    gauge: Global___Gauge.ValueType
     @_builtins.property
     def options(self) -> _struct_pb2.Struct: ...
     @_builtins.property
@@ -419,10 +459,11 @@ class MethodSpec(_message.Message):
         weighting: Global___RuleSpec | None = ...,
         compression: Global___RuleSpec | None = ...,
         server_optimizer: Global___RuleSpec | None = ...,
+        gauge: Global___Gauge.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_compression", b"_compression", "_server_optimizer", b"_server_optimizer", "_weighting", b"_weighting", "compression", b"compression", "options", b"options", "server_optimizer", b"server_optimizer", "weighting", b"weighting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression", b"_compression", "_server_optimizer", b"_server_optimizer", "_weighting", b"_weighting", "compression", b"compression", "name", b"name", "options", b"options", "server_optimizer", b"server_optimizer", "weighting", b"weighting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compression", b"_compression", "_server_optimizer", b"_server_optimizer", "_weighting", b"_weighting", "compression", b"compression", "gauge", b"gauge", "name", b"name", "options", b"options", "server_optimizer", b"server_optimizer", "weighting", b"weighting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__compression: _TypeAlias = _typing.Literal["compression"]  # noqa: Y015
     _WhichOneofArgType__compression: _TypeAlias = _typing.Literal["_compression", b"_compression"]  # noqa: Y015

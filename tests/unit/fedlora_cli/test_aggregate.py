@@ -111,6 +111,24 @@ def test_conv1d_models_are_combined_in_the_orientation_of_their_factors(tmp_path
         torch.testing.assert_close(delta_weights(merged)[path], delta, rtol=0, atol=1e-6)
 
 
+def test_a_gauge_changes_the_factors_and_not_the_product(tmp_path):
+    folders = [write_folder(tmp_path / f"{i}", seed=i) for i in range(3)]
+    run(*folders, "-m", "fedit", "--out", tmp_path / "own")
+    run(*folders, "-m", "fedit", "--gauge", "orthonormal_a", "--out", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / REPORT_NAME).read_text())["gauge"] == "orthonormal_a"
+    own = products(tmp_path / "own")
+    for path, product in products(tmp_path / "out").items():
+        torch.testing.assert_close(product, own[path], rtol=0, atol=1e-5)
+        a = load_file(read_peft_folder(tmp_path / "out").weights)[lora_key(path, Factor.LORA_A)]
+        torch.testing.assert_close(a @ a.T, torch.eye(len(a)), rtol=0, atol=1e-5)
+
+
+def test_a_gauge_that_there_is_not_is_answered_with_all_that_there_are(tmp_path):
+    folder = write_folder(tmp_path / "0", seed=0)
+    error = refused(folder, folder, "--gauge", "nearest", "--out", tmp_path / "out")
+    assert "--gauge: expected one of own, balanced" in error.message
+
+
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_settings_that_all_inputs_share_are_kept(use_rslora, tmp_path):
     for i in range(2):

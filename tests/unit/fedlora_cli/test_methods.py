@@ -10,6 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from aggregator_service.aggregation.registry import METHODS, options
+from fedlora.runs.spec import Gauge
 from fedlora_cli.commands.methods import markdown, methods
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,9 +46,11 @@ def test_json_lists_methods_with_their_options():
     records = {record["name"]: record for record in json.loads(run("--json"))["methods"]}
     assert records.keys() == METHODS.keys()
     assert records["fedit"]["mixed_ranks"] is False
-    gauge = records["optimal"]["options"][0]
-    assert gauge["default"] == "balanced"
-    assert "closest_a" in gauge["choices"]
+    core = records["optimal"]["options"][0]
+    assert core["default"] == "auto"
+    assert "randomised" in core["choices"]
+    assert records["optimal"]["gauges"] == [*Gauge]
+    assert records["ffa_lora"]["gauges"] == ["own"]
     assert all(option["help"] for record in records.values() for option in record["options"])
 
 

@@ -55,10 +55,10 @@ def test_what_does_not_change_the_result_may_change(config, folder):
 def test_another_configuration_is_refused_with_the_keys_that_differ(config, folder):
     folder.prepare(config(), fresh=False)
     with pytest.raises(FedLoraError) as caught:
-        folder.prepare(config("rounds.num_rounds=9", "method.gauge=x"), fresh=False)
+        folder.prepare(config("rounds.num_rounds=9", "method.core=x"), fresh=False)
     assert caught.value.reason is Reason.ALREADY_EXISTS
     assert "rounds.num_rounds: 8 -> 9" in str(caught.value)
-    assert 'method.gauge: unset -> "x"' in str(caught.value)
+    assert 'method.core: unset -> "x"' in str(caught.value)
     assert "--fresh" in str(caught.value)
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from support.builders import drifted, start, weights
+from support.recipes import combine
+from support.reference import ideal
 from support.runs import run_spec
 
+from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.factor_means import factor_mean
+from aggregator_service.aggregation.gauge import NEAREST
+from aggregator_service.aggregation.methods.fedit import FedIT
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.registry import (
     COMPRESSIONS,
     METHODS,
@@ -19,12 +28,12 @@ from aggregator_service.aggregation.run_checks import check_kind, check_run
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import MethodSpec, RuleSpec
+from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
 
 
-def recipe(name, **rules):
+def recipe(name, *, gauge="own", **rules):
     given = {key: RuleSpec(name=value) for key, value in rules.items()}
-    return create_recipe(MethodSpec(name=name, **given))
+    return create_recipe(MethodSpec(name=name, gauge=Gauge(gauge), **given))
 
 
 def refused(match, name, **rules):
@@ -79,6 +88,74 @@ def test_every_pair_of_method_and_compression_is_taken_or_refused_with_a_reason(
 def test_what_a_method_keeps_itself_is_not_added_to_the_base_model_as_well(rule):
     error = refused(f"{rule} adds what was learnt to the base model", "fedhl", compression=rule)
     assert "truncate" in error.hint
+
+
+@pytest.mark.parametrize("gauge", sorted(NEAREST))
+def test_a_gauge_near_the_version_before_lets_a_server_optimiser_remember(gauge):
+    refused(
+        "optimal with truncate in the gauge own publishes other",
+        "optimal",
+        server_optimizer="fedadam",
+    )
+    assert recipe("optimal", gauge=gauge, server_optimizer="fedadam").properties.keeps_basis
+    refused("gauge balanced publishes", "fedit", gauge="balanced", server_optimizer="fedadam")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_gauge_stays_near_where_the_round_began_or_else_near_the_factor_mean(known):
+    members, w = drifted(3), weights(1, 2, 3)
+    near = start() if known else factor_mean(members, w / 6)
+    context = {"start": GlobalModule(factors=start())} if known else {}
+    found = combine(recipe("optimal", gauge="closest_a"), members, w, **context).factors
+    _, _, vh = torch.linalg.svd(ideal(members, w))
+    torch.testing.assert_close(found.a_RK, near.a_RK @ vh[:4].T @ vh[:4], rtol=0, atol=1e-11)
+
+
+def test_the_server_optimiser_steps_in_the_gauge_that_is_published():
+    members, w, origin = drifted(3), weights(1, 2, 3), GlobalModule(factors=start())
+    near = recipe("optimal", gauge="closest_a")
+    reached = combine(near, members, w, start=origin).factors
+    halfway = RuleSpec(name="fedavgm", options={"beta": 0.0, "learning_rate": 0.5})
+    spec = MethodSpec(name="optimal", gauge=Gauge.CLOSEST_A, server_optimizer=halfway)
+    half = combine(create_recipe(spec), members, w, start=origin).factors
+    torch.testing.assert_close(half.a_RK, (start().a_RK + reached.a_RK) / 2)
+    torch.testing.assert_close(half.b_DR, (start().b_DR + reached.b_DR) / 2)
+
+
+@pytest.mark.parametrize("rule", ["residual", "merge", "reset"])
+def test_a_gauge_is_no_choice_where_the_base_model_changes_too(rule):
+    error = refused("the base model holds the rest", "fedit", gauge="balanced", compression=rule)
+    assert "every gauge" in error.hint
+
+
+def test_a_gauge_that_is_not_sorted_is_refused_where_first_components_count():
+    refused("have to be the strongest", "fedhl", gauge="procrustes")
+    assert recipe("fedhl", gauge="orthonormal_b").gauge is Gauge.ORTHONORMAL_B
+
+
+def test_magnitudes_are_fitted_to_the_factors_that_are_published():
+    seen = []
+
+    class Watched(FedIT):
+        def magnitude(self, cohort, published):
+            seen.append(published)
+            return super().magnitude(cohort, published)
+
+    members = drifted(3)
+    magnitudes = [{Part.MAGNITUDE: torch.ones(24).double()}] * 3
+    result = combine(
+        compose(Watched(), gauge=Gauge.BALANCED),
+        members,
+        weights(1, 2, 3),
+        extras=magnitudes,
+        publication=Publication(dtype=torch.bfloat16),
+    )
+    read = Publication(dtype=torch.bfloat16).read_back(result.factors)
+    assert torch.equal(seen[0].a_RK, read.a_RK)
+    assert torch.equal(seen[0].b_DR, read.b_DR)
+    assert not torch.equal(
+        read.a_RK, combine(FedIT(), members, weights(1, 2, 3)).factors.a_RK.bfloat16().double()
+    )
 
 
 def test_the_plan_asks_for_what_the_weighting_needs():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from aggregator_service.aggregation.gauge import Gauge
+from aggregator_service.aggregation.compression.truncate import Core, Truncate
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
-from aggregator_service.aggregation.registry import METHODS, create, options
+from aggregator_service.aggregation.registry import METHODS, create, create_recipe, options
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import MethodSpec, RuleSpec
 
 
 def test_rows_are_methods_with_the_defaults_of_their_options():
@@ -33,9 +34,28 @@ def test_a_name_near_nothing_is_answered_with_all():
 
 
 def test_options_are_the_fields_of_the_method():
-    assert [o.name for o in options(Optimal)] == ["gauge", "core"]
+    assert [o.name for o in options(Optimal)] == ["core"]
     assert options(FedIT) == ()
-    assert create("optimal", {"gauge": "closest_a"}).gauge is Gauge.CLOSEST_A
+    assert create("optimal", {"core": "gram"}).core is Core.GRAM
+
+
+def test_a_field_that_is_for_other_code_is_no_option():
+    assert Truncate().gauge
+    assert [o.name for o in options(Truncate)] == ["core"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        MethodSpec(name="optimal", options={"gauge": "closest_a"}),
+        MethodSpec(name="fedit", options={"gauge": "closest_a"}),
+        MethodSpec(compression=RuleSpec(name="energy", options={"gauge": "closest_a"})),
+    ],
+)
+def test_a_gauge_among_the_options_of_a_method_or_rule_is_told_where_it_belongs(spec):
+    with pytest.raises(FedLoraError, match="has no option 'gauge'") as caught:
+        create_recipe(spec)
+    assert "set gauge in [method], or --gauge" in caught.value.hint
 
 
 def test_an_unknown_option_is_answered_with_the_nearest():
@@ -57,7 +77,7 @@ def test_whole_floats_are_integers_as_on_wires_without_integers():
         ("flora_na", {"max_sweeps": 2.5}, "an integer"),
         ("flora_na", {"max_sweeps": True}, "an integer"),
         ("flora_na", {"ridge": "small"}, "a number"),
-        ("optimal", {"gauge": "best"}, "one of balanced"),
+        ("optimal", {"core": "best"}, "one of auto"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(name, given, expected):

@@ -25,7 +25,7 @@ from aggregator_service.aggregation.stale_updates import (
 )
 from fedlora.adapters.names import PREFIX, Factor, Part, lora_key
 from fedlora.adapters.spec import AdapterKind
-from fedlora.runs.spec import MethodSpec, RuleSpec
+from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
 
 HEAD = {"classifier.weight": (3, 7)}
 SCALING = 2.0
@@ -81,27 +81,28 @@ def combined(
     discount: Discount,
     method: str,
     rank: int,
+    gauge: Gauge = Gauge.OWN,
 ) -> tuple[Path, list[Contribution]]:
     """The next version, served with scale 1."""
-    recipe = registry.create_recipe(MethodSpec(name=method))
+    recipe = registry.create_recipe(MethodSpec(name=method, gauge=gauge))
     before = StoredAdapter(path=files["v2"], scaling=SCALING)
     names = iter(tmp_path / f"rebased-{i}" for i in range(9))
     with cohort_of(
         updates,
         discount=discount,
         before=before,
-        in_products=not recipe.properties.keeps_basis,
+        in_products=recipe.properties.gauge_free,
         temporary=lambda: next(names),
     ) as members:
         aggregate(
             members,
             recipe,
-            output=tmp_path / "out",
+            output=tmp_path / f"out-{gauge}",
             context=RoundContext(start=before),
             rank=rank,
         )
     assert not list(tmp_path.glob("rebased-*")), "nothing is left behind"
-    return tmp_path / "out", members
+    return tmp_path / f"out-{gauge}", members
 
 
 def published(path: Path, module: str) -> Tensor:
@@ -258,3 +259,19 @@ def test_methods_that_need_a_synchronous_cohort():
     assert not {"fedit", "flora_na", "optimal", "flexlora", "ffa_lora"} & refused
     weighted = MethodSpec(name="fedit", weighting=RuleSpec(name="update_norm"))
     assert "compare" in needs_one_version(registry.create_recipe(weighted), AdapterKind.LORA)
+
+
+@pytest.mark.parametrize("name", ["fedit", "flora_na", "optimal"])
+@pytest.mark.parametrize("gauge", [*Gauge])
+def test_a_gauge_that_moves_components_needs_a_method_of_products(tmp_path, files, name, gauge):
+    recipe = registry.create_recipe(MethodSpec(name=name, gauge=gauge))
+    why = needs_one_version(recipe, AdapterKind.LORA)
+    if name != "optimal" and not recipe.properties.keeps_basis:
+        assert "combines updates by component" in why
+        return
+    assert not why
+    updates = [late(files, u, u) for u in range(3)]
+    out, _ = combined(tmp_path, files, updates, FEDBUFF, name, 4, gauge)
+    own, _ = combined(tmp_path, files, updates, FEDBUFF, name, 4)
+    for module in MODULES:
+        assert relative_error(published(out, module), published(own, module)) < 1e-5

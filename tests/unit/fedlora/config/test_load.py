@@ -10,7 +10,7 @@ import pytest
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.config import CONFIG_VARIABLE, LocalWorkers, OriginKind, load_config, run_entries
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import LearningRateSchedule, PartitionScheme, RunSpec
+from fedlora.runs.spec import Gauge, LearningRateSchedule, PartitionScheme, RunSpec
 from fedlora.tensors.manifest import DataType
 
 RUN = """
@@ -24,6 +24,7 @@ task = "causal_lm"
 target_modules = ["q_proj"]
 [method]
 name = "optimal"
+core = "qr"
 gauge = "balanced"
 [training]
 schedule = "cosine"
@@ -87,7 +88,9 @@ def test_a_file_becomes_the_dataclasses_of_the_run(write):
 
 
 def test_method_options_stand_beside_the_name(write):
-    assert load(write(RUN)).need_run().method.options == {"gauge": "balanced"}
+    method = load(write(RUN)).need_run().method
+    assert method.options == {"core": "qr"}
+    assert method.gauge is Gauge.BALANCED
 
 
 def test_keys_left_out_have_the_default_of_the_dataclass(write):
@@ -169,7 +172,7 @@ def test_lists_and_booleans_are_read_from_flags_and_variables(write):
     assert run.adapter.target_modules == ("a", "b")
     assert run.adapter.labels == ("x, y", "z")
     assert run.rounds.evaluate is False
-    assert run.method.options == {"gauge": "balanced", "max_sweeps": 7}
+    assert run.method.options == {"core": "qr", "max_sweeps": 7}
 
 
 def test_the_partition_can_come_from_the_environment_alone(write):

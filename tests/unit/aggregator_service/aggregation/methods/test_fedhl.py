@@ -20,6 +20,7 @@ from aggregator_service.aggregation.weighting.base import UpdateFacts, Weighting
 from aggregator_service.aggregation.weighting.truncation_error import Form, TruncationError
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.spec import Gauge
 
 
 def first_slice(factors: LoraFactors, rank: int) -> LoraFactors:
@@ -39,6 +40,7 @@ class Run:
     examples: list[float]
     method: FedHL = field(default_factory=FedHL)
     publication: Publication = field(default_factory=lambda: Publication(dtype=torch.float64))
+    gauge: Gauge = Gauge.OWN
     d: int = D
     k: int = K
 
@@ -73,7 +75,7 @@ class Run:
         sent, self.weights_U = self.sent(), self.weigh()
         members = [train(u, given) for u, given in enumerate(sent)]
         result = combine(
-            self.method,
+            compose(self.method, gauge=self.gauge),
             members,
             self.weights_U,
             rank=max(self.ranks),
@@ -278,6 +280,26 @@ def test_a_gauge_of_the_factors_changes_nothing():
         combine(FedHL(), m, weights(1, 2), sent=sent, start=at) for m in (members, turned)
     )
     assert relative_error(delta_of(other.state), delta_of(one.state)) < 1e5 * EPS
+
+
+@pytest.mark.parametrize("gauge", ["balanced", "orthonormal_a", "orthonormal_b"])
+def test_the_delta_is_the_same_in_every_gauge_that_it_may_be_published_in(gauge):
+    # What is subtracted is what was sent, and what is sent are its strongest components. Workers
+    # move a product the same way whatever factors they hold: B A becomes (I + G) B A.
+    def tilt(u, given):
+        return LoraFactors(given.a_RK, given.b_DR + 0.1 * normal(60 + u, D, D) @ given.b_DR)
+
+    members = {}
+    for chosen in ("own", gauge):
+        run = Run([2, 6, 3], [1.0, 2.0, 3.0], gauge=Gauge(chosen))
+        run.step(jump())
+        for _ in range(3):
+            run.step(tilt)
+        assert relative_error(delta_of(run.state), run.dense) < 1e4 * EPS
+        members[chosen] = run
+    own, other = members["own"], members[gauge]
+    assert relative_error(other.dense, own.dense) < 1e5 * EPS
+    torch.testing.assert_close(other.weights_U, own.weights_U)
 
 
 def test_the_target_of_the_certificate_is_the_next_delta():

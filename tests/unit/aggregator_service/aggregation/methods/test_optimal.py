@@ -1,20 +1,19 @@
-"""optimal: Eckart and Young's adapter in every gauge."""
+"""optimal: Eckart and Young's adapter."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, rotated_copies, start, unrelated, weights
+from support.builders import normal, rotated_copies, start, unrelated, weights
 from support.recipes import combine
 from support.reference import EPS, best_of_rank, ideal, relative_error, tail_norm
 
 from aggregator_service.aggregation.compression.truncate import Core
-from aggregator_service.aggregation.gauge import FRESH_ROW_NORM, Gauge
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
+from aggregator_service.aggregation.spare_components import FRESH_ROW_NORM
 from fedlora.adapters.factors import LoraFactors
 
-every_gauge = pytest.mark.parametrize("gauge", list(Gauge))
 both_cores = pytest.mark.parametrize("core", [Core.AUTO, Core.QR, Core.GRAM])
 
 
@@ -34,14 +33,12 @@ def test_two_clients_worked_by_hand():
     assert result.measurements["effective_rank"] == pytest.approx(1.6)
 
 
-@every_gauge
 @both_cores
 @pytest.mark.parametrize("rank", [1, 3, 4, 9, 11])
-def test_every_gauge_and_core_gives_the_truncated_dense_decomposition(gauge, core, rank):
+def test_every_core_gives_the_truncated_dense_decomposition(core, rank):
     cohort, w = unrelated([4, 2, 5]), weights(1, 2, 3)
-    result = solve(cohort, w, rank, gauge=gauge, core=core).factors
+    result = solve(cohort, w, rank, core=core).factors
     expected = best_of_rank(ideal(cohort, w), rank)
-    # closest_a divides by numbers down to 1/MAX_CONDITION.
     assert relative_error(result.delta_weight(), expected) < 1e-9
 
 
@@ -91,58 +88,10 @@ def test_balanced_factors_have_equal_gram_matrices():
     torch.testing.assert_close(gram_a, torch.diag(gram_a.diagonal()), rtol=0, atol=1e-12)
 
 
-def test_orthonormal_gauges_are_orthonormal():
-    cohort, w = unrelated([4] * 3), weights(1, 2, 3)
-    a = solve(cohort, w, 4, gauge=Gauge.ORTHONORMAL_A).factors.a_RK
-    b = solve(cohort, w, 4, gauge=Gauge.ORTHONORMAL_B).factors.b_DR
-    eye = torch.eye(4, dtype=torch.float64)
-    torch.testing.assert_close(a @ a.T, eye, rtol=0, atol=1e-13)
-    torch.testing.assert_close(b.T @ b, eye, rtol=0, atol=1e-13)
-
-
-def test_closest_a_is_the_mean_projected_on_the_row_space():
-    cohort, w = drifted(4), weights(1, 2, 3, 4)
-    result = solve(cohort, w, 4, gauge=Gauge.CLOSEST_A).factors
-    mean = combine(FedIT(), cohort, w, rank=4).factors
-    _, _, vh = torch.linalg.svd(ideal(cohort, w))
-    rows = vh[:4]
-    torch.testing.assert_close(result.a_RK, mean.a_RK @ rows.T @ rows, rtol=0, atol=1e-11)
-
-
-def test_closest_a_stays_well_conditioned_where_the_mean_is_not():
-    origin = start()
-    flat = LoraFactors(origin.a_RK[:1].repeat(4, 1), origin.b_DR)
-    cohort = [flat, origin, LoraFactors(flat.a_RK - 1e-9 * origin.a_RK, flat.b_DR)]
-    result = solve(cohort, weights(1, 1e-6, 1), 4, gauge=Gauge.CLOSEST_A)
-    kept = int(result.measurements["kept_rank"])
-    condition = float(torch.linalg.cond(result.factors.a_RK[:kept]))
-    assert condition < 1e3 * (1 + 1e-6)
-    target = best_of_rank(ideal(cohort, weights(1, 1e-6, 1)), 4)
-    assert relative_error(result.factors.delta_weight(), target) < 1e-8
-
-
-def test_procrustes_is_at_least_as_near_as_the_balanced_gauge_and_orthogonal_to_it():
-    cohort, w = drifted(4), weights(1, 2, 3, 4)
-    mean = combine(FedIT(), cohort, w, rank=4).factors
-    near, plain = (solve(cohort, w, 4, gauge=g).factors for g in (Gauge.PROCRUSTES, Gauge.BALANCED))
-    turn = near.a_RK @ plain.a_RK.T @ torch.linalg.inv(plain.a_RK @ plain.a_RK.T)
-    torch.testing.assert_close(turn @ turn.T, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-11)
-    scale = float((mean.b_DR.norm() / mean.a_RK.norm()) ** 0.5)
-
-    def distance(f):
-        return float(
-            (f.a_RK - mean.a_RK * scale).square().sum()
-            + (f.b_DR - mean.b_DR / scale).square().sum()
-        )
-
-    assert distance(near) < 0.5 * distance(plain)
-
-
-@every_gauge
 @both_cores
-def test_spare_components_have_fresh_rows_orthogonal_to_the_others(gauge, core):
+def test_spare_components_have_fresh_rows_orthogonal_to_the_others(core):
     origin = start(r=2)
-    result = solve([origin] * 3, weights(1, 1, 1), 5, gauge=gauge, core=core)
+    result = solve([origin] * 3, weights(1, 1, 1), 5, core=core)
     assert result.measurements["kept_rank"] == 2.0
     spare = result.factors.a_RK[2:]
     gram = spare @ spare.T
