@@ -1,0 +1,121 @@
+"""`fedlora study` with real cells: a part fails, it is stopped, it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+CONFIG = """
+[run]
+name = "tiny"
+[model]
+base = "random:bert"
+task = "sequence_classification"
+labels = ["a", "b"]
+[adapter]
+r = 2
+target_modules = ["query"]
+[rounds]
+num_rounds = 1
+[training]
+local_steps = 1
+batch_size = 4
+max_sequence_tokens = 16
+[data]
+path = "rows.jsonl"
+split_column = "split"
+[data.partition]
+scheme = "iid"
+num_slots = 2
+[workers]
+devices = ["cpu"]
+"""
+
+STUDY = """
+[study]
+name = "tiny"
+title = "One works"
+config = "run.toml"
+seeds = [0]
+baseline = "fedit"
+metrics = ["test_accuracy"]
+[variants]
+fedit.method.name = "fedit"
+broken.adapter.target_modules = ["no_such_module"]
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    rows = [
+        {"text": f"t {i}", "label": "ab"[i % 2], "split": "test" if i % 4 == 0 else "train"}
+        for i in range(64)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "run.toml").write_text(CONFIG)
+    (tmp_path / "study.toml").write_text(STUDY)
+    return tmp_path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedlora_cli", "study", "study.toml", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_cell_that_fails_is_told_and_tried_again_while_the_others_are_kept(study):
+    process = start(study, "--jobs", "2")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 7, err
+    assert "fedit, seed 0: test_accuracy" in out
+    assert "broken, seed 0" in err
+    assert "ended with code 1" in err
+    page = (study / "study" / "README.md").read_text()
+    assert "1 of 2 cells" in page
+    assert "| `fedit` | 1 |" in page
+    lines = (study / "study" / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["label"] for line in lines] == ["fedit, seed 0"]
+    kept = next((study / "runs/studies/tiny").glob("fedit-*"))
+    assert (kept / "report.html").is_file()
+    assert (kept / "final" / "adapter_config.json").is_file()
+    listed, _ = start(study, "--dry-run").communicate(timeout=60)
+    assert [line.split()[0] for line in listed.splitlines()] == ["done", "to"]
+
+
+def test_stopped_it_leaves_no_process_and_no_half_cell(study):
+    process = start(study, "--jobs", "1", "--only", "fedit")
+    cells = study / "runs/studies/tiny"
+    deadline = time.monotonic() + 60
+    while not list(cells.glob("fedit-*/logs/cell.log")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    assert not list(cells.iterdir())
+    assert not (study / "study" / "results.jsonl").exists()
+
+
+def test_an_unknown_variant_is_named(study):
+    process = start(study, "--only", "fedavg")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "expected one of broken, fedit" in err
