@@ -294,6 +294,21 @@ def test_as_many_rounds_are_measured_as_the_rules_say(every: int, expected: list
     assert measured == expected
 
 
+def test_a_share_of_the_test_set_is_scored_after_a_round_and_all_of_it_after_the_last():
+    driver = MachineDriver(run_spec(num_rounds=2, test_share=0.25))
+    driver.start_training("a", "b")
+    shards = []
+    for _ in range(2):
+        driver.commit("a")
+        driver.commit("b")
+        driver.aggregated()
+        tasks = [task_for(driver.state, worker, driver.now) for worker in ("a", "b")]
+        shards.append([(task.shard_index, task.shard_count) for task in tasks])
+        for worker in ("a", "b"):
+            driver.feed(EvaluationReported(worker, ()))
+    assert shards == [[(0, 8), (1, 8)], [(0, 2), (1, 2)]]
+
+
 def test_evaluation_is_left_out_where_the_rules_say_so():
     driver = MachineDriver(run_spec(num_rounds=1, evaluate=False))
     driver.start_training("a", "b")
