@@ -309,6 +309,12 @@ class RoundRules:
                 f'rounds.best_by is "{self.best_by}", and rounds.evaluate is false',
                 "Set rounds.evaluate = true, or leave best_by out",
             )
+        if self.best_by.startswith("test_") and self.test_share < 1:
+            raise _invalid(
+                f'rounds.best_by is "{self.best_by}", and with rounds.test_share {self.test_share} '
+                "the last round is scored on other examples than those before it",
+                "Set test_share = 1, or judge by a held_out_ score",
+            )
         if 0 < self.early_stopping_rounds < self.evaluate_every:
             raise _invalid(
                 f"rounds.early_stopping_rounds is {self.early_stopping_rounds}, below "
