@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
+from torch import Tensor
 
 from client_worker.asking import Asking
 from client_worker.held import HeldAdapter, laid_over
@@ -13,7 +14,7 @@ from client_worker.membership import Assignment
 from client_worker.parts import private_manifest
 from client_worker.ports import Federation, Trainer
 from client_worker.private_parts import PrivatePart, PrivateParts
-from fedlora.adapters.names import Part
+from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.tasks import AdapterHeader, Registration, Task
 from fedlora.tensors.manifest import TensorManifest
@@ -44,6 +45,12 @@ class LoadedTrainer:
         """Every tensor that a worker's own adapter may have, at the rank it has now."""
         shape = replace(self.shape, rank=self.trainer.rank)
         return shape.manifest((*shape.parts, Part.CORE))
+
+    @property
+    def base_change(self) -> dict[str, Tensor]:
+        """What the run has added to the base model, as last downloaded."""
+        added = (Part.BASE_A, Part.BASE_B)
+        return {n: t for n, t in self.held.tensors.items() if parse_key(n).part in added}
 
 
 class AdapterLoader:

@@ -18,6 +18,7 @@ from client_worker.coding import UpdateCoder
 from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
+from client_worker.own_adapter import OwnAdapter
 from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
 from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
@@ -59,6 +60,7 @@ class TaskWork:
         loader: puts into the model what a task begins from.
         private: keeps what is trained with a round and never sent.
         personal: keeps what makes the published adapter this worker's own.
+        own: keeps the adapter that is this worker's own, for whoever wants to use it.
         coder: writes what is sent.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
@@ -75,6 +77,7 @@ class TaskWork:
         loader: AdapterLoader,
         private: PrivateParts,
         personal: PrivateParts,
+        own: OwnAdapter,
         coder: UpdateCoder,
         outbox: Outbox,
         stop: StopRequest,
@@ -87,6 +90,7 @@ class TaskWork:
         self._loader = loader
         self._private = private
         self._personal = personal
+        self._own = own
         self._coder = coder
         self._outbox = outbox
         self._stop = stop
@@ -120,6 +124,8 @@ class TaskWork:
         if private.tensors:
             values = pick(loaded.trainer.trained_values(), private)
             self._private.keep(registration.run_id, task, values)
+        if task.kind is TaskKind.TRAIN:
+            self._keep_own(task, loaded)
         self._outbox.keep(task, update)
         self._session.handle(Event.TRAINED)
         self._submit(task, update, loaded, registration)
@@ -138,6 +144,8 @@ class TaskWork:
             except TaskAbandoned:
                 self._abandon()
                 return
+        if task.plan.private or task.plan.personal_stage:
+            self._keep_own(task, loaded)
         scores = tuple(_finite_scores(e) for e in scores)
         try:
             self._asking.ask(
@@ -214,6 +222,12 @@ class TaskWork:
         log.info("personalised", begun_in_round=before.round if before else None)
         with self._stop.window():
             return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
+
+    def _keep_own(self, task: Task, loaded: LoadedTrainer) -> None:
+        """Writes down the adapter in the model, which is this worker's own."""
+        if self._own.is_kept:
+            adapter = {**loaded.base_change, **loaded.trainer.trained_values()}
+            self._own.keep(loaded.assignment[0], task, adapter)
 
     def _reporting(self, task: Task) -> OnProgress:
         return lambda step, steps, metrics: self._progress.offer(

@@ -287,9 +287,7 @@ class LocalFederation:
             "FEDLORA_WORKER__RUN_NAME": self._spec.name,
             "FEDLORA_WORKER__DEVICE": self._settings.device_of(index),
             "FEDLORA_WORKER__THREADS": str(threads),
-            "FEDLORA_WORKER__CACHE_DIR": str(
-                (self._folder.state_dir / "workers" / name).absolute()
-            ),
+            "FEDLORA_WORKER__CACHE_DIR": str(self._folder.worker_cache_dir(name).absolute()),
         }
         return ManagedProcess(
             name,

@@ -44,6 +44,10 @@ class RunFolder:
         """Output of the processes."""
         return self.root / "logs"
 
+    def worker_cache_dir(self, worker: str) -> Path:
+        """What one worker keeps over a restart."""
+        return self.state_dir / "workers" / worker
+
     @property
     def report_file(self) -> Path:
         """The page for people."""

@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,7 @@ def train_round(
     per_token: bool,
     on_progress: Callable[[int, int, Mapping[str, float]], None],
     should_abandon: Callable[[], bool],
+    lora_b: Collection[nn.Parameter] = (),
     offsets_V: Tensor | None = None,
     stand_ins: Sequence[StandIns] = (),
     penalty: Callable[[], Tensor | None] = lambda: None,
@@ -88,6 +89,7 @@ def train_round(
         per_token: targets are tokens (causal LM).
         on_progress: called after each step with steps done, steps in all, and loss and rate.
         should_abandon: asked before each step.
+        lora_b: those of the factors with `b_learning_rate_ratio` times the rate.
         offsets_V: added to the logits (`objective.label_offsets`).
         stand_ins: where `parameters` are trained in the place of tensors of the model.
         penalty: what is added to the loss of a step, which is a mean; None for nothing.
@@ -102,7 +104,7 @@ def train_round(
         local_epochs=spec.local_epochs,
         local_steps=spec.local_steps,
     )
-    optimizer = _optimizer(parameters, spec)
+    optimizer = _optimizer(parameters, spec, lora_b)
     peaks = [group["lr"] for group in optimizer.param_groups]
     share = round_factor(spec.schedule, round=course.round, num_rounds=course.num_rounds)
     scaler = precision.scaler()
@@ -181,10 +183,16 @@ def _backward(
 
 
 def _optimizer(
-    parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]], spec: TrainingSpec
+    parameters: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]],
+    spec: TrainingSpec,
+    lora_b: Collection[nn.Parameter],
 ) -> torch.optim.Optimizer:
     factors, head = parameters
-    groups = [{"params": list(factors), "lr": spec.learning_rate}]
+    fast = {id(p) for p in lora_b} if spec.b_learning_rate_ratio != 1 else set()
+    groups = [{"params": [p for p in factors if id(p) not in fast], "lr": spec.learning_rate}]
+    if fast:
+        rate = spec.learning_rate * spec.b_learning_rate_ratio
+        groups.append({"params": [p for p in factors if id(p) in fast], "lr": rate})
     if head:
         groups.append({"params": list(head), "lr": spec.head_learning_rate or spec.learning_rate})
     return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)

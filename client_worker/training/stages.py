@@ -75,5 +75,5 @@ def personal_axis(plan: RoundPlan) -> Axis:
 
 
 def _even(training: TrainingSpec) -> TrainingSpec:
-    """With one rate over all rounds: the rate of a stage is its own."""
-    return replace(training, schedule=LearningRateSchedule.CONSTANT)
+    """With one rate over all rounds and factors: the rate of a stage is its own."""
+    return replace(training, schedule=LearningRateSchedule.CONSTANT, b_learning_rate_ratio=1.0)

@@ -296,6 +296,7 @@ class LocalTrainer:
             per_token=self._per_token,
             on_progress=on_progress,
             should_abandon=should_abandon,
+            lora_b=self._model.factors(Part.B).values(),
             offsets_V=self._offsets_V,
             stand_ins=stand_ins,
             penalty=penalty,

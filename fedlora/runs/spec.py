@@ -309,6 +309,12 @@ class RoundRules:
                 f'rounds.best_by is "{self.best_by}", and rounds.evaluate is false',
                 "Set rounds.evaluate = true, or leave best_by out",
             )
+        if self.best_by.startswith("test_") and self.test_share < 1:
+            raise _invalid(
+                f'rounds.best_by is "{self.best_by}", and with rounds.test_share {self.test_share} '
+                "the last round is scored on other examples than those before it",
+                "Set test_share = 1, or judge by a held_out_ score",
+            )
         if 0 < self.early_stopping_rounds < self.evaluate_every:
             raise _invalid(
                 f"rounds.early_stopping_rounds is {self.early_stopping_rounds}, below "
@@ -366,6 +372,9 @@ class TrainingSpec:
     """peak learning rate of AdamW on the LoRA factors"""
     head_learning_rate: float = 0.0
     """learning rate of modules_to_save; 0 takes learning_rate"""
+    b_learning_rate_ratio: float = 1.0
+    """rate of lora_B over that of lora_A, which is learning_rate. LoRA+ (Hayou et al. 2024,
+    arXiv:2402.12354) argues for more than 1, and for more the wider the model; 1 is plain LoRA"""
     schedule: LearningRateSchedule = LearningRateSchedule.LINEAR
     """course of both rates over the rounds of the run"""
     local_epochs: float = 1.0
@@ -397,6 +406,11 @@ class TrainingSpec:
             raise _invalid(f"training.learning_rate must be positive, got {self.learning_rate}")
         if self.head_learning_rate < 0:
             raise _invalid("training.head_learning_rate must not be negative")
+        if not 0 < self.b_learning_rate_ratio < float("inf"):
+            raise _invalid(
+                "training.b_learning_rate_ratio must be positive and finite, got "
+                f"{self.b_learning_rate_ratio}"
+            )
         if self.local_steps < 0 or (self.local_steps == 0 and not self.local_epochs > 0):
             raise _invalid("set training.local_epochs above 0, or training.local_steps above 0")
         if self.batch_size < 1:

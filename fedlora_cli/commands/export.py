@@ -16,7 +16,12 @@ __all__ = ["export"]
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Name or id of the run.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Name or id of the run; with --worker a run directory, too."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
     version: Annotated[
         int | None, typer.Option(help="Version of the adapter. Default: the newest.")
@@ -24,6 +29,14 @@ def export(
     best: Annotated[
         bool, typer.Option("--best", help="The version of the best round, by rounds.best_by.")
     ] = False,
+    worker: Annotated[
+        str | None,
+        typer.Option(help="A worker's own adapter instead, on the worker's machine; no server."),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="With --worker: its worker.cache_dir. Default: that of a run directory."),
+    ] = None,
     server: ServerOption = DEFAULT_SERVER,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,12 +45,28 @@ def export(
     Size and BLAKE3 are checked; the folder appears only once it is whole.
     """
     from fedlora.errors import FedLoraError, Reason
+
+    chosen = {"--version": version is not None, "--best": best, "--worker": worker is not None}
+    given = [name for name, is_given in chosen.items() if is_given]
+    if len(given) > 1:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG, f"expected one of {', '.join(chosen)}, got {' and '.join(given)}"
+        )
+    if cache_dir is not None and worker is None:
+        raise FedLoraError(Reason.INVALID_CONFIG, "expected --worker with --cache-dir, got none")
+    if worker is None:
+        _export_version(run, out, version, best=best, server=server, as_json=as_json)
+    else:
+        _export_own(run, out, worker, cache_dir, as_json=as_json)
+
+
+def _export_version(
+    run: str, out: Path, version: int | None, *, best: bool, server: str, as_json: bool
+) -> None:
     from fedlora_cli.adapter_download import download_adapter
     from fedlora_cli.admin_client import AdminClient
     from fedlora_cli.console import output, print_json
 
-    if best and version is not None:
-        raise FedLoraError(Reason.INVALID_CONFIG, "expected --version or --best, got both")
     with AdminClient(server) as client:
         if best:
             version = _best_version(client.get_run(run))
@@ -59,6 +88,30 @@ def export(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _export_own(run: str, out: Path, worker: str, cache_dir: Path | None, *, as_json: bool) -> None:
+    from fedlora_cli.console import output, print_json
+    from fedlora_cli.own_adapter import export_own_adapter, own_adapter_file
+
+    note = export_own_adapter(own_adapter_file(run, worker, cache_dir), out)
+    if as_json:
+        print_json(
+            {
+                "adapter": str(out),
+                "worker": note.worker,
+                "version": note.adapter_version,
+                "round": note.round,
+                "trained": note.is_trained,
+            }
+        )
+        return
+    what = (
+        f"as trained in round {note.round}, before aggregation"
+        if note.is_trained
+        else f"version {note.adapter_version} (round {note.round}) with what is its own"
+    )
+    output().print(f"{note.worker}'s own adapter, {what} -> {out}", highlight=False, soft_wrap=True)
 
 
 def _best_version(run: Run) -> int:

@@ -98,6 +98,7 @@ async def federate(
     *,
     max_ranks: Mapping[str, int] | None = None,
     server_data: bool = False,
+    cache_dir: Path | None = None,
 ) -> Finished:
     """Runs two workers, w-0 and w-1, to the end.
 
@@ -106,6 +107,7 @@ async def federate(
         spec: the run.
         max_ranks: of the workers that have one.
         server_data: whether a third worker, "server", holds data of the server's.
+        cache_dir: where workers keep what they keep; nowhere if not given.
     """
     trainers: dict[str, LocalTrainer] = {}
     lived: dict[str, list[dict[str, Tensor]]] = {}
@@ -142,6 +144,7 @@ async def federate(
                     name=name,
                     create=create(name, rows),
                     max_rank=(max_ranks or {}).get(name, 0),
+                    cache_dir=cache_dir,
                     **settings,
                 )
                 return asyncio.create_task(asyncio.to_thread(stack.enter_context(made).runner.run))

@@ -703,6 +703,7 @@ class TrainingSpec(_message.Message):
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     PACKING_FIELD_NUMBER: _builtins.int
     LOGIT_ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    B_LEARNING_RATE_RATIO_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     head_learning_rate: _builtins.float
     """Rate of modules_to_save; 0 takes learning_rate."""
@@ -725,6 +726,8 @@ class TrainingSpec(_message.Message):
     """Packs several examples into one sequence (causal_lm)."""
     logit_adjustment: _builtins.float
     """Strength of the correction for a worker's own label frequencies; 0 for none."""
+    b_learning_rate_ratio: _builtins.float
+    """Rate of lora_B over that of lora_A."""
     def __init__(
         self,
         *,
@@ -742,10 +745,11 @@ class TrainingSpec(_message.Message):
         gradient_checkpointing: _builtins.bool = ...,
         packing: _builtins.bool = ...,
         logit_adjustment: _builtins.float = ...,
+        b_learning_rate_ratio: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "packing", b"packing", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["b_learning_rate_ratio", b"b_learning_rate_ratio", "batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "packing", b"packing", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,7 +155,9 @@ def test_commands_that_look_at_runs(client, address):
     ("options", "text"),
     [
         (["--best"], "run 'one' has no best round: rounds.best_by is empty"),
-        (["--best", "--version", "1"], "expected --version or --best, got both"),
+        (["--best", "--version", "1"], "got --version and --best"),
+        (["--best", "--worker", "w"], "got --best and --worker"),
+        (["--cache-dir", "."], "expected --worker with --cache-dir"),
     ],
 )
 def test_a_best_version_is_exported_only_where_there_is_one(client, tmp_path, options, text):

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from fedlora.adapters.peft_files import read_peft_folder
 from fedlora.exit_codes import ExitCode
+from fedlora_cli.app import app
 
 ROOT = Path(__file__).parents[3]
 
@@ -138,6 +141,11 @@ def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
     history = events(folder)
     assert [e["sequence"] for e in history] == list(range(1, len(history) + 1))
     assert sum(e["type"] == "run_created" for e in history) == 1
+
+    own = folder / "own"
+    command = ["export", str(folder), "--worker", "worker-1", "--out", str(own)]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert read_peft_folder(own).r == 2
 
     code, out, err = Command(config).finish()
     assert (code, "complete already" in out) == (0, True)

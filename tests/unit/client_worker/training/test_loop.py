@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from support.builders import normal
 from support.worker_runs import (
     causal_spec,
     classifier_spec,
@@ -136,6 +137,33 @@ def test_factors_and_head_have_rates_of_their_own(bert, labelled):
             assert distance == pytest.approx(3e-3, rel=0.1)
         else:
             assert distance == 0  # B = 0 keeps the gradient of A at zero
+
+
+def test_b_learns_faster_than_a_by_the_ratio(bert, labelled):
+    # As above, from a B that is not zero, so that A has a gradient too.
+    def moved(ratio):
+        run = worker_run(
+            classifier_spec(bert),
+            learning_rate=1e-4,
+            b_learning_rate_ratio=ratio,
+            local_steps=1,
+            max_gradient_norm=0.0,
+        )
+        trainer = trainer_for(run, DataConfig(path=str(labelled)))
+        before = {
+            name: 0.1 * normal(1, *t.shape).float() if ".lora_B." in name else t
+            for name, t in trainer.adapter().items()
+        }
+        trainer.load_adapter(before)
+        trainer.train(round=1, seed=3, on_progress=lambda *_: None, should_abandon=lambda: False)
+        after = trainer.adapter()
+        return {n: float((after[n] - before[n]).abs().max()) for n in after}
+
+    plain, fast = moved(1.0), moved(16.0)
+    for name, distance in fast.items():
+        ratio = 16 if ".lora_B." in name else 1
+        assert distance == pytest.approx(ratio * plain[name], rel=1e-2)
+        assert plain[name] == pytest.approx(1e-4, rel=0.1)
 
 
 def test_gradients_are_clipped_to_the_norm(bert, labelled, monkeypatch):

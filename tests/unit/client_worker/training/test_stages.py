@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from client_worker.training.stages import personal_axis, personal_stage, refinement, round_stage
@@ -49,6 +51,19 @@ def test_the_personal_stage_has_the_plans_epochs_and_rate():
 def test_magnitudes_belong_to_components_unless_the_plan_says_otherwise():
     assert personal_axis(RoundPlan()) is Axis.RANK
     assert personal_axis(RoundPlan(settings={"axis": 1.0})) is Axis.ROW
+
+
+def test_the_rate_of_a_stage_after_the_round_is_its_own_for_both_factors():
+    fast = replace(TRAINING, b_learning_rate_ratio=16.0)
+    assert round_stage(fast, RoundPlan()).training.b_learning_rate_ratio == 16
+    for stage in (refinement(fast, RoundPlan()), personal_stage(fast, RoundPlan())):
+        assert stage.training.b_learning_rate_ratio == 1
+
+
+@pytest.mark.parametrize("ratio", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_ratio_of_rates_that_is_none_is_refused(ratio):
+    with pytest.raises(FedLoraError, match=r"training\.b_learning_rate_ratio must be positive"):
+        TrainingSpec(b_learning_rate_ratio=ratio)
 
 
 def test_a_number_that_is_no_axis_is_refused():
