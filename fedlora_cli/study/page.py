@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +64,7 @@ def write_page(
             "## Over the rounds",
             "",
             f"Mean over seeds of {_words(study.metrics[0])}; bars: one standard deviation.",
+            "Where only the last round is scored on the whole test set, it is in the table alone.",
             "",
             "![Curves over the rounds](rounds.svg)",
             "",
@@ -108,6 +108,12 @@ def _legend(study: Study) -> str:
         "mean difference [95 % confidence interval], and the two-sided p value of Student's "
         "paired t test, adjusted for the number of variants in the table (Holm). MB: what one "
         "round moves, all workers together."
+        + (
+            f" MB to a level: until {_words(study.reach_metric)} is first that high, on what is "
+            "scored after each round."
+            if study.reach_levels
+            else ""
+        )
     )
 
 
@@ -178,15 +184,18 @@ def _words(metric: str) -> str:
 
 
 def _curves(study: Study, found: Sequence[_Found]) -> Panel:
-    """The first metric over the rounds in which every seed has it."""
+    """The first metric over the rounds in which every seed has it, on the same test examples."""
     metric = study.metrics[0]
+    size = "test_num_examples" if metric.startswith("test_") else ""
     lines = []
     for f in found:
         runs = [result.rounds for result in f.by_seed.values()]
         points = [
             (number + 1.0, summarise([run[number][metric] for run in runs]))
             for number in range(min(map(len, runs)))
-            if all(math.isfinite(run[number].get(metric, math.nan)) for run in runs)
+            if all(
+                metric in run[number] and run[number].get(size) == run[0].get(size) for run in runs
+            )
         ]
         if points:
             lines.append(
