@@ -17,9 +17,10 @@ from transformers import (
 from transformers.utils import logging
 
 from client_worker.adaptation.fingerprint import fingerprint, is_inside
+from client_worker.adaptation.quantise import quantise
 from client_worker.adaptation.random_base import random_model
 from client_worker.adaptation.sources import RANDOM_PREFIX, find_source
-from fedlora.adapters.spec import AdapterSpec, TaskType
+from fedlora.adapters.spec import AdapterSpec, Quantization, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.seeds import derive_seed
 
@@ -73,6 +74,8 @@ def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) ->
             f"expected {base.fingerprint}",
             hint="Load the same weights as the other workers, or set model.revision",
         )
+    if base.quantization is Quantization.NF4:
+        quantise(model, trained=spec.modules_to_save)
     return LoadedBase(model=model, tokenizer=tokenizer, fingerprint=found)
 
 

@@ -12,6 +12,7 @@ from peft.tuners.hira.layer import HiraLayer
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from client_worker.adaptation.quantise import decoded
 from fedlora.adapters.names import PREFIX, Part
 
 __all__ = ["adapted_layers", "frozen_weight", "map_by_a", "parameters_of", "resize"]
@@ -47,7 +48,7 @@ def map_by_a(layer: Any) -> nn.Module:
 
 def frozen_weight(layer: Any) -> Tensor:
     """W0, D x K, whichever way the base model stores it."""
-    weight: Tensor = layer.get_base_layer().weight.detach()
+    weight = decoded(layer.get_base_layer().weight)
     return weight.T if layer.fan_in_fan_out else weight
 
 

@@ -12,6 +12,7 @@ from client_worker.adaptation.adapted_model import AdaptedModel
 from client_worker.adaptation.attach import attach_adapter
 from client_worker.adaptation.base_model import load_base
 from client_worker.adaptation.packing import require_exact_packing
+from client_worker.adaptation.quantise import compute_in
 from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
@@ -82,6 +83,7 @@ def load_material(
     )
     precision = Precision.of(torch_device(device))
     model.module.to(precision.device)
+    compute_in(model.module, precision.autocast_dtype or torch.float32)
     if training.packing:
         require_exact_packing(model.module.eval(), len(base.tokenizer))
     if training.gradient_checkpointing:

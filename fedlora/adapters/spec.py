@@ -11,7 +11,15 @@ from fedlora.adapters.names import Part, part_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
-__all__ = ["AdaptedModule", "AdapterKind", "AdapterLayout", "AdapterSpec", "BaseModel", "TaskType"]
+__all__ = [
+    "AdaptedModule",
+    "AdapterKind",
+    "AdapterLayout",
+    "AdapterSpec",
+    "BaseModel",
+    "Quantization",
+    "TaskType",
+]
 
 
 class AdapterKind(enum.StrEnum):
@@ -20,6 +28,15 @@ class AdapterKind(enum.StrEnum):
     LORA = "lora"
     DORA = "dora"
     HIRA = "hira"
+
+
+class Quantization(enum.StrEnum):
+    """In how many bits the frozen linear layers are held."""
+
+    NONE = "none"
+    """as they were loaded"""
+    NF4 = "nf4"
+    """4-bit NormalFloat in blocks of 64, scales in 8 bits"""
 
 
 class TaskType(enum.StrEnum):
@@ -44,6 +61,8 @@ class BaseModel:
     """revision on the hub; empty for the default branch"""
     fingerprint: str = ""
     """`sha256:...` of the frozen weights; empty: the first worker of the run decides it"""
+    quantization: Quantization = Quantization.NONE
+    """nf4 holds the frozen linear layers in 4 bits (QLoRA), on every worker alike"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

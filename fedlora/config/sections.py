@@ -77,7 +77,7 @@ def run_sections() -> tuple[Section, ...]:
             name="model",
             help="The frozen base model and what it is trained for.",
             keys=(
-                *keys_of(BaseModel, model_id="base", revision="", fingerprint=""),
+                *keys_of(BaseModel, model_id="base", revision="", fingerprint="", quantization=""),
                 *keys_of(AdapterSpec, task_type="task", labels=""),
             ),
         ),

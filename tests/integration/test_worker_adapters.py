@@ -18,7 +18,7 @@ from client_worker.adaptation.base_model import load_base
 from client_worker.adaptation.fingerprint import fingerprint
 from client_worker.training.features import FEATURES
 from fedlora.adapters.names import Part
-from fedlora.adapters.spec import AdapterKind, AdapterSpec
+from fedlora.adapters.spec import AdapterKind, AdapterSpec, Quantization
 
 IDS = torch.tensor([[2, 7, 9, 3, 11, 8], [2, 14, 6, 21, 5, 3]])
 
@@ -100,6 +100,30 @@ async def test_every_kind_of_adapter_is_trained_combined_and_served(
         held = of_part(first, part)
         assert held
         assert all(not torch.equal(t, last[name]) for name, t in held.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (AdapterKind.LORA, "flora_na"),
+        (AdapterKind.DORA, "flora_na"),
+        (AdapterKind.HIRA, "flora_na"),
+        (AdapterKind.LORA, "fedex_lora"),
+        (AdapterKind.LORA, "fed_sb"),
+    ],
+)
+async def test_adapters_above_a_base_in_4_bits_are_trained_combined_and_served(
+    tmp_path: Path, bert: Path, kind: AdapterKind, method: str
+):
+    spec = classifier_spec(bert, kind=kind)
+    small = replace(spec.base_model, quantization=Quantization.NF4)
+    done = await federate(tmp_path, run_of(replace(spec, base_model=small), method))
+    check_served(done)
+    for trainer in done.trainers.values():
+        weights = dict(trainer.module.named_parameters())
+        assert {t.dtype for name, t in weights.items() if "query.base_layer.w" in name} == {
+            torch.uint8
+        }
 
 
 FAMILIES = sorted(

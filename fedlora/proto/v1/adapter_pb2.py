@@ -25,23 +25,25 @@ _sym_db = _symbol_database.Default()
 from fedlora.proto.v1 import tensor_pb2 as fedlora_dot_proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64lora/proto/v1/adapter.proto\x12\x10\x66\x65\x64lora.proto.v1\x1a\x1d\x66\x65\x64lora/proto/v1/tensor.proto\"D\n\tBaseModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\"\xa4\x02\n\x0b\x41\x64\x61pterSpec\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.fedlora.proto.v1.AdapterKind\x12/\n\nbase_model\x18\x02 \x01(\x0b\x32\x1b.fedlora.proto.v1.BaseModel\x12-\n\ttask_type\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.TaskType\x12\t\n\x01r\x18\x04 \x01(\r\x12\x12\n\nlora_alpha\x18\x05 \x01(\x01\x12\x12\n\nuse_rslora\x18\x06 \x01(\x08\x12\x14\n\x0clora_dropout\x18\x07 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x08 \x03(\t\x12\x17\n\x0fmodules_to_save\x18\t \x03(\t\x12\x0e\n\x06labels\x18\n \x03(\t\"H\n\rAdaptedModule\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bin_features\x18\x02 \x01(\x04\x12\x14\n\x0cout_features\x18\x03 \x01(\x04\"\x90\x01\n\rAdapterLayout\x12\x30\n\x07modules\x18\x01 \x03(\x0b\x32\x1f.fedlora.proto.v1.AdaptedModule\x12\x33\n\rsaved_tensors\x18\x02 \x03(\x0b\x32\x1c.fedlora.proto.v1.TensorInfo\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t*p\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_KIND_DORA\x10\x02\x12\x15\n\x11\x41\x44\x41PTER_KIND_HIRA\x10\x03*e\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12%\n!TASK_TYPE_SEQUENCE_CLASSIFICATION\x10\x01\x12\x17\n\x13TASK_TYPE_CAUSAL_LM\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66\x65\x64lora/proto/v1/adapter.proto\x12\x10\x66\x65\x64lora.proto.v1\x1a\x1d\x66\x65\x64lora/proto/v1/tensor.proto\"z\n\tBaseModel\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x34\n\x0cquantization\x18\x04 \x01(\x0e\x32\x1e.fedlora.proto.v1.Quantization\"\xa4\x02\n\x0b\x41\x64\x61pterSpec\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.fedlora.proto.v1.AdapterKind\x12/\n\nbase_model\x18\x02 \x01(\x0b\x32\x1b.fedlora.proto.v1.BaseModel\x12-\n\ttask_type\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.TaskType\x12\t\n\x01r\x18\x04 \x01(\r\x12\x12\n\nlora_alpha\x18\x05 \x01(\x01\x12\x12\n\nuse_rslora\x18\x06 \x01(\x08\x12\x14\n\x0clora_dropout\x18\x07 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x08 \x03(\t\x12\x17\n\x0fmodules_to_save\x18\t \x03(\t\x12\x0e\n\x06labels\x18\n \x03(\t\"H\n\rAdaptedModule\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x13\n\x0bin_features\x18\x02 \x01(\x04\x12\x14\n\x0cout_features\x18\x03 \x01(\x04\"\x90\x01\n\rAdapterLayout\x12\x30\n\x07modules\x18\x01 \x03(\x0b\x32\x1f.fedlora.proto.v1.AdaptedModule\x12\x33\n\rsaved_tensors\x18\x02 \x03(\x0b\x32\x1c.fedlora.proto.v1.TensorInfo\x12\x18\n\x10\x62\x61se_fingerprint\x18\x03 \x01(\t*p\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x15\n\x11\x41\x44\x41PTER_KIND_DORA\x10\x02\x12\x15\n\x11\x41\x44\x41PTER_KIND_HIRA\x10\x03*e\n\x08TaskType\x12\x19\n\x15TASK_TYPE_UNSPECIFIED\x10\x00\x12%\n!TASK_TYPE_SEQUENCE_CLASSIFICATION\x10\x01\x12\x17\n\x13TASK_TYPE_CAUSAL_LM\x10\x02*Y\n\x0cQuantization\x12\x1c\n\x18QUANTIZATION_UNSPECIFIED\x10\x00\x12\x15\n\x11QUANTIZATION_NONE\x10\x01\x12\x14\n\x10QUANTIZATION_NF4\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlora.proto.v1.adapter_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADAPTERKIND']._serialized_start=669
-  _globals['_ADAPTERKIND']._serialized_end=781
-  _globals['_TASKTYPE']._serialized_start=783
-  _globals['_TASKTYPE']._serialized_end=884
+  _globals['_ADAPTERKIND']._serialized_start=723
+  _globals['_ADAPTERKIND']._serialized_end=835
+  _globals['_TASKTYPE']._serialized_start=837
+  _globals['_TASKTYPE']._serialized_end=938
+  _globals['_QUANTIZATION']._serialized_start=940
+  _globals['_QUANTIZATION']._serialized_end=1029
   _globals['_BASEMODEL']._serialized_start=83
-  _globals['_BASEMODEL']._serialized_end=151
-  _globals['_ADAPTERSPEC']._serialized_start=154
-  _globals['_ADAPTERSPEC']._serialized_end=446
-  _globals['_ADAPTEDMODULE']._serialized_start=448
-  _globals['_ADAPTEDMODULE']._serialized_end=520
-  _globals['_ADAPTERLAYOUT']._serialized_start=523
-  _globals['_ADAPTERLAYOUT']._serialized_end=667
+  _globals['_BASEMODEL']._serialized_end=205
+  _globals['_ADAPTERSPEC']._serialized_start=208
+  _globals['_ADAPTERSPEC']._serialized_end=500
+  _globals['_ADAPTEDMODULE']._serialized_start=502
+  _globals['_ADAPTEDMODULE']._serialized_end=574
+  _globals['_ADAPTERLAYOUT']._serialized_start=577
+  _globals['_ADAPTERLAYOUT']._serialized_end=721
 # @@protoc_insertion_point(module_scope)

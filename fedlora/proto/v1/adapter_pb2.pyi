@@ -68,6 +68,28 @@ TASK_TYPE_CAUSAL_LM: TaskType.ValueType  # 2
 """Next-token prediction, loss on completions only."""
 Global___TaskType: _TypeAlias = TaskType  # noqa: Y015
 
+class _Quantization:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuantizationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Quantization.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUANTIZATION_UNSPECIFIED: _Quantization.ValueType  # 0
+    QUANTIZATION_NONE: _Quantization.ValueType  # 1
+    """As they were loaded."""
+    QUANTIZATION_NF4: _Quantization.ValueType  # 2
+    """4-bit NormalFloat in blocks of 64, scales in 8 bits."""
+
+class Quantization(_Quantization, metaclass=_QuantizationEnumTypeWrapper):
+    """In how many bits the frozen linear layers are held."""
+
+QUANTIZATION_UNSPECIFIED: Quantization.ValueType  # 0
+QUANTIZATION_NONE: Quantization.ValueType  # 1
+"""As they were loaded."""
+QUANTIZATION_NF4: Quantization.ValueType  # 2
+"""4-bit NormalFloat in blocks of 64, scales in 8 bits."""
+Global___Quantization: _TypeAlias = Quantization  # noqa: Y015
+
 @_typing.final
 class BaseModel(_message.Message):
     """The frozen model that every worker of a run holds."""
@@ -77,6 +99,7 @@ class BaseModel(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """A hub id ("Qwen/Qwen2.5-0.5B"), a local folder, or "package:NAME" for a
     model that a Python package carries.
@@ -87,16 +110,18 @@ class BaseModel(_message.Message):
     """"sha256:..." over names, shapes, dtypes and bytes of the frozen weights.
     Empty: the first worker that confirms the adapter decides it.
     """
+    quantization: Global___Quantization.ValueType
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         revision: _builtins.str = ...,
         fingerprint: _builtins.str = ...,
+        quantization: Global___Quantization.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model_id", b"model_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "model_id", b"model_id", "quantization", b"quantization", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
