@@ -2,8 +2,9 @@
 
     updates -> weighting -> method.combine -> compression -> gauge -> server optimiser -> adapter
 
-The parts know nothing of each other; `compose` refuses what cannot work, before a run begins, and
-says why. A recipe with nothing but a method is that method as its paper has it.
+Plug-ins add to what the rounds ask of workers. The parts know nothing of each other; `compose`
+refuses what cannot work, before a run begins, and says why. A recipe with nothing but a method is
+that method as its paper has it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import Plugin
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import Gauge
 
@@ -50,6 +52,8 @@ class Recipe:
     weighting: WeightingRule
     server_optimizer: ServerOptimizer | None
     properties: Properties
+    plugins: tuple[Plugin, ...] = ()
+    """what goes into local training beside the method"""
 
     @property
     def stacks(self) -> bool:
@@ -163,6 +167,7 @@ def compose(
     gauge: Gauge = Gauge.OWN,
     weighting: WeightingRule | None = None,
     server_optimizer: ServerOptimizer | None = None,
+    plugins: tuple[Plugin, ...] = (),
 ) -> Recipe:
     """Puts a method and rules together; what is left out is the method's own.
 
@@ -211,6 +216,7 @@ def compose(
         gauge=gauge,
         weighting=weighs,
         server_optimizer=server_optimizer,
+        plugins=plugins,
         # A rule that looks at single updates needs them, however they are summed afterwards.
         properties=replace(properties, linear=properties.linear and not weighs.sees_updates),
     )

@@ -1,0 +1,105 @@
+"""What a plug-in is: options, what it asks of a run, and what it does in local training.
+
+A plug-in goes beside the aggregation method of a run, as `[plugins.<name>]` in its configuration.
+It is one frozen dataclass in one file that both services read, so that formulas which must agree
+stand beside each other: the server refuses what cannot work from its `Traits`, the worker trains
+with the `LocalHooks` that it makes for a round. A hook that is left out costs nothing: a run
+without plug-ins does exactly what it would do without this page.
+
+Everything in training that has a name has the one under which PEFT saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from fedlora.runs.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    # A configuration is read without torch.
+    from torch import Tensor
+
+__all__ = ["LocalHooks", "LocalRound", "Plugin", "PluginDefaults", "Traits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What a plug-in asks of a run; checked when the run is created."""
+
+    whole_factors: bool = False
+    """it is about A and B trained, sent and published together, in every round"""
+    sync_only: bool = False
+    """it counts on updates that begin from the version of their round"""
+    needs_labels: bool = False
+    """it is about classes, which a causal language model has none of"""
+    pull: float = 0.0
+    """mu, where it adds (mu/2) (theta - theta_g)^2 of every number to the loss"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalRound:
+    """One round of local training as a plug-in sees it."""
+
+    trained: Mapping[str, Tensor]
+    """what is trained: changes from step to step, gradients in `.grad`"""
+    given: Mapping[str, Tensor]
+    """theta_g: what the worker was given of the same names"""
+    factors: tuple[tuple[str, str], ...]
+    """names of A (rank x in_features) and B (out_features x rank) of each module that is trained"""
+    scaling: float
+    """s of the product s B A"""
+    rates: Mapping[str, float]
+    """the highest learning rate of the run, by name"""
+    training: TrainingSpec
+    plugins: tuple[Plugin, ...]
+    """all of the run"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalHooks:
+    """What a plug-in does in one round of training. What is None is not done.
+
+    In a step: the loss and the penalty are differentiated, the gradients edited, then clipped as
+    `training.max_gradient_norm` says, then the optimiser makes its step. All but the penalty run
+    without autograd.
+    """
+
+    penalty: Callable[[], Tensor] | None = None
+    """what is added to the mean loss of a step; the local objective"""
+    edit_gradients: Callable[[], None] | None = None
+    """changes `.grad` of what is trained, where there is one; the local optimiser"""
+    after_step: Callable[[float], None] | None = None
+    """told the share of the highest rate at which the step was made; the local optimiser"""
+
+
+class Plugin(Protocol):
+    """A frozen dataclass of options. `PluginDefaults` has the usual answers."""
+
+    name: ClassVar[str]
+    """as in the configuration"""
+
+    @property
+    def traits(self) -> Traits:
+        """What it asks of a run, with its options."""
+        ...
+
+    def local(self, round: LocalRound) -> LocalHooks:
+        """What it does in a round of local training."""
+        ...
+
+
+class PluginDefaults:
+    """Asks for nothing and does nothing."""
+
+    __slots__ = ()
+
+    @property
+    def traits(self) -> Traits:
+        """None."""
+        return Traits()
+
+    def local(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
+        """Nothing."""
+        return LocalHooks()

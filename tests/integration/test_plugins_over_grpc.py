@@ -1,0 +1,60 @@
+"""Whole federations with plug-ins: real workers on tiny models, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.federation import serving
+from support.worker_federation import federate, run_of, same
+from support.worker_harness import worker
+from support.worker_runs import classifier_spec
+
+from fedlora.exit_codes import ExitCode
+from fedlora.runs.spec import RuleSpec, RunSpec
+
+
+def run_with(bert: Path, *plugins: RuleSpec, method: str = "fedit", **training) -> RunSpec:
+    return replace(run_of(classifier_spec(bert), method, **training), plugins=plugins)
+
+
+def rule(name: str, **options) -> RuleSpec:
+    return RuleSpec(name=name, options=options)
+
+
+@pytest.fixture(scope="module")
+def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The versions of the same run without plug-ins."""
+    return asyncio.run(federate(tmp_path_factory.mktemp("plain"), run_with(bert))).versions
+
+
+@pytest.mark.parametrize("plugin", [rule("fedprox", mu=0.0)], ids=lambda p: p.name)
+async def test_a_neutral_setting_is_fedavg_bit_for_bit(
+    tmp_path: Path, bert: Path, plain, plugin: RuleSpec
+):
+    done = await federate(tmp_path, run_with(bert, plugin))
+    assert len(done.versions) == 3
+    assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+
+
+@pytest.mark.parametrize("space", ["factors", "product"])
+async def test_fedprox_holds_every_round_nearer_to_the_one_before(
+    tmp_path: Path, bert: Path, plain, space: str
+):
+    plugin = rule("fedprox", mu=100.0, space=space)
+    done = await federate(tmp_path, run_with(bert, plugin))
+    head = "base_model.model.classifier.weight"
+
+    def moved(versions) -> float:
+        return float((versions[1][head] - versions[0][head]).norm())
+
+    assert 0 < moved(done.versions) < 0.5 * moved(plain)
+
+
+async def test_a_worker_that_lacks_a_plug_in_is_refused_with_its_name(tmp_path: Path, bert: Path):
+    spec = run_with(bert, rule("fedprox", mu=1.0))
+    async with serving(tmp_path, spec) as served:
+        with worker(served.address, tmp_path / "w", plugins=()) as old:
+            assert await asyncio.to_thread(old.runner.run) is ExitCode.REFUSED
