@@ -26,6 +26,7 @@ def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
     Raises:
         FedLoraError: UNSUPPORTED_METHOD, naming both sides and the way out.
     """
+    _check_one_own_adapter(recipe)
     for plugin in recipe.plugins:
         for find in _CONFLICTS:
             found = find(plugin.traits, recipe, spec)
@@ -35,6 +36,17 @@ def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
                     f"the plug-in {plugin.name} {found.expects}, {found.got}",
                     hint=f"{found.way_out}, or leave the section [plugins.{plugin.name}] out",
                 )
+
+
+def _check_one_own_adapter(recipe: Recipe) -> None:
+    owners = [plugin.name for plugin in recipe.plugins if plugin.traits.personal]
+    if len(owners) > 1:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"a worker trains one adapter of its own, and the plug-ins {' and '.join(owners)} "
+            "make one each",
+            hint=f"Leave one of the sections out: {', '.join(f'[plugins.{o}]' for o in owners)}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +84,17 @@ def _not_whole(plan: RoundPlan) -> str:
     return ""
 
 
+def _basis(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not traits.factor_state or recipe.properties.keeps_basis:
+        return None
+    return _Conflict(
+        expects="remembers directions of A and B from round to round",
+        got=f"and {recipe.method.name} with {recipe.compression.name} publishes other components "
+        "every round",
+        way_out="Use a method that keeps the clients' basis: fedit, flora_na, lora_fair",
+    )
+
+
 def _engine(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
     if not (traits.sync_only and spec.rounds.counts_late_updates):
         return None
@@ -95,6 +118,7 @@ def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None: 
 
 _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = (
     _factors,
+    _basis,
     _engine,
     _labels,
 )

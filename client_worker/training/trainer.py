@@ -33,6 +33,7 @@ from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import LocalHooks, create_plugins
 from fedlora.runs.plan import RoundPlan
+from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, EvaluationSplit
 from fedlora.tensors.manifest import DataType
@@ -269,6 +270,45 @@ class LocalTrainer:
             should_abandon=should_abandon,
         )
         return {path: b_N.detach().to("cpu", copy=True) for path, b_N in magnitudes.trained.items()}
+
+    def train_own(
+        self,
+        own: Mapping[str, Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, Tensor]:
+        """Trains this worker's own adapter beside the global one, which is in the model.
+
+        Args:
+            own: what the round before returned; None begins with the global adapter.
+            round: see `train`, as the other arguments and errors.
+            seed: see `train`.
+            plan: see `train`.
+            on_progress: see `train`.
+            should_abandon: see `train`.
+
+        Returns:
+            Its tensors by their names in PEFT: on the CPU, in float32.
+        """
+        stage = round_stage(self._run.training, plan)
+        tensors = self._model.named(stage.parts, full_modules=stage.full_modules)
+        given = snapshot(tensors)
+        for name, values in (own or {}).items():
+            tensors[name].data.copy_(values)
+        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
+        self._stretch(
+            stage,
+            round=round,
+            seed=derive_seed(seed, "own"),
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+            hooks=[plugin.personal(seen) for plugin in self._plugins if plugin.traits.personal],
+        )
+        return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
     def _hooks(self, stage: Stage) -> tuple[LocalHooks, ...]:
         """What the run's plug-ins do in a stage that is about to begin."""

@@ -32,6 +32,10 @@ class Traits:
     """it is about A and B trained, sent and published together, in every round"""
     sync_only: bool = False
     """it counts on updates that begin from the version of their round"""
+    factor_state: bool = False
+    """it remembers vectors of A and B, which mean something only while the components stay"""
+    personal: bool = False
+    """each worker trains an adapter of its own with its hooks, after the round's update is made"""
     needs_labels: bool = False
     """it is about classes, which a causal language model has none of"""
     pull: float = 0.0
@@ -57,7 +61,7 @@ class LocalRound:
     """all of the run"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LocalHooks:
     """What a plug-in does in one round of training. What is None is not done.
 
@@ -89,6 +93,10 @@ class Plugin(Protocol):
         """What it does in a round of local training."""
         ...
 
+    def personal(self, round: LocalRound) -> LocalHooks:
+        """What it does while a worker trains its own adapter; asked of `Traits.personal` alone."""
+        ...
+
 
 class PluginDefaults:
     """Asks for nothing and does nothing."""
@@ -101,5 +109,9 @@ class PluginDefaults:
         return Traits()
 
     def local(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
+        """Nothing."""
+        return LocalHooks()
+
+    def personal(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
         """Nothing."""
         return LocalHooks()

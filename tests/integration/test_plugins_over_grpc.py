@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.federation import serving
+from support.planned_worker import Recording
 from support.worker_federation import federate, run_of, same
 from support.worker_harness import worker
 from support.worker_runs import classifier_spec
@@ -37,6 +39,23 @@ async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     done = await federate(tmp_path, run_with(bert, plugin))
     assert len(done.versions) == 3
     assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+async def test_ditto_leaves_the_global_adapters_alone_and_scores_the_workers_own(
+    tmp_path: Path, bert: Path, plain, recording: Recording, lam: float
+):
+    done = await federate(tmp_path, run_with(bert, rule("ditto", lam=lam)))
+    assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+    for name, models in done.lived.items():
+        # At each round: the update, the published version, and the worker's own adapter.
+        own = models[2::3]
+        assert len(own) == 2
+        assert not same(own[0], own[1])
+        assert not any(same(own[0], version) for version in done.versions), name
+        crossed = [t for p in (*recording.up, *recording.down) for t in p.tensors.values()]
+        assert not any(torch.equal(t, c) for t in own[0].values() for c in crossed)
+    assert not same(done.lived["w-0"][2], done.lived["w-1"][2])
 
 
 @pytest.mark.parametrize("space", ["factors", "product"])

@@ -13,6 +13,7 @@ from aggregator_service.aggregation.registry import METHODS
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import PluginDefaults, Traits
+from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fedprox import FedProx
 from fedlora.runs.spec import LateUpdates, RoundEngine, RuleSpec
 
@@ -62,6 +63,19 @@ def test_both_factors_are_wanted_where_one_is_frozen_kept_or_chosen_from(method,
 @pytest.mark.parametrize("method", ["fedit", "flora_na", "optimal", "flora"])
 def test_methods_that_train_both_factors_take_fedprox(method):
     check(FedProx(), method)
+
+
+@pytest.mark.parametrize("method", ["optimal", "flora", "flexlora"])
+def test_what_remembers_factors_needs_a_method_that_keeps_the_basis(method):
+    with pytest.raises(FedLoraError, match=f"plug-in ditto remembers .* {method} with"):
+        check(Ditto(), method)
+    check(Ditto(), "fedit")
+
+
+def test_two_adapters_of_a_workers_own_are_refused_with_both_names():
+    recipe = compose(METHODS["fedit"], plugins=(Choosy(asks=Traits(personal=True)), Ditto()))
+    with pytest.raises(FedLoraError, match="plug-ins choosy and ditto make one each"):
+        check_plugins(recipe, run_spec())
 
 
 @pytest.mark.parametrize(
