@@ -183,9 +183,12 @@ class AggregationEngine:
             # Which updates are late, and so are read as something else, is known at the close.
             return False
         whole = {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
-        method = registry.create(state.spec.method.name, state.spec.method.options)
+        recipe = registry.create_recipe(state.spec.method, state.spec.plugins)
+        if any(plugin.traits.scales_updates for plugin in recipe.plugins):
+            # What an update counts as is known at the close.
+            return False
         # A GPU computes all of them at the close in less time than it takes to fetch them.
-        return whole and method.reads_grams and self._device.type == "cpu"
+        return whole and recipe.method.reads_grams and self._device.type == "cpu"
 
     # --- in threads ----------------------------------------------------------------------
 

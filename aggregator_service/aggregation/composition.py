@@ -9,7 +9,8 @@ that method as its paper has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +28,8 @@ from aggregator_service.aggregation.base import (
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import NEAREST, in_gauge
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
-from aggregator_service.aggregation.weighting.base import WeightingRule
+from aggregator_service.aggregation.update_shares import Shares
+from aggregator_service.aggregation.weighting.base import UpdateFacts, WeightingRule
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -68,6 +70,18 @@ class Recipe:
         The method's plans, with what the rules around it and the adapter's family add.
         """
         return tuple(self._plan(plan, kind) for plan in self.method.plans)
+
+    def shares(self, updates: Sequence[UpdateFacts], weights_U: Tensor) -> Shares | None:
+        """How much of each update's change counts, as the plug-ins say; None for all of it.
+
+        Args:
+            updates: of the cohort, sorted by worker.
+            weights_U: of each, summing to 1.
+        """
+        metrics = [update.metrics for update in updates]
+        found = [plugin.shares(metrics, weights_U.tolist()) for plugin in self.plugins]
+        said = [shares for shares in found if shares is not None]
+        return tuple(math.prod(factors) for factors in zip(*said, strict=True)) if said else None
 
     def aggregate_module(
         self,
@@ -142,6 +156,7 @@ class Recipe:
         if self.properties.changes_base and Part.BASE_A not in published:
             published = (*published, Part.BASE_A, Part.BASE_B)
         metrics = {*plan.required_metrics, *self.weighting.required_metrics}
+        metrics |= {name for plugin in self.plugins for name in plugin.traits.required_metrics}
         return replace(
             plan,
             trained=trained,

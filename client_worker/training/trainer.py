@@ -206,16 +206,19 @@ class LocalTrainer:
         a, b = self._model.factors(Part.A), self._model.factors(Part.B)
         tail = Tail(plan, self.rank, a, b)
         stage = round_stage(self._run.training, plan)
+        hooks = (tail.hooks, *self._hooks(stage))
         outcome = self._stretch(
             stage,
             round=round,
             seed=seed,
             on_progress=on_progress,
             should_abandon=should_abandon,
-            hooks=(tail.hooks, *self._hooks(stage)),
+            hooks=hooks,
         )
+        endings = [hook.end() for hook in hooks if hook.end is not None]
         self._model.resize(tail.rank_at_end())
-        return replace(outcome, metrics={**outcome.metrics, **figures.at_end()})
+        metrics = {name: value for end in endings for name, value in end.metrics.items()}
+        return replace(outcome, metrics={**outcome.metrics, **figures.at_end(), **metrics})
 
     def refine(
         self,

@@ -11,8 +11,8 @@ Everything in training that has a name has the one under which PEFT saves it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from fedlora.runs.spec import TrainingSpec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     # A configuration is read without torch.
     from torch import Tensor
 
-__all__ = ["LocalHooks", "LocalRound", "Plugin", "PluginDefaults", "Traits"]
+__all__ = ["Ending", "LocalHooks", "LocalRound", "Plugin", "PluginDefaults", "Traits"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,10 @@ class Traits:
     """it is about classes, which a causal language model has none of"""
     pull: float = 0.0
     """mu, where it adds (mu/2) (theta - theta_g)^2 of every number to the loss"""
+    scales_updates: bool = False
+    """its `shares` may say that more or less of an update counts"""
+    required_metrics: tuple[str, ...] = ()
+    """numbers that come with every update; its hooks measure them"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +65,14 @@ class LocalRound:
     """all of the run"""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ending:
+    """What a plug-in has to say at the end of a round of training."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """sent with the update"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalHooks:
     """What a plug-in does in one round of training. What is None is not done.
@@ -76,6 +88,8 @@ class LocalHooks:
     """changes `.grad` of what is trained, where there is one; the local optimiser"""
     after_step: Callable[[float], None] | None = None
     """told the share of the highest rate at which the step was made; the local optimiser"""
+    end: Callable[[], Ending] | None = None
+    """asked once, after the last step"""
 
 
 class Plugin(Protocol):
@@ -97,6 +111,20 @@ class Plugin(Protocol):
         """What it does while a worker trains its own adapter; asked of `Traits.personal` alone."""
         ...
 
+    def shares(
+        self, metrics: Sequence[Mapping[str, float]], weights: Sequence[float]
+    ) -> tuple[float, ...] | None:
+        """How much of each update's change counts, on the server; None for all of every one.
+
+        Args:
+            metrics: of each update, in the order of the workers' names.
+            weights: of each, summing to 1.
+
+        Raises:
+            FedLoraError: INVALID_ARGUMENT for metrics that cannot be.
+        """
+        ...
+
 
 class PluginDefaults:
     """Asks for nothing and does nothing."""
@@ -115,3 +143,11 @@ class PluginDefaults:
     def personal(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
         """Nothing."""
         return LocalHooks()
+
+    def shares(
+        self,
+        metrics: Sequence[Mapping[str, float]],  # noqa: ARG002
+        weights: Sequence[float],  # noqa: ARG002
+    ) -> tuple[float, ...] | None:
+        """All of every one."""
+        return None

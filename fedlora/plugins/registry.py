@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins.base import Plugin
 from fedlora.plugins.ditto import Ditto
+from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
 from fedlora.runs.options import suggest, with_options
 from fedlora.runs.spec import RuleSpec
 
 __all__ = ["PLUGINS", "create_plugins"]
 
-PLUGINS: Mapping[str, Plugin] = {plugin.name: plugin for plugin in (FedProx(), Ditto())}
+PLUGINS: Mapping[str, Plugin] = {plugin.name: plugin for plugin in (FedProx(), Ditto(), FedNova())}
 """Those that come with fedlora, by name, each with its options' defaults."""
 
 

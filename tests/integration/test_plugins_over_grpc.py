@@ -15,7 +15,7 @@ from support.worker_harness import worker
 from support.worker_runs import classifier_spec
 
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.spec import RuleSpec, RunSpec
+from fedlora.runs.spec import OptimizerName, RuleSpec, RunSpec
 
 
 def run_with(bert: Path, *plugins: RuleSpec, method: str = "fedit", **training) -> RunSpec:
@@ -32,13 +32,46 @@ def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
     return asyncio.run(federate(tmp_path_factory.mktemp("plain"), run_with(bert))).versions
 
 
-@pytest.mark.parametrize("plugin", [rule("fedprox", mu=0.0)], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "plugin", [rule("fedprox", mu=0.0), rule("fednova", max_ratio=1.0)], ids=lambda p: p.name
+)
 async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     tmp_path: Path, bert: Path, plain, plugin: RuleSpec
 ):
     done = await federate(tmp_path, run_with(bert, plugin))
     assert len(done.versions) == 3
     assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+
+
+async def test_fednova_moves_by_what_the_updates_did_in_one_step(
+    tmp_path: Path, bert: Path, recording: Recording
+):
+    spec = run_with(bert, rule("fednova"), optimizer=OptimizerName.SGD, momentum=0.5)
+    done = await federate(tmp_path, spec)
+    _, *updates = recording.up
+    for round in (1, 2):
+        members = [u for u in updates if u.header.round == round]
+        # 17 and 23 rows make rounds of unequal length.
+        lengths = [u.header.metrics["fednova_a"] for u in members]
+        assert lengths[0] != lengths[1]
+        examples = [u.header.num_examples for u in members]
+        weights = [n / sum(examples) for n in examples]
+        effective = sum(w * a for w, a in zip(weights, lengths, strict=True))
+        before, after = done.versions[round - 1], done.versions[round]
+        for name, given in before.items():
+            steps = [
+                w / a * (u.tensors[name].double() - given.double())
+                for w, a, u in zip(weights, lengths, members, strict=True)
+            ]
+            expected = given.double() + effective * sum(steps)
+            # One rounding to float32, when the version is written.
+            assert torch.allclose(after[name].double(), expected, rtol=2**-23, atol=1e-12)
+
+
+async def test_fednova_with_equal_lengths_is_fedavg_bit_for_bit(tmp_path: Path, bert: Path):
+    runs = [run_with(bert, *plugins, local_steps=3) for plugins in ((), (rule("fednova"),))]
+    plain, nova = [await federate(tmp_path / str(i), run) for i, run in enumerate(runs)]
+    assert all(same(a, b) for a, b in zip(plain.versions, nova.versions, strict=True))
 
 
 @pytest.mark.parametrize("lam", [0.0, 2.0])
