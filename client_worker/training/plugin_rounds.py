@@ -38,19 +38,23 @@ def local_round(
     """
     trained = model.named(stage.parts, full_modules=stage.full_modules)
     training = stage.training
-    head_rate = training.head_learning_rate or training.learning_rate
     hira = adapter.kind is AdapterKind.HIRA
     pairs = [
         (part_key(m.path, Part.A, hira=hira), part_key(m.path, Part.B, hira=hira))
         for m in model.shape.layout.modules
     ]
-    in_head = {info.name for info in model.shape.layout.saved_tensors}
+    rates = dict.fromkeys(trained, training.learning_rate)
+    for _, b in pairs:
+        if b in rates:
+            rates[b] *= training.b_learning_rate_ratio
+    for info in model.shape.layout.saved_tensors:
+        rates[info.name] = training.head_learning_rate or training.learning_rate
     return LocalRound(
         trained=trained,
         given=given,
         factors=tuple(pair for pair in pairs if {*pair} <= trained.keys()),
         scaling=adapter.scaling(model.shape.rank),
-        rates={n: head_rate if n in in_head else training.learning_rate for n in trained},
+        rates=rates,
         training=training,
         plugins=plugins,
     )
