@@ -173,7 +173,7 @@ class Coordinator:
         """
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
-            recipe = registry.create_recipe(spec.method)
+            recipe = registry.create_recipe(spec.method, spec.plugins)
             check_run(recipe, spec, has_base_weights=self._engine.has_base_weights)
             run_id = f"{spec.name}-{secrets.token_hex(4)}"
             state = RunState(
@@ -295,7 +295,8 @@ class Coordinator:
         actor = self._run_to_join(run_name)
         before = actor.state.workers.get(name)
         token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
-        mixed = registry.create_recipe(actor.state.spec.method).properties.mixed_ranks
+        spec = actor.state.spec
+        mixed = registry.create_recipe(spec.method, spec.plugins).properties.mixed_ranks
         transition = await actor.apply(
             WorkerRegistered(
                 name=name,
@@ -306,7 +307,7 @@ class Coordinator:
             )
         )
         actor.touch(name)
-        worker, spec = transition.state.workers[name], actor.state.spec
+        worker = transition.state.workers[name]
         slot = None
         if worker.slot is not None and spec.partition is not None:
             slot = DataSlot(index=worker.slot, partition=spec.partition)

@@ -183,9 +183,12 @@ class AggregationEngine:
             # Which updates are late, and so are read as something else, is known at the close.
             return False
         whole = {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
-        method = registry.create(state.spec.method.name, state.spec.method.options)
+        recipe = registry.create_recipe(state.spec.method, state.spec.plugins)
+        if any(plugin.traits.scales_updates for plugin in recipe.plugins):
+            # What an update counts as is known at the close.
+            return False
         # A GPU computes all of them at the close in less time than it takes to fetch them.
-        return whole and method.reads_grams and self._device.type == "cpu"
+        return whole and recipe.method.reads_grams and self._device.type == "cpu"
 
     # --- in threads ----------------------------------------------------------------------
 
@@ -218,7 +221,7 @@ class AggregationEngine:
         return grams
 
     def _aggregate(self, state: RunState, bases: Mapping[int, AdapterRecord]) -> AdapterRecord:
-        spec, recipe = state.spec, registry.create_recipe(state.spec.method)
+        spec, recipe = state.spec, registry.create_recipe(state.spec.method, state.spec.plugins)
         if state.adapter is None:
             raise AssertionError("a round builds on a version")
         before, context = self._context(spec, state.round, state.adapter)
@@ -273,7 +276,7 @@ class AggregationEngine:
             raise AssertionError("a refinement follows an aggregation")
         with self._versions.temporary() as output:
             refine(
-                registry.create_recipe(spec.method),
+                registry.create_recipe(spec.method, spec.plugins),
                 combined=self._versions.published(spec, combined),
                 refined=StoredAdapter(
                     path=self._versions.verified(update.digest), scaling=spec.adapter.scaling
@@ -302,7 +305,7 @@ class AggregationEngine:
         grams: RoundGrams | None,
     ) -> Certificate:
         started = time.perf_counter()
-        recipe, weights = registry.create_recipe(spec.method), published.weights
+        recipe, weights = registry.create_recipe(spec.method, spec.plugins), published.weights
         before, context = self._context(spec, published.round, base)
         with self._cohort(spec, recipe, updates, before, bases) as cohort:
             certificate = certify(

@@ -190,6 +190,22 @@ class Trainer(Protocol):
         """
         ...
 
+    def train_own(
+        self,
+        own: Mapping[str, torch.Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, torch.Tensor]:
+        """Trains an adapter of the worker's own from `own`, or from the global one in the model.
+
+        As `train`; returns its tensors, which the model has in it afterwards.
+        """
+        ...
+
     def evaluate(
         self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
     ) -> tuple[Evaluation, ...]:

@@ -24,6 +24,7 @@ from client_worker.membership import Membership, assignment_of
 from client_worker.outbox import Outbox
 from client_worker.own_adapter import OwnAdapter
 from client_worker.patience import TRANSIENT, Patience
+from client_worker.plugin_memory import PluginMemory
 from client_worker.ports import Federation, TrainerFactory
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
@@ -108,6 +109,7 @@ class Runner:
             private=private,
             personal=PrivateParts(folder / "personal" if folder else None),
             own=OwnAdapter(folder / "own" if folder else None, name),
+            memory=PluginMemory(PrivateParts(folder / "plugins" if folder else None)),
             coder=UpdateCoder(PrivateParts(folder / "residuals" if folder else None)),
             outbox=Outbox(folder / "outbox" if folder else None),
             stop=stop,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
+from torch import Tensor
 
 from client_worker.asking import Asking, RefusedError
 from client_worker.coding import UpdateCoder
@@ -20,12 +21,14 @@ from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
 from client_worker.own_adapter import OwnAdapter
 from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
+from client_worker.plugin_memory import PluginMemory, named, own_adapter_of
 from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
+from fedlora.adapters.names import extra_key
 from fedlora.errors import Reason
 from fedlora.runs.tasks import (
     Acknowledgement,
@@ -61,6 +64,7 @@ class TaskWork:
         private: keeps what is trained with a round and never sent.
         personal: keeps what makes the published adapter this worker's own.
         own: keeps the adapter that is this worker's own, for whoever wants to use it.
+        memory: keeps what the run's plug-ins remember.
         coder: writes what is sent.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
@@ -78,6 +82,7 @@ class TaskWork:
         private: PrivateParts,
         personal: PrivateParts,
         own: OwnAdapter,
+        memory: PluginMemory,
         coder: UpdateCoder,
         outbox: Outbox,
         stop: StopRequest,
@@ -91,6 +96,7 @@ class TaskWork:
         self._private = private
         self._personal = personal
         self._own = own
+        self._memory = memory
         self._coder = coder
         self._outbox = outbox
         self._stop = stop
@@ -116,10 +122,12 @@ class TaskWork:
         self._loader.bring(task, loaded, registration)
         try:
             update = self._trained(task, loaded, registration)
+            own = self._own_adapter(task, loaded, registration)
         except TaskAbandoned:
             self._abandon()
             return
-        # First of the two, and before anything is sent: see `client_worker.private_parts`.
+        # Before the outbox, and before anything is sent: see `client_worker.private_parts`.
+        self._memory.keep(task, registration, own)
         private = private_manifest(loaded.manifest, task.plan)
         if private.tensors:
             values = pick(loaded.trainer.trained_values(), private)
@@ -146,6 +154,7 @@ class TaskWork:
                 return
         if task.plan.private or task.plan.personal_stage:
             self._keep_own(task, loaded)
+        scores = (*scores, *self._own_scores(task, loaded, registration))
         scores = tuple(_finite_scores(e) for e in scores)
         try:
             self._asking.ask(
@@ -228,6 +237,39 @@ class TaskWork:
         if self._own.is_kept:
             adapter = {**loaded.base_change, **loaded.trainer.trained_values()}
             self._own.keep(loaded.assignment[0], task, adapter)
+
+    def _own_adapter(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> dict[str, Tensor]:
+        """Trains the worker's own adapter, where the run has such: what is to be kept of it."""
+        name = own_adapter_of(loaded.assignment[0])
+        if not name or task.kind is TaskKind.REFINE:
+            return {}
+        before = named(self._memory.before(task, loaded, registration), name)
+        loaded.trainer.load_adapter(loaded.held.tensors)
+        own = loaded.trainer.train_own(
+            before or None,
+            round=task.round,
+            seed=task.seed,
+            plan=task.plan,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
+        )
+        log.info("own_adapter_trained")
+        return {extra_key(name, key): tensor for key, tensor in own.items()}
+
+    def _own_scores(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> tuple[Evaluation, ...]:
+        """Scores of the worker's own adapter, once it has trained one."""
+        name = own_adapter_of(loaded.assignment[0])
+        own = named(self._memory.before(task, loaded, registration), name) if name else {}
+        if not own:
+            return ()
+        loaded.began_from, loaded.pristine = None, False
+        loaded.trainer.load_adapter(loaded.held.tensors, own)
+        with self._stop.window():
+            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
 
     def _reporting(self, task: Task) -> OnProgress:
         return lambda step, steps, metrics: self._progress.offer(

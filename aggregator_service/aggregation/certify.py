@@ -76,6 +76,7 @@ def certify(
         cohort = stack.enter_context(CohortFiles(contributions, plan=plan, start=start))
         held = stack.enter_context(StateReader(context.state))
         _check_modules(cohort, sent)
+        shares = recipe.shares(cohort.facts, cohort.weights_U)
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
 
         def measured(module: str) -> ModuleNorms:
@@ -86,6 +87,7 @@ def certify(
                 state=held.of(module),
                 round=context.round,
                 grams=context.grams.of(module, cohort) if context.grams else None,
+                shares_U=shares,
             )
             reads = sent.factors(module, device)
             if Part.B in plan.private:

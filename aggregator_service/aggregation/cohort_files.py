@@ -25,6 +25,11 @@ from aggregator_service.aggregation.client_grams import ClientGrams
 from aggregator_service.aggregation.coded_update import CodedTensors
 from aggregator_service.aggregation.module_cohort import BaseRows, GlobalModule, ModuleCohort
 from aggregator_service.aggregation.slicing import given_factors
+from aggregator_service.aggregation.update_shares import (
+    Shares,
+    shared_factors,
+    shared_tensors,
+)
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -165,13 +170,22 @@ class CohortFiles:
         round: int = 1,
         base_rows: BaseRows | None = None,
         grams: ClientGrams | None = None,
+        shares_U: Shares | None = None,
     ) -> ModuleCohort:
-        """One module of every update, as `factors` has it, with what else is known of the round."""
+        """One module of every update, as `factors` has it, with what else is known of the round.
+
+        Where `shares_U` says how much of each update's change counts, that much of it.
+        """
+        members, sent = self.factors(module, device), self.sent(module, device)
+        extras = [self._extras(u, module, device) for u in range(len(self.files))]
+        if shares_U is not None and sent is not None:
+            members = shared_factors(members, sent, shares_U)
+            extras = self._shared_extras(module, extras, shares_U, device)
         return ModuleCohort.of(
-            self.factors(module, device),
+            members,
             weights_U,
-            extras=[self._extras(u, module, device) for u in range(len(self.files))],
-            sent=self.sent(module, device),
+            extras=extras,
+            sent=sent,
             start=self.start(module, device),
             state=state,
             round=round,
@@ -215,6 +229,13 @@ class CohortFiles:
             extras=self._start.extras(module, device),
         )
 
+    def saved_tensors(self, key: str, shares_U: Shares | None = None) -> list[Tensor]:
+        """A tensor trained in full, of every update, in float64; shares as in `module_cohort`."""
+        tensors = [file.tensor(key) for file in self.files]
+        if shares_U is None or self._start is None:
+            return tensors
+        return shared_tensors(tensors, [self._start.tensor(key)] * len(tensors), shares_U)
+
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""
         return self._frame.features(module)
@@ -257,6 +278,21 @@ class CohortFiles:
             # A whole adapter, as saved by PEFT, holds every component.
             extras[Part.SELECTED] = torch.ones(self._given_rank(u, module), dtype=torch.float64)
         return extras
+
+    def _shared_extras(
+        self,
+        module: str,
+        extras: Sequence[dict[Part, Tensor]],
+        shares_U: Shares,
+        device: torch.device | str,
+    ) -> list[dict[Part, Tensor]]:
+        assert self._start is not None  # noqa: S101
+        given = self._start.extras(module, device)
+        shared = {
+            part: shared_tensors([e[part] for e in extras], [given[part]] * len(extras), shares_U)
+            for part in extras[0]
+        }
+        return [{part: shared[part][u] for part in shared} for u in range(len(extras))]
 
     def _completed(
         self,

@@ -2,13 +2,15 @@
 
     updates -> weighting -> method.combine -> compression -> gauge -> server optimiser -> adapter
 
-The parts know nothing of each other; `compose` refuses what cannot work, before a run begins, and
-says why. A recipe with nothing but a method is that method as its paper has it.
+Plug-ins add to what the rounds ask of workers. The parts know nothing of each other; `compose`
+refuses what cannot work, before a run begins, and says why. A recipe with nothing but a method is
+that method as its paper has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,12 +28,14 @@ from aggregator_service.aggregation.base import (
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import NEAREST, in_gauge
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
-from aggregator_service.aggregation.weighting.base import WeightingRule
+from aggregator_service.aggregation.update_shares import Shares
+from aggregator_service.aggregation.weighting.base import UpdateFacts, WeightingRule
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import Plugin
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import Gauge
 
@@ -50,6 +54,8 @@ class Recipe:
     weighting: WeightingRule
     server_optimizer: ServerOptimizer | None
     properties: Properties
+    plugins: tuple[Plugin, ...] = ()
+    """what goes into local training beside the method"""
 
     @property
     def stacks(self) -> bool:
@@ -64,6 +70,18 @@ class Recipe:
         The method's plans, with what the rules around it and the adapter's family add.
         """
         return tuple(self._plan(plan, kind) for plan in self.method.plans)
+
+    def shares(self, updates: Sequence[UpdateFacts], weights_U: Tensor) -> Shares | None:
+        """How much of each update's change counts, as the plug-ins say; None for all of it.
+
+        Args:
+            updates: of the cohort, sorted by worker.
+            weights_U: of each, summing to 1.
+        """
+        metrics = [update.metrics for update in updates]
+        found = [plugin.shares(metrics, weights_U.tolist()) for plugin in self.plugins]
+        said = [shares for shares in found if shares is not None]
+        return tuple(math.prod(factors) for factors in zip(*said, strict=True)) if said else None
 
     def aggregate_module(
         self,
@@ -138,6 +156,7 @@ class Recipe:
         if self.properties.changes_base and Part.BASE_A not in published:
             published = (*published, Part.BASE_A, Part.BASE_B)
         metrics = {*plan.required_metrics, *self.weighting.required_metrics}
+        metrics |= {name for plugin in self.plugins for name in plugin.traits.required_metrics}
         return replace(
             plan,
             trained=trained,
@@ -163,6 +182,7 @@ def compose(
     gauge: Gauge = Gauge.OWN,
     weighting: WeightingRule | None = None,
     server_optimizer: ServerOptimizer | None = None,
+    plugins: tuple[Plugin, ...] = (),
 ) -> Recipe:
     """Puts a method and rules together; what is left out is the method's own.
 
@@ -211,6 +231,7 @@ def compose(
         gauge=gauge,
         weighting=weighs,
         server_optimizer=server_optimizer,
+        plugins=plugins,
         # A rule that looks at single updates needs them, however they are summed afterwards.
         properties=replace(properties, linear=properties.linear and not weighs.sees_updates),
     )

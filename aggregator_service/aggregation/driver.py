@@ -30,6 +30,7 @@ from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import WEIGHTING, StateReader, StateWriter
 from aggregator_service.aggregation.tensor_writer import TensorWriter
+from aggregator_service.aggregation.update_shares import Shares
 from aggregator_service.aggregation.weighting.base import WeightingView, Weights
 from fedlora.adapters.names import Part, part_key
 from fedlora.adapters.spec import AdapterKind
@@ -134,11 +135,12 @@ def aggregate(
         )
         weights = job.weigh()
         kept.put(WEIGHTING, weights.state)
+        shares = recipe.shares(cohort.facts, weights.values_U)
         measurements: dict[str, Mapping[str, float]] = {}
         if weights.measurements:
             measurements[""] = weights.measurements
         largest = 0
-        work = functools.partial(job.combine, weights_U=weights.values_U)
+        work = functools.partial(job.combine, weights_U=weights.values_U, shares_U=shares)
         threads = modules_at_a_time(
             recipe, cohort, budget=memory_bytes, threads=threads, device=device
         )
@@ -163,7 +165,7 @@ def aggregate(
             if progress is not None:
                 progress(done, len(cohort.modules))
         for key in cohort.saved:
-            tensor, state = job.saved(key, weights.values_U)
+            tensor, state = job.saved(key, weights.values_U, shares)
             writer.put(key, tensor, dtype.torch_dtype)
             kept.put(key, state)
         names = [c.worker for c in cohort.contributions]
@@ -217,7 +219,7 @@ class _Job:
         )
         return self.recipe.weighting.weigh(view)
 
-    def combine(self, module: str, weights_U: Tensor) -> _Combined:
+    def combine(self, module: str, weights_U: Tensor, shares_U: Shares | None) -> _Combined:
         """One module of the result; called from several threads."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "module", module))
         weights, rows = self.context.base_weights, None
@@ -233,6 +235,7 @@ class _Job:
                 round=self.context.round,
                 base_rows=rows,
                 grams=prepared.of(module, self.cohort) if prepared else None,
+                shares_U=shares_U,
             )
             result = self.recipe.aggregate_module(
                 cohort, rank=self.rank, generator=generator, publication=self.publication
@@ -281,9 +284,11 @@ class _Job:
             kept[Part.B] = kept[Part.B].double() * (theirs / ours)
         return kept
 
-    def saved(self, key: str, weights_U: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def saved(
+        self, key: str, weights_U: Tensor, shares_U: Shares | None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A tensor trained in full: the mean, as far as the server optimiser follows it."""
-        mean = weighted_sum([file.tensor(key) for file in self.cohort.files], weights_U)
+        mean = weighted_sum(self.cohort.saved_tensors(key, shares_U), weights_U)
         optimizer = self.recipe.server_optimizer
         if optimizer is None or self.start is None:
             return mean, {}

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import enum
-import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
 from aggregator_service.aggregation.base import CompressionRule, Method, ServerOptimizer
@@ -60,6 +55,8 @@ from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from aggregator_service.aggregation.weighting.tilted import Tilted
 from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import create_plugins
+from fedlora.runs.options import suggest, with_options
 from fedlora.runs.spec import MethodSpec, RuleSpec
 
 __all__ = [
@@ -67,25 +64,9 @@ __all__ = [
     "METHODS",
     "SERVER_OPTIMIZERS",
     "WEIGHTINGS",
-    "Option",
     "create",
     "create_recipe",
-    "options",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One option of a method, as its dataclass declares it."""
-
-    name: str
-    type: type
-    default: float | int | bool | str
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """The values it may take; empty where its type says it."""
-        return tuple(self.type) if issubclass(self.type, enum.StrEnum) else ()
 
 
 class _Named(Protocol):
@@ -159,16 +140,6 @@ _OF_THE_RECIPE = {
 """what somebody may look for among a method's or rule's options, and where it is"""
 
 
-def options(cls: type[object]) -> tuple[Option, ...]:
-    """The options of a method or rule, in the order of its declaration."""
-    hints = typing.get_type_hints(cls)
-    return tuple(
-        Option(name=f.name, type=hints[f.name], default=typing.cast("str", f.default))
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if f.metadata.get("option", True)
-    )
-
-
 def create(name: str, given: Mapping[str, float | int | bool | str] | None = None) -> Method:
     """Makes a method.
 
@@ -183,8 +154,12 @@ def create(name: str, given: Mapping[str, float | int | bool | str] | None = Non
     return _create("aggregation method", METHODS, name, given)
 
 
-def create_recipe(spec: MethodSpec) -> Recipe:
-    """Makes the recipe that a run's `[method]` describes.
+def create_recipe(spec: MethodSpec, plugins: Iterable[RuleSpec] = ()) -> Recipe:
+    """Makes the recipe that a run's configuration describes.
+
+    Args:
+        spec: of its method and the rules around it.
+        plugins: what it names beside them.
 
     Raises:
         FedLoraError: as `create`, for every part; UNSUPPORTED_METHOD for parts that do not go
@@ -197,6 +172,7 @@ def create_recipe(spec: MethodSpec) -> Recipe:
         gauge=spec.gauge,
         weighting=_optional("weighting rule", WEIGHTINGS, weighting),
         server_optimizer=_optional("server optimiser", SERVER_OPTIMIZERS, optimizer),
+        plugins=create_plugins(plugins),
     )
 
 
@@ -214,52 +190,6 @@ def _create(
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"there is no {kind} {name!r}",
-            hint=_suggest(name, table),
+            hint=suggest(name, table),
         )
-    default = table[name]
-    known = {option.name: option for option in options(type(default))}
-    values: dict[str, object] = {}
-    for key, value in (given or {}).items():
-        if key not in known:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"{name} has no option {key!r}",
-                hint=_OF_THE_RECIPE.get(key)
-                or (_suggest(key, known) if known else f"{name} has no options"),
-            )
-        values[key] = _coerced(name, known[key], value)
-    return dataclasses.replace(default, **values)  # type: ignore[type-var]
-
-
-def _suggest(word: str, known: Mapping[str, object]) -> str:
-    """The nearest known word, and all of them."""
-    squeezed = {k.replace("_", ""): k for k in known}
-    wanted = word.lower().replace("_", "").replace("-", "")
-    near = difflib.get_close_matches(wanted, squeezed, n=1)
-    listed = ", ".join(known)
-    return f"Did you mean {squeezed[near[0]]!r}? Known: {listed}" if near else f"Known: {listed}"
-
-
-def _coerced(method: str, option: Option, value: object) -> object:
-    """The value in the option's type. Wire formats without integers send 200.0 for 200."""
-    if issubclass(option.type, enum.StrEnum):
-        if isinstance(value, str) and value in option.values:
-            return option.type(value)
-        wanted = f"one of {', '.join(option.values)}"
-    elif option.type is bool:
-        if isinstance(value, bool):
-            return value
-        wanted = "true or false"
-    elif option.type is int:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if whole and not isinstance(value, bool):
-            return int(typing.cast("float", value))
-        wanted = "an integer"
-    else:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        wanted = "a number"
-    raise FedLoraError(
-        Reason.INVALID_ARGUMENT,
-        f"option {option.name!r} of {method}: expected {wanted}, got {value!r}",
-    )
+    return with_options(table[name], name, given, elsewhere=_OF_THE_RECIPE)

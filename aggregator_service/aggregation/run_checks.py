@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.plugin_checks import check_plugins
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
@@ -57,6 +58,7 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
     """
     name = recipe.method.name
     check_kind(recipe, spec.adapter.kind, has_base_weights=has_base_weights)
+    check_plugins(recipe, spec)
     if spec.rounds.quorum < recipe.properties.min_clients:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,

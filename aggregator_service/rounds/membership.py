@@ -50,6 +50,7 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
             f"{spec.wire_dtype}",
         )
     _check_codec(state, event)
+    _check_plugins(state, event)
     _check_features(state, event)
     old = state.workers.get(event.name)
     slot = None
@@ -97,6 +98,19 @@ def _check_codec(state: RunState, event: WorkerRegistered) -> None:
         f"{event.name!r} offers {able}",
         hint="Use a worker of the server's version, or leave the section [codec] out",
     )
+
+
+def _check_plugins(state: RunState, event: WorkerRegistered) -> None:
+    wanted = {plugin.name for plugin in state.spec.plugins}
+    if missing := sorted(wanted - {*event.capabilities.plugins}):
+        able = ", ".join(sorted(event.capabilities.plugins)) or "none"
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"workers of run {state.spec.name!r} train with the plug-in {', '.join(missing)}, and "
+            f"worker {event.name!r} knows {able}",
+            hint="Install the plug-in's package there too (docs/extending.md), or leave the "
+            "section out",
+        )
 
 
 def _check_features(state: RunState, event: WorkerRegistered) -> None:

@@ -30,6 +30,10 @@ _OURS = frozenset({Part.BASE_A, Part.BASE_B, Part.CORE})
 """parts that peft does not know"""
 
 
+_SAVED_COPY = ".modules_to_save.default."
+"""in a live model's names: peft's copy of a module that is trained in full"""
+
+
 class AdaptedModel:
     """What `attach_adapter` makes of a base model.
 
@@ -207,10 +211,31 @@ class AdaptedModel:
                     factors.append(parameter)
         if Part.CORE in parts:
             factors += self.factors(Part.CORE).values()
-        head = [p for name, p in self.module.named_parameters() if ".modules_to_save." in name]
+        head = [*self._head().values()]
         for parameter in head:
             parameter.requires_grad_(full_modules)
         return factors, head if full_modules else []
+
+    def named(
+        self, parts: Collection[Part] = (Part.A, Part.B), *, full_modules: bool = True
+    ) -> dict[str, nn.Parameter]:
+        """What `trainable` frees, by the name under which PEFT saves it; sorted by it."""
+        hira = self.shape.kind is AdapterKind.HIRA
+        found = {
+            part_key(path, part, hira=hira): parameter
+            for part in parts
+            for path, parameter in self.factors(part).items()
+        }
+        found |= self._head() if full_modules else {}
+        return {name: found[name] for name in sorted(found)}
+
+    def _head(self) -> dict[str, nn.Parameter]:
+        """The parameters of modules_to_save, by the name under which PEFT saves them."""
+        return {
+            name.replace(_SAVED_COPY, "."): parameter
+            for name, parameter in self.module.named_parameters()
+            if _SAVED_COPY in name
+        }
 
 
 def peft_state(module: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""One round of local training: AdamW on the adapter and on the modules trained in full.
+"""One round of local training: the adapter and the modules trained in full, step by step.
 
 The same adapter, data, seed and round give the same bits on one machine's CPU: the order of the
 examples, dropout and everything else random come from the seed, and the optimiser starts anew.
@@ -6,6 +6,9 @@ examples, dropout and everything else random come from the seed, and the optimis
 A step's gradient is that of the mean over the *step's* targets. Each micro-batch contributes its
 sum of losses divided by the number of targets of the whole step, so that the step is the same
 however it is cut into forward passes, also where they hold unequal numbers of tokens.
+
+What goes into a step besides the loss are hooks (`fedlora.plugins.base`); where there are none, no
+operation is added.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from client_worker.training.objective import forward, loss_sum
 from client_worker.training.precision import Precision
 from client_worker.training.schedule import round_factor, step_factor
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import LocalHooks
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import TrainingSpec
+from fedlora.runs.spec import OptimizerName, TrainingSpec
 
 __all__ = ["Course", "RoundResult", "TaskAbandoned", "train_round"]
 
@@ -74,7 +78,7 @@ def train_round(
     lora_b: Collection[nn.Parameter] = (),
     offsets_V: Tensor | None = None,
     stand_ins: Sequence[StandIns] = (),
-    penalty: Callable[[], Tensor | None] = lambda: None,
+    hooks: Sequence[LocalHooks] = (),
 ) -> RoundResult:
     """Trains in place.
 
@@ -92,7 +96,7 @@ def train_round(
         lora_b: those of the factors with `b_learning_rate_ratio` times the rate.
         offsets_V: added to the logits (`objective.label_offsets`).
         stand_ins: where `parameters` are trained in the place of tensors of the model.
-        penalty: what is added to the loss of a step, which is a mean; None for nothing.
+        hooks: what else goes into a step, in this order.
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
@@ -135,15 +139,24 @@ def train_round(
                     f"the training loss is {loss} in step {step + 1} of round {course.round}",
                     hint="Lower training.learning_rate, or set training.max_gradient_norm",
                 )
-            if (added := penalty()) is not None:
-                scaler.scale(added).backward()  # type: ignore[no-untyped-call]
+            for hook in hooks:
+                if hook.penalty is not None:
+                    scaler.scale(hook.penalty()).backward()  # type: ignore[no-untyped-call]
             for stand_in in stand_ins:
                 stand_in.pull()
             scaler.unscale_(optimizer)
+            with torch.no_grad():
+                for hook in hooks:
+                    if hook.edit_gradients is not None:
+                        hook.edit_gradients()
             if spec.max_gradient_norm > 0:
                 nn.utils.clip_grad_norm_(itertools.chain(*parameters), spec.max_gradient_norm)
             scaler.step(optimizer)
             scaler.update()
+            with torch.no_grad():
+                for hook in hooks:
+                    if hook.after_step is not None:
+                        hook.after_step(factor)
             optimizer.zero_grad(set_to_none=True)
             for stand_in in stand_ins:
                 stand_in.push()
@@ -195,6 +208,8 @@ def _optimizer(
         groups.append({"params": [p for p in factors if id(p) in fast], "lr": rate})
     if head:
         groups.append({"params": list(head), "lr": spec.head_learning_rate or spec.learning_rate})
+    if spec.optimizer is OptimizerName.SGD:
+        return torch.optim.SGD(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fedlora.plugins import LocalHooks
 from fedlora.runs.plan import RoundPlan
 
 __all__ = ["Tail"]
@@ -50,13 +51,18 @@ class Tail:
         self._factors = [(a[path], b[path]) for path in a]
         self._at_start = float(self._size().detach())
 
-    def penalty(self) -> Tensor | None:
-        """What is added to the loss of a step; None for nothing."""
-        return self._weight * self._size() if self._kept < self._rank and self._weight else None
+    @property
+    def hooks(self) -> LocalHooks:
+        """What goes into a step: the tail's share of the loss, where there is one."""
+        weighs = self._kept < self._rank and self._weight
+        return LocalHooks(penalty=self._penalty if weighs else None)
 
     def rank_at_end(self) -> int:
         """With how many components the worker goes on."""
         return self._kept if float(self._size().detach()) < self._at_start else self._rank
+
+    def _penalty(self) -> Tensor:
+        return self._weight * self._size()
 
     def _size(self) -> Tensor:
         sizes = [

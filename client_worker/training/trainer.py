@@ -17,6 +17,7 @@ from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.objective import label_offsets
+from client_worker.training.plugin_rounds import local_round, snapshot
 from client_worker.training.precision import Precision
 from client_worker.training.rank_pruning import Tail
 from client_worker.training.round_metrics import RoundMetrics
@@ -30,7 +31,9 @@ from client_worker.training.stages import (
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import LocalHooks, create_plugins
 from fedlora.runs.plan import RoundPlan
+from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, EvaluationSplit
 from fedlora.tensors.manifest import DataType
@@ -61,6 +64,7 @@ class LocalTrainer:
         self, run: RunSpec, model: AdaptedModel, data: EncodedData, precision: Precision
     ) -> None:
         self._run = run
+        self._plugins = create_plugins(run.plugins)
         self._model = model
         self._data = data
         self._precision = precision
@@ -201,16 +205,20 @@ class LocalTrainer:
         )
         a, b = self._model.factors(Part.A), self._model.factors(Part.B)
         tail = Tail(plan, self.rank, a, b)
+        stage = round_stage(self._run.training, plan)
+        hooks = (tail.hooks, *self._hooks(stage))
         outcome = self._stretch(
-            round_stage(self._run.training, plan),
+            stage,
             round=round,
             seed=seed,
             on_progress=on_progress,
             should_abandon=should_abandon,
-            penalty=tail.penalty,
+            hooks=hooks,
         )
+        endings = [hook.end() for hook in hooks if hook.end is not None]
         self._model.resize(tail.rank_at_end())
-        return replace(outcome, metrics={**outcome.metrics, **figures.at_end()})
+        metrics = {name: value for end in endings for name, value in end.metrics.items()}
+        return replace(outcome, metrics={**outcome.metrics, **figures.at_end(), **metrics})
 
     def refine(
         self,
@@ -266,6 +274,53 @@ class LocalTrainer:
         )
         return {path: b_N.detach().to("cpu", copy=True) for path, b_N in magnitudes.trained.items()}
 
+    def train_own(
+        self,
+        own: Mapping[str, Tensor] | None,
+        *,
+        round: int,
+        seed: int,
+        plan: RoundPlan,
+        on_progress: OnProgress,
+        should_abandon: Callable[[], bool],
+    ) -> dict[str, Tensor]:
+        """Trains this worker's own adapter beside the global one, which is in the model.
+
+        Args:
+            own: what the round before returned; None begins with the global adapter.
+            round: see `train`, as the other arguments and errors.
+            seed: see `train`.
+            plan: see `train`.
+            on_progress: see `train`.
+            should_abandon: see `train`.
+
+        Returns:
+            Its tensors by their names in PEFT: on the CPU, in float32.
+        """
+        stage = round_stage(self._run.training, plan)
+        tensors = self._model.named(stage.parts, full_modules=stage.full_modules)
+        given = snapshot(tensors)
+        for name, values in (own or {}).items():
+            tensors[name].data.copy_(values)
+        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
+        self._stretch(
+            stage,
+            round=round,
+            seed=derive_seed(seed, "own"),
+            on_progress=on_progress,
+            should_abandon=should_abandon,
+            hooks=[plugin.personal(seen) for plugin in self._plugins if plugin.traits.personal],
+        )
+        return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+    def _hooks(self, stage: Stage) -> tuple[LocalHooks, ...]:
+        """What the run's plug-ins do in a stage that is about to begin."""
+        if not self._plugins:
+            return ()
+        given = snapshot(self._model.named(stage.parts, full_modules=stage.full_modules))
+        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
+        return tuple(plugin.local(seen) for plugin in self._plugins)
+
     def _stretch(
         self,
         stage: Stage,
@@ -275,7 +330,7 @@ class LocalTrainer:
         seed: int,
         on_progress: OnProgress,
         should_abandon: Callable[[], bool],
-        penalty: Callable[[], Tensor | None] = lambda: None,
+        hooks: Sequence[LocalHooks] = (),
     ) -> TrainingOutcome:
         """Trains what a stage says, or what stands in for it."""
         factors, head = self._model.trainable(stage.parts, full_modules=stage.full_modules)
@@ -299,7 +354,7 @@ class LocalTrainer:
             lora_b=self._model.factors(Part.B).values(),
             offsets_V=self._offsets_V,
             stand_ins=stand_ins,
-            penalty=penalty,
+            hooks=hooks,
         )
         return TrainingOutcome(
             num_examples=self.num_train_examples,

@@ -9,6 +9,9 @@ Tensors that PEFT does not have are ours alone, and are folded into lora_A and l
 adapter leaves for PEFT: `.lora_core` (the r x r core of Fed-SB), `.lora_selected` (a 0/1 vector
 that says which components an update holds), `.base_A` and `.base_B` (what a method has added to
 the base model so far, as low-rank factors of scale 1).
+
+A plug-in's tensor belongs to one tensor of the adapter and has its shape: `<name>:<key>`, such as
+`ditto/v:base_model.model.query.lora_A.weight`. It is no part of the adapter.
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ from dataclasses import dataclass
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["PREFIX", "Factor", "ParsedKey", "Part", "lora_key", "parse_key", "part_key"]
+__all__ = [
+    "PREFIX",
+    "Factor",
+    "ParsedKey",
+    "Part",
+    "extra_key",
+    "lora_key",
+    "parse_key",
+    "part_key",
+    "split_extra",
+]
 
 PREFIX = "base_model.model."
 """what peft puts before a module's path"""
@@ -56,6 +69,9 @@ class Part(enum.StrEnum):
     BASE_A = "base_a"
     BASE_B = "base_b"
 
+
+_EXTRA = ":"
+"""stands in no key of peft's"""
 
 _FACTORS = {
     Part.A: Factor.LORA_A,
@@ -121,3 +137,14 @@ def parse_key(key: str) -> ParsedKey:
                 hint="Save the adapter with save_pretrained, which leaves the adapter's name out",
             )
     return ParsedKey(rest, Factor.SAVED)
+
+
+def extra_key(extra: str, key: str) -> str:
+    """The key of what a plug-in holds, under a name of its own, beside a tensor of the adapter."""
+    return f"{extra}{_EXTRA}{key}"
+
+
+def split_extra(key: str) -> tuple[str, str]:
+    """The plug-in's name for a tensor, "" for one of the adapter, and the adapter's tensor."""
+    extra, mark, rest = key.partition(_EXTRA)
+    return (extra, rest) if mark else ("", key)

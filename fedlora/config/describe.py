@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedlora.config.load import ConfigEntry
-from fedlora.config.sections import METHOD_RULES, run_sections
+from fedlora.config.sections import (
+    METHOD_RULES,
+    PLUGIN_SECTIONS,
+    SWITCH,
+    Section,
+    run_sections,
+)
 from fedlora.config.sources import Origin, OriginKind
-from fedlora.runs.spec import RunSpec
+from fedlora.runs.spec import RuleSpec, RunSpec
 
 __all__ = ["run_entries"]
 
@@ -16,6 +22,7 @@ __all__ = ["run_entries"]
 def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
     """Every value of the sections that define the run, in the order of the reference."""
     rules = {name: getattr(spec.method, name) for name in METHOD_RULES}
+    plugins = {f"{PLUGIN_SECTIONS}.{rule.name}": rule for rule in spec.plugins}
     holders: Mapping[str, tuple[Any, ...]] = {
         "run": (spec,),
         "model": (spec.adapter.base_model, spec.adapter),
@@ -29,6 +36,9 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
     }
     entries = []
     for section in run_sections():
+        if section.path[0] == PLUGIN_SECTIONS:
+            entries += _plugin_entries(section, plugins.get(section.name))
+            continue
         for key in section.keys:
             for holder in holders[section.name]:
                 if hasattr(holder, key.attribute):
@@ -39,6 +49,15 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
         if open_to is not None:
             entries += [_entry(section.name, k, v) for k, v in sorted(open_to.options.items())]
     return tuple(entries)
+
+
+def _plugin_entries(section: Section, rule: RuleSpec | None) -> list[ConfigEntry]:
+    if rule is None:
+        return []
+    given = {SWITCH.name: True, **rule.options}
+    return [
+        _entry(section.name, k.name, given.get(k.name, k.default), k.help) for k in section.keys
+    ]
 
 
 def _entry(section: str, key: str, value: object, help: str = "") -> ConfigEntry:  # noqa: A002

@@ -198,7 +198,9 @@ def _without_none(annotation: Any) -> Any:
 def _is_structure(annotation: Any) -> bool:
     kind = _without_none(annotation)
     origin = typing.get_origin(kind)
-    return dataclasses.is_dataclass(kind) or (origin is not None and origin is not tuple)
+    if origin is tuple:
+        return dataclasses.is_dataclass(typing.get_args(kind)[0])
+    return dataclasses.is_dataclass(kind) or origin is not None
 
 
 def _default(field: dataclasses.Field[Any]) -> object:

@@ -17,7 +17,14 @@ from fedlora.adapters.spec import BaseModel as BaseModelSpec
 from fedlora.codecs.spec import CodecSpec
 from fedlora.config.checks import explain, missing_key, section_models
 from fedlora.config.keys import REQUIRED, keys_of
-from fedlora.config.sections import METHOD_RULES, Section, all_sections, run_sections
+from fedlora.config.sections import (
+    METHOD_RULES,
+    PLUGIN_SECTIONS,
+    SWITCH,
+    Section,
+    all_sections,
+    run_sections,
+)
 from fedlora.config.sources import (
     EnvironmentSource,
     FileSource,
@@ -28,6 +35,7 @@ from fedlora.config.sources import (
     leaves,
 )
 from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import create_plugins
 from fedlora.runs.spec import (
     MethodSpec,
     PartitionSpec,
@@ -161,11 +169,14 @@ def load_config(
         raise explain(error, sections, origin, file) from None
     entries = tuple(e for s in asked for e in _entries(s, settings, origin))
     run = _checked(lambda: _run_spec(entries), entries) if has_run else None
+    if run is not None:
+        # Their options are checked where they are made.
+        _checked(lambda: create_plugins(run.plugins), entries)
     return Config(file=file, entries=entries, run=run, services=services)
 
 
 def _is_optional(section: Section) -> bool:
-    return all(key.default is not REQUIRED for key in section.keys)
+    return not section.on_demand and all(key.default is not REQUIRED for key in section.keys)
 
 
 def _is_written(section: Section, written: Sequence[Mapping[tuple[str, ...], Any]]) -> bool:
@@ -227,6 +238,11 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         for name in METHOD_RULES
         if values[name]
     }
+    plugins = [
+        RuleSpec(name=section.path[1], options=values[section.name])
+        for section in run_sections()
+        if section.path[0] == PLUGIN_SECTIONS and values[section.name].pop(SWITCH.name, False)
+    ]
     task = {"task_type": model.pop("task_type"), "labels": model.pop("labels")}
     return RunSpec(
         **values["run"],
@@ -238,6 +254,7 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         training=TrainingSpec(**values["training"]),
         partition=PartitionSpec(**partition) if partition else None,
         codec=CodecSpec(**codec) if codec else None,
+        plugins=tuple(plugins),
     )
 
 

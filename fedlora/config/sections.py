@@ -1,6 +1,6 @@
 """The sections of a configuration file: which keys each has, and which dataclass gets the values.
 
-Eleven sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
+Twelve sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
 command line; their dataclasses come from whoever loads the configuration, so that this package
 imports no service, and an image with one service reads past the other's sections.
 """
@@ -8,12 +8,14 @@ imports no service, and an image with one service reads past the other's section
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedlora.adapters.spec import AdapterSpec, BaseModel
 from fedlora.codecs.spec import CodecSpec
 from fedlora.config.keys import Key, keys_of
+from fedlora.plugins import PLUGINS, Plugin
 from fedlora.runs.spec import (
     MethodSpec,
     PartitionSpec,
@@ -23,7 +25,15 @@ from fedlora.runs.spec import (
     TrainingSpec,
 )
 
-__all__ = ["METHOD_RULES", "SERVICE_SECTIONS", "Section", "all_sections", "run_sections"]
+__all__ = [
+    "METHOD_RULES",
+    "PLUGIN_SECTIONS",
+    "SERVICE_SECTIONS",
+    "SWITCH",
+    "Section",
+    "all_sections",
+    "run_sections",
+]
 
 SERVICE_SECTIONS: Mapping[str, str] = {
     "data": "A worker's examples.",
@@ -40,6 +50,18 @@ METHOD_RULES: Mapping[str, str] = {
 }
 """sections of the rules around the method, with what they are about"""
 
+PLUGIN_SECTIONS = "plugins"
+"""what the names of plug-ins' sections begin with"""
+
+SWITCH = Key(
+    name="enabled",
+    attribute="enabled",
+    annotation=bool,
+    default=True,
+    help="false: the run is as if the section were not there",
+)
+"""a key of every plug-in's section, so that a flag can turn one on or off"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
@@ -51,6 +73,8 @@ class Section:
     keys: tuple[Key, ...]
     open: bool = False
     """further keys are let through, to be judged by whoever knows them"""
+    on_demand: bool = False
+    """it counts only where somebody writes it, though every key has a default"""
 
     @property
     def path(self) -> tuple[str, ...]:
@@ -121,6 +145,18 @@ def run_sections() -> tuple[Section, ...]:
             "where every worker brings its own data.",
             keys=keys_of(PartitionSpec),
         ),
+        *(_plugin_section(plugin) for plugin in PLUGINS.values()),
+    )
+
+
+def _plugin_section(plugin: Plugin) -> Section:
+    summary = (inspect.getdoc(type(plugin)) or "").splitlines()[0]
+    return Section(
+        name=f"{PLUGIN_SECTIONS}.{plugin.name}",
+        help=f"{summary} A plug-in ([algorithms.md](algorithms.md)): leave the section out to do "
+        "without.",
+        keys=(SWITCH, *keys_of(type(plugin))),
+        on_demand=True,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
 
 from fedlora.config.keys import did_you_mean, parse_literal
-from fedlora.config.sections import SERVICE_SECTIONS, Section, run_sections
+from fedlora.config.sections import (
+    PLUGIN_SECTIONS,
+    SERVICE_SECTIONS,
+    Section,
+    run_sections,
+)
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = [
@@ -165,7 +170,8 @@ def leaves(tree: Tree, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
     """The values of a tree by their path."""
     found: dict[tuple[str, ...], Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict):
+        # An empty section is written all the same.
+        if isinstance(value, dict) and value:
             found |= leaves(value, (*path, name))
         else:
             found[(*path, name)] = value
@@ -194,9 +200,23 @@ def _known(tree: Tree, sections: Sequence[Section], where: str) -> Tree:
         else:
             # The partition belongs to the run, the rest of [data] to a worker.
             inner = {k: v for k, v in value.items() if (name, k) in nested}
+            _check_plugins(name, value.keys() - inner.keys(), nested, where)
             if inner:
                 kept[name] = inner
     return kept
+
+
+def _check_plugins(
+    name: str, unknown: Collection[str], nested: Collection[tuple[str, ...]], where: str
+) -> None:
+    """Refuses a plug-in that nobody knows, with the nearest one."""
+    if name == PLUGIN_SECTIONS and unknown:
+        wrong = min(unknown)
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"{where}: there is no plug-in {wrong!r}",
+            hint=did_you_mean(wrong, [path[1] for path in nested if path[0] == name]),
+        )
 
 
 def _path_of(variable: str, sections: Sequence[Section]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A run's specification: adapter, method, round rules, training, data split, codec.
+"""A run's specification: adapter, method, round rules, training, data split, codec, plug-ins.
 
 Field docstrings are the reference: configuration files, flags and documentation are
 built from these dataclasses, so a default is written once, here.
@@ -24,6 +24,7 @@ __all__ = [
     "LateUpdates",
     "LearningRateSchedule",
     "MethodSpec",
+    "OptimizerName",
     "OptionValue",
     "PartitionScheme",
     "PartitionSpec",
@@ -134,9 +135,16 @@ class Gauge(enum.StrEnum):
     PROCRUSTES = "procrustes"
 
 
+class OptimizerName(enum.StrEnum):
+    """What makes the steps of local training."""
+
+    ADAMW = "adamw"
+    SGD = "sgd"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleSpec:
-    """A rule that goes with the method, and its options."""
+    """A rule or plug-in that goes with the method, and its options."""
 
     name: str
     """name of the rule; `fedlora methods` lists them"""
@@ -369,7 +377,7 @@ class TrainingSpec:
     """Local training; equal for all workers of a run."""
 
     learning_rate: float = 2e-4
-    """peak learning rate of AdamW on the LoRA factors"""
+    """peak learning rate on the LoRA factors"""
     head_learning_rate: float = 0.0
     """learning rate of modules_to_save; 0 takes learning_rate"""
     b_learning_rate_ratio: float = 1.0
@@ -387,8 +395,12 @@ class TrainingSpec:
     """examples per forward pass; 0 takes batch_size"""
     max_sequence_tokens: int = 512
     """longer texts are cut"""
+    optimizer: OptimizerName = OptimizerName.ADAMW
+    """what makes the steps: adamw, or sgd; it begins anew in every round"""
+    momentum: float = 0.0
+    """share of its last step that sgd repeats"""
     weight_decay: float = 0.0
-    """AdamW's weight decay"""
+    """the optimiser's weight decay"""
     warmup_fraction: float = 0.0
     """share of a round's steps over which the rate rises from 0"""
     max_gradient_norm: float = 1.0
@@ -424,6 +436,14 @@ class TrainingSpec:
             raise _invalid("training.max_sequence_tokens must be at least 2")
         if not 0 <= self.warmup_fraction < 1:
             raise _invalid("training.warmup_fraction must lie in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise _invalid(f"training.momentum must lie in [0, 1), got {self.momentum}")
+        if self.momentum and self.optimizer is not OptimizerName.SGD:
+            raise _invalid(
+                f"training.momentum is {self.momentum}, and training.optimizer "
+                f"{self.optimizer.value} has moments of its own",
+                'Set training.optimizer = "sgd", or leave training.momentum out',
+            )
         if self.logit_adjustment < 0:
             raise _invalid("training.logit_adjustment must not be negative")
         if self.max_gradient_norm < 0 or self.weight_decay < 0:
@@ -476,8 +496,14 @@ class RunSpec:
     """element type of adapters on the wire and on disk, and of updates where no codec is set"""
     codec: CodecSpec | None = None
     """how updates are written; absent: plainly, in wire_dtype"""
+    plugins: tuple[RuleSpec, ...] = ()
+    """what goes into local training beside the method, each under its own name; kept sorted"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", tuple(sorted(self.plugins, key=lambda p: p.name)))
+        names = [plugin.name for plugin in self.plugins]
+        if len({*names}) != len(names):
+            raise _invalid(f"a plug-in is named twice in {names}")
         if not _RUN_NAME.fullmatch(self.name):
             raise _invalid(
                 f"run.name must be 1 to 64 letters, digits, '-', '_' or '.', beginning with a "

@@ -117,6 +117,8 @@ class Capabilities:
     role: Role = Role.PARTY
     codecs: tuple[CodecName, ...] = ()
     """codecs it can write updates in"""
+    plugins: tuple[str, ...] = ()
+    """plug-ins it can train with"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

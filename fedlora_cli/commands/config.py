@@ -35,9 +35,10 @@ def check(
 
     config = load(config_file, overrides or ())
     if config.run is not None and importlib.util.find_spec("aggregator_service"):
-        from aggregator_service.aggregation import registry
+        from aggregator_service.aggregation.plugin_checks import check_plugins
+        from aggregator_service.aggregation.registry import create_recipe
 
-        registry.create(config.run.method.name, config.run.method.options)
+        check_plugins(create_recipe(config.run.method, config.run.plugins), config.run)
     if as_json:
         rows = [
             {

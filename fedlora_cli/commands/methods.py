@@ -21,9 +21,10 @@ if TYPE_CHECKING:
         ServerOptimizer,
     )
     from aggregator_service.aggregation.weighting.base import WeightingRule
+    from fedlora.plugins import Plugin
     from fedlora.runs.spec import Gauge
 
-    Rule = CompressionRule | ServerOptimizer | WeightingRule
+    Rule = CompressionRule | Plugin | ServerOptimizer | WeightingRule
 
 __all__ = ["markdown", "methods"]
 
@@ -112,6 +113,12 @@ method has one of its own.""",
 How far the global adapter follows a round's result: `[server_optimizer]`, for methods that keep the
 clients' basis.""",
     ),
+    "plugins": (
+        "Plug-ins",
+        """\
+What goes into local training beside the method: `[plugins.<name>]`, any number of them. A run whose
+plug-ins do not go with its method, its rounds or each other is refused when it is created.""",
+    ),
 }
 """section of the rule -> title and introduction"""
 
@@ -167,11 +174,13 @@ def _methods() -> list[Method]:
 
 def _rules() -> Mapping[str, Mapping[str, Rule]]:
     from aggregator_service.aggregation import registry
+    from fedlora.plugins import PLUGINS
 
     return {
         "weighting": registry.WEIGHTINGS,
         "compression": registry.COMPRESSIONS,
         "server_optimizer": registry.SERVER_OPTIMIZERS,
+        "plugins": PLUGINS,
     }
 
 

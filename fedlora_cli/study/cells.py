@@ -93,7 +93,7 @@ def check(config: Config) -> None:
 
     check_workers(config)
     spec = config.need_run()
-    check_run(registry.create_recipe(spec.method), spec, has_base_weights=False)
+    check_run(registry.create_recipe(spec.method, spec.plugins), spec, has_base_weights=False)
 
 
 def _key(config: Config, digests: dict[str, str]) -> str:

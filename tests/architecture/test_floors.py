@@ -20,7 +20,9 @@ ERRORS = (
     "fedlora.digests", "fedlora.errors", "fedlora.exit_codes", "fedlora.folders",
     "fedlora._version", "fedlora.__version__",
 )  # fmt: skip
-DOMAIN = ("fedlora.adapters", "fedlora.codecs", "fedlora.tensors", "fedlora.runs")
+DOMAIN = (
+    "fedlora.adapters", "fedlora.codecs", "fedlora.tensors", "fedlora.runs", "fedlora.plugins",
+)  # fmt: skip
 EDGE = ("fedlora.rpc", "fedlora.config", "fedlora.telemetry")
 SHARED = (*ERRORS, "fedlora.numerics", *DOMAIN)
 
@@ -109,8 +111,8 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("aggregator_service.store",),
     "torch": (
         "fedlora.numerics", "fedlora.adapters", "fedlora.codecs", "fedlora.tensors",
-        "aggregator_service.aggregation", "aggregator_service.engine", "client_worker",
-        "fedlora_cli.simulation",
+        "fedlora.plugins", "aggregator_service.aggregation", "aggregator_service.engine",
+        "client_worker", "fedlora_cli.simulation",
     ),
     "torch.nn": ("client_worker.adaptation", "client_worker.training"),
     "numpy": (),

@@ -19,6 +19,7 @@ from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from fedlora.codecs.spec import CodecName
+from fedlora.plugins import PLUGINS
 from fedlora.runs.tasks import Capabilities, Registration
 
 
@@ -72,6 +73,7 @@ def worker(
     patience: Patience | None = None,
     max_rank: int = 0,
     codecs: tuple[CodecName, ...] = tuple(CodecName),
+    plugins: tuple[str, ...] = tuple(PLUGINS),
     **settings: Any,
 ) -> Iterator[Worker]:
     """A worker that is ready to run; its pauses between tries last no time."""
@@ -93,6 +95,7 @@ def worker(
                 max_rank=max_rank,
                 features=tuple(sorted(FEATURES)),
                 codecs=codecs,
+                plugins=plugins,
                 role=config.role,
             ),
             stop=stop,

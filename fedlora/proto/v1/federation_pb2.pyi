@@ -203,6 +203,7 @@ class Capabilities(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
+    PLUGINS_FIELD_NUMBER: _builtins.int
     device_type: _builtins.str
     """"cuda" or "cpu"."""
     device_name: _builtins.str
@@ -229,6 +230,10 @@ class Capabilities(_message.Message):
     def codecs(self) -> _containers.RepeatedScalarFieldContainer[_run_pb2.CodecName.ValueType]:
         """Codecs it can write updates in. A run whose codec is not here refuses the worker."""
 
+    @_builtins.property
+    def plugins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Plug-ins it can train with. A run with one that is not here refuses the worker."""
+
     def __init__(
         self,
         *,
@@ -242,10 +247,11 @@ class Capabilities(_message.Message):
         features: _abc.Iterable[Global___WorkerFeature.ValueType] | None = ...,
         role: Global___Role.ValueType = ...,
         codecs: _abc.Iterable[_run_pb2.CodecName.ValueType] | None = ...,
+        plugins: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "features", b"features", "max_rank", b"max_rank", "role", b"role", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "features", b"features", "max_rank", b"max_rank", "plugins", b"plugins", "role", b"role", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -320,6 +320,24 @@ SAMPLING_BY_EXAMPLES: Sampling.ValueType  # 2
 SAMPLING_POWER_OF_CHOICE: Sampling.ValueType  # 3
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
+class _OptimizerName:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimizerNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OptimizerName.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTIMIZER_NAME_UNSPECIFIED: _OptimizerName.ValueType  # 0
+    OPTIMIZER_NAME_ADAMW: _OptimizerName.ValueType  # 1
+    OPTIMIZER_NAME_SGD: _OptimizerName.ValueType  # 2
+
+class OptimizerName(_OptimizerName, metaclass=_OptimizerNameEnumTypeWrapper):
+    """What makes the steps of local training."""
+
+OPTIMIZER_NAME_UNSPECIFIED: OptimizerName.ValueType  # 0
+OPTIMIZER_NAME_ADAMW: OptimizerName.ValueType  # 1
+OPTIMIZER_NAME_SGD: OptimizerName.ValueType  # 2
+Global___OptimizerName: _TypeAlias = OptimizerName  # noqa: Y015
+
 class _CodecName:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -399,7 +417,7 @@ Global___EvaluationSplit: _TypeAlias = EvaluationSplit  # noqa: Y015
 
 @_typing.final
 class RuleSpec(_message.Message):
-    """A rule that goes with the method, and its options."""
+    """A rule or plug-in that goes with the method, and its options."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -703,6 +721,8 @@ class TrainingSpec(_message.Message):
     GRADIENT_CHECKPOINTING_FIELD_NUMBER: _builtins.int
     PACKING_FIELD_NUMBER: _builtins.int
     LOGIT_ADJUSTMENT_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
     B_LEARNING_RATE_RATIO_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     head_learning_rate: _builtins.float
@@ -726,6 +746,9 @@ class TrainingSpec(_message.Message):
     """Packs several examples into one sequence (causal_lm)."""
     logit_adjustment: _builtins.float
     """Strength of the correction for a worker's own label frequencies; 0 for none."""
+    optimizer: Global___OptimizerName.ValueType
+    momentum: _builtins.float
+    """Share of its last step that SGD repeats."""
     b_learning_rate_ratio: _builtins.float
     """Rate of lora_B over that of lora_A."""
     def __init__(
@@ -745,11 +768,13 @@ class TrainingSpec(_message.Message):
         gradient_checkpointing: _builtins.bool = ...,
         packing: _builtins.bool = ...,
         logit_adjustment: _builtins.float = ...,
+        optimizer: Global___OptimizerName.ValueType = ...,
+        momentum: _builtins.float = ...,
         b_learning_rate_ratio: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["b_learning_rate_ratio", b"b_learning_rate_ratio", "batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "packing", b"packing", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["b_learning_rate_ratio", b"b_learning_rate_ratio", "batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "momentum", b"momentum", "optimizer", b"optimizer", "packing", b"packing", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,6 +857,7 @@ class RunSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     WIRE_DTYPE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    PLUGINS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Letters, digits, "-", "_" and "."; unique on a server."""
     seed: _builtins.int
@@ -853,6 +879,10 @@ class RunSpec(_message.Message):
     def codec(self) -> Global___CodecSpec:
         """Absent: updates are sent plainly."""
 
+    @_builtins.property
+    def plugins(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleSpec]:
+        """What goes into local training beside the method, sorted by name."""
+
     def __init__(
         self,
         *,
@@ -865,10 +895,11 @@ class RunSpec(_message.Message):
         seed: _builtins.int = ...,
         wire_dtype: _tensor_pb2.DataType.ValueType = ...,
         codec: Global___CodecSpec | None = ...,
+        plugins: _abc.Iterable[Global___RuleSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "partition", b"partition", "rounds", b"rounds", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "name", b"name", "partition", b"partition", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "name", b"name", "partition", b"partition", "plugins", b"plugins", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
     _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015

@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aggregator_service.aggregation.registry import METHODS, options
+from aggregator_service.aggregation.registry import METHODS
+from fedlora.runs.options import options
 from fedlora.runs.spec import Gauge
 from fedlora_cli.commands.methods import markdown, methods
 

@@ -7,8 +7,9 @@ import pytest
 from aggregator_service.aggregation.compression.truncate import Core, Truncate
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
-from aggregator_service.aggregation.registry import METHODS, create, create_recipe, options
+from aggregator_service.aggregation.registry import METHODS, create, create_recipe
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.options import options
 from fedlora.runs.spec import MethodSpec, RuleSpec
 
 

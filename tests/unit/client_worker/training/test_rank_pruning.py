@@ -26,7 +26,7 @@ def tail(a, b, *, rank=RANK, may=True, **changes):
 def test_the_penalty_is_the_product_of_the_tails_norms_summed_over_modules():
     a, b = factors()
     expected = 0.5 * sum(b[p][:, 6:].norm() * a[p][6:].norm() for p in a)
-    assert torch.allclose(tail(a, b).penalty(), expected)
+    assert torch.allclose(tail(a, b).hooks.penalty(), expected)
 
 
 def test_a_tail_that_shrank_is_cut_off_and_one_that_grew_is_not():
@@ -49,17 +49,17 @@ def test_no_worker_goes_below_the_least_rank():
     for tensor in b.values():
         tensor.data *= 0.5
     assert begun.rank_at_end() == 2
-    assert begun.penalty() is None
+    assert begun.hooks.penalty is None
 
 
 @pytest.mark.parametrize("changes", [{"may": False}, {"tail_fraction": 1.0}, {"tail_penalty": 0.0}])
 def test_what_a_plan_does_not_ask_for_is_not_added_to_the_loss(changes):
-    assert tail(*factors(), **changes).penalty() is None
+    assert tail(*factors(), **changes).hooks.penalty is None
 
 
 def test_a_tail_of_zeros_has_a_finite_gradient():
     a, b = factors()
     for tensor in b.values():
         tensor.data.zero_()
-    tail(a, b).penalty().backward()
+    tail(a, b).hooks.penalty().backward()
     assert all(t.grad is None or t.grad.isfinite().all() for t in (*a.values(), *b.values()))

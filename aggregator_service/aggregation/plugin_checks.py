@@ -1,0 +1,124 @@
+"""Plug-ins that do not go with a run, said before it begins, with both names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aggregator_service.aggregation.composition import Recipe
+from fedlora.adapters.names import Part
+from fedlora.adapters.spec import TaskType
+from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import Traits
+from fedlora.runs.plan import RoundPlan, Selection
+from fedlora.runs.spec import RunSpec
+
+__all__ = ["check_plugins"]
+
+
+def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
+    """Refuses a run whose plug-ins ask for what its method, rounds, training or task is not.
+
+    Args:
+        recipe: made of the run's method and plug-ins.
+        spec: the run's.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming both sides and the way out.
+    """
+    _check_one_own_adapter(recipe)
+    for plugin in recipe.plugins:
+        for find in _CONFLICTS:
+            found = find(plugin.traits, recipe, spec)
+            if found is not None:
+                raise FedLoraError(
+                    Reason.UNSUPPORTED_METHOD,
+                    f"the plug-in {plugin.name} {found.expects}, {found.got}",
+                    hint=f"{found.way_out}, or leave the section [plugins.{plugin.name}] out",
+                )
+
+
+def _check_one_own_adapter(recipe: Recipe) -> None:
+    owners = [plugin.name for plugin in recipe.plugins if plugin.traits.personal]
+    if len(owners) > 1:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"a worker trains one adapter of its own, and the plug-ins {' and '.join(owners)} "
+            "make one each",
+            hint=f"Leave one of the sections out: {', '.join(f'[plugins.{o}]' for o in owners)}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Conflict:
+    """Two things that do not go together."""
+
+    expects: str
+    """after the plug-in's name"""
+    got: str
+    way_out: str
+
+
+def _factors(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
+    plans = recipe.plans(spec.adapter.kind)
+    why = next((reason for plan in plans if (reason := _not_whole(plan))), "")
+    if not traits.whole_factors or not why:
+        return None
+    return _Conflict(
+        expects="is about A and B trained and sent together in every round",
+        got=f"and the method {recipe.method.name} {why}",
+        way_out="Take a method that trains both factors: fedit, flora_na, optimal",
+    )
+
+
+def _not_whole(plan: RoundPlan) -> str:
+    """How a plan departs from A and B trained, sent and published; empty where it does not."""
+    if plan.private:
+        return "keeps parts with the workers"
+    if not {Part.A, Part.B} <= {*plan.trained}:
+        return "freezes a factor"
+    if plan.selection is not Selection.ALL or plan.may_lower_rank:
+        return "lets workers choose components"
+    if plan.refined or plan.personal_stage:
+        return "trains again after the aggregation"
+    return ""
+
+
+def _basis(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not traits.factor_state or recipe.properties.keeps_basis:
+        return None
+    return _Conflict(
+        expects="remembers directions of A and B from round to round",
+        got=f"and {recipe.method.name} with {recipe.compression.name} publishes other components "
+        "every round",
+        way_out="Use a method that keeps the clients' basis: fedit, flora_na, lora_fair",
+    )
+
+
+def _engine(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not (traits.sync_only and spec.rounds.counts_late_updates):
+        return None
+    return _Conflict(
+        expects="counts on updates that begin from the version of their round",
+        got=f"and with rounds.engine = {spec.rounds.engine.value} and late_updates = "
+        f"{spec.rounds.late_updates.value} they need not",
+        way_out='Set rounds.engine = "sync" and late_updates = "drop"',
+    )
+
+
+def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not (traits.needs_labels and spec.adapter.task_type is TaskType.CAUSAL_LM):
+        return None
+    return _Conflict(
+        expects="is about classes",
+        got=f"and model.task is {spec.adapter.task_type.value}",
+        way_out='Set model.task = "sequence_classification"',
+    )
+
+
+_CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = (
+    _factors,
+    _basis,
+    _engine,
+    _labels,
+)

@@ -1,0 +1,15 @@
+"""Plug-ins of a run: local objectives, local optimisers and update filters."""
+
+from fedlora.plugins.base import Ending, LocalHooks, LocalRound, Plugin, PluginDefaults, Traits
+from fedlora.plugins.registry import PLUGINS, create_plugins
+
+__all__ = [
+    "PLUGINS",
+    "Ending",
+    "LocalHooks",
+    "LocalRound",
+    "Plugin",
+    "PluginDefaults",
+    "Traits",
+    "create_plugins",
+]

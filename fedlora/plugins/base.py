@@ -1,0 +1,153 @@
+"""What a plug-in is: options, what it asks of a run, and what it does in local training.
+
+A plug-in goes beside the aggregation method of a run, as `[plugins.<name>]` in its configuration.
+It is one frozen dataclass in one file that both services read, so that formulas which must agree
+stand beside each other: the server refuses what cannot work from its `Traits`, the worker trains
+with the `LocalHooks` that it makes for a round. A hook that is left out costs nothing: a run
+without plug-ins does exactly what it would do without this page.
+
+Everything in training that has a name has the one under which PEFT saves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from fedlora.runs.spec import TrainingSpec
+
+if TYPE_CHECKING:
+    # A configuration is read without torch.
+    from torch import Tensor
+
+__all__ = ["Ending", "LocalHooks", "LocalRound", "Plugin", "PluginDefaults", "Traits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What a plug-in asks of a run; checked when the run is created."""
+
+    whole_factors: bool = False
+    """it is about A and B trained, sent and published together, in every round"""
+    sync_only: bool = False
+    """it counts on updates that begin from the version of their round"""
+    factor_state: bool = False
+    """it remembers vectors of A and B, which mean something only while the components stay"""
+    personal: bool = False
+    """each worker trains an adapter of its own with its hooks, after the round's update is made"""
+    needs_labels: bool = False
+    """it is about classes, which a causal language model has none of"""
+    pull: float = 0.0
+    """mu, where it adds (mu/2) (theta - theta_g)^2 of every number to the loss"""
+    scales_updates: bool = False
+    """its `shares` may say that more or less of an update counts"""
+    required_metrics: tuple[str, ...] = ()
+    """numbers that come with every update; its hooks measure them"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalRound:
+    """One round of local training as a plug-in sees it."""
+
+    trained: Mapping[str, Tensor]
+    """what is trained: changes from step to step, gradients in `.grad`"""
+    given: Mapping[str, Tensor]
+    """theta_g: what the worker was given of the same names"""
+    factors: tuple[tuple[str, str], ...]
+    """names of A (rank x in_features) and B (out_features x rank) of each module that is trained"""
+    scaling: float
+    """s of the product s B A"""
+    rates: Mapping[str, float]
+    """the highest learning rate of the run, by name"""
+    training: TrainingSpec
+    plugins: tuple[Plugin, ...]
+    """all of the run"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ending:
+    """What a plug-in has to say at the end of a round of training."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """sent with the update"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalHooks:
+    """What a plug-in does in one round of training. What is None is not done.
+
+    In a step: the loss and the penalty are differentiated, the gradients edited, then clipped as
+    `training.max_gradient_norm` says, then the optimiser makes its step. All but the penalty run
+    without autograd.
+    """
+
+    penalty: Callable[[], Tensor] | None = None
+    """what is added to the mean loss of a step; the local objective"""
+    edit_gradients: Callable[[], None] | None = None
+    """changes `.grad` of what is trained, where there is one; the local optimiser"""
+    after_step: Callable[[float], None] | None = None
+    """told the share of the highest rate at which the step was made; the local optimiser"""
+    end: Callable[[], Ending] | None = None
+    """asked once, after the last step"""
+
+
+class Plugin(Protocol):
+    """A frozen dataclass of options. `PluginDefaults` has the usual answers."""
+
+    name: ClassVar[str]
+    """as in the configuration"""
+
+    @property
+    def traits(self) -> Traits:
+        """What it asks of a run, with its options."""
+        ...
+
+    def local(self, round: LocalRound) -> LocalHooks:
+        """What it does in a round of local training."""
+        ...
+
+    def personal(self, round: LocalRound) -> LocalHooks:
+        """What it does while a worker trains its own adapter; asked of `Traits.personal` alone."""
+        ...
+
+    def shares(
+        self, metrics: Sequence[Mapping[str, float]], weights: Sequence[float]
+    ) -> tuple[float, ...] | None:
+        """How much of each update's change counts, on the server; None for all of every one.
+
+        Args:
+            metrics: of each update, in the order of the workers' names.
+            weights: of each, summing to 1.
+
+        Raises:
+            FedLoraError: INVALID_ARGUMENT for metrics that cannot be.
+        """
+        ...
+
+
+class PluginDefaults:
+    """Asks for nothing and does nothing."""
+
+    __slots__ = ()
+
+    @property
+    def traits(self) -> Traits:
+        """None."""
+        return Traits()
+
+    def local(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
+        """Nothing."""
+        return LocalHooks()
+
+    def personal(self, round: LocalRound) -> LocalHooks:  # noqa: ARG002
+        """Nothing."""
+        return LocalHooks()
+
+    def shares(
+        self,
+        metrics: Sequence[Mapping[str, float]],  # noqa: ARG002
+        weights: Sequence[float],  # noqa: ARG002
+    ) -> tuple[float, ...] | None:
+        """All of every one."""
+        return None

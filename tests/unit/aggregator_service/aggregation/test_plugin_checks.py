@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+from support.runs import run_spec
+
+from aggregator_service.aggregation import registry
+from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.plugin_checks import check_plugins
+from aggregator_service.aggregation.registry import METHODS
+from fedlora.adapters.spec import TaskType
+from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import PluginDefaults, Traits
+from fedlora.plugins.ditto import Ditto
+from fedlora.plugins.fedprox import FedProx
+from fedlora.runs.spec import LateUpdates, RoundEngine, RuleSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choosy(PluginDefaults):
+    """Asks for whatever a test says."""
+
+    asks: Traits = field(default_factory=Traits)
+
+    name: ClassVar[str] = "choosy"
+
+    @property
+    def traits(self) -> Traits:
+        return self.asks
+
+
+def check(plugin, method: str = "fedit", spec=None) -> None:
+    spec = spec or run_spec(method=method)
+    check_plugins(compose(METHODS[method], plugins=(plugin,)), spec)
+
+
+def test_what_asks_for_nothing_goes_with_everything():
+    for method in METHODS:
+        check(Choosy(), method)
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("ffa_lora", "freezes a factor"),
+        ("rolora", "freezes a factor"),
+        ("fedsa_lora", "keeps parts with the workers"),
+        ("fed_sb", "freezes a factor"),
+        ("hetlora", "lets workers choose components"),
+        ("fedlora_optimizer", "trains again after the aggregation"),
+    ],
+)
+def test_both_factors_are_wanted_where_one_is_frozen_kept_or_chosen_from(method, why):
+    with pytest.raises(FedLoraError, match=f"plug-in fedprox .* method {method} {why}") as caught:
+        check(FedProx(), method)
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    assert "fedit" in caught.value.hint
+    assert "[plugins.fedprox]" in caught.value.hint
+
+
+@pytest.mark.parametrize("method", ["fedit", "flora_na", "optimal", "flora"])
+def test_methods_that_train_both_factors_take_fedprox(method):
+    check(FedProx(), method)
+
+
+@pytest.mark.parametrize("method", ["optimal", "flora", "flexlora"])
+def test_what_remembers_factors_needs_a_method_that_keeps_the_basis(method):
+    with pytest.raises(FedLoraError, match=f"plug-in ditto remembers .* {method} with"):
+        check(Ditto(), method)
+    check(Ditto(), "fedit")
+
+
+def test_two_adapters_of_a_workers_own_are_refused_with_both_names():
+    recipe = compose(METHODS["fedit"], plugins=(Choosy(asks=Traits(personal=True)), Ditto()))
+    with pytest.raises(FedLoraError, match="plug-ins choosy and ditto make one each"):
+        check_plugins(recipe, run_spec())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"late_updates": LateUpdates.CARRY},
+        {"engine": RoundEngine.BUFFERED, "buffer_size": 2},
+        {"engine": RoundEngine.ASYNC, "quorum": 1},
+    ],
+)
+def test_late_updates_are_refused_where_all_must_begin_from_one_version(rules):
+    with pytest.raises(FedLoraError, match=r"plug-in choosy .* late_updates"):
+        check(Choosy(asks=Traits(sync_only=True)), spec=run_spec(**rules))
+    check(Choosy(), spec=run_spec(**rules))
+
+
+def test_a_language_model_has_no_classes():
+    spec = run_spec()
+    causal = replace(spec, adapter=replace(spec.adapter, task_type=TaskType.CAUSAL_LM))
+    asks = Choosy(asks=Traits(needs_labels=True))
+    check(asks, spec=spec)
+    with pytest.raises(FedLoraError, match=r"is about classes, and model\.task is causal_lm"):
+        check(asks, spec=causal)
+
+
+def test_a_runs_recipe_has_its_plug_ins():
+    spec = replace(run_spec(), plugins=(RuleSpec(name="fedprox", options={"mu": 2.0}),))
+    assert registry.create_recipe(spec.method, spec.plugins).plugins == (FedProx(mu=2.0),)
