@@ -4,7 +4,7 @@ Whole-adapter figures are square roots of sums of squares over modules, numerato
 apart; the effective rank is that of the block-diagonal operator; measurements are means over the
 modules. Everything is computed again from the committed bytes: nothing is taken over from the
 aggregation but the weights and what the method measured, and nothing from before it but products of
-pairs of updates (`gram_blocks`).
+pairs of updates (`gram_blocks`). What the workers moved (`sensitivity`) is measured here as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
+from aggregator_service.aggregation.sensitivity import movement
 from aggregator_service.aggregation.state_file import StateReader
+from fedlora.adapters.axis import Axis
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
@@ -65,7 +67,9 @@ def certify(
     """
     context, given = context or RoundContext(), measurements or {}
     plan = plan_for(recipe.plans(context.kind), context.round)
+    axis = Axis.of(plan.settings.get("axis", Axis.RANK.code))
     norms: dict[str, ModuleNorms] = {}
+    named: dict[str, Mapping[str, float]] = {}
     with ExitStack() as stack:
         sent = AdapterFile(published.path, published.scaling, "the published adapter")
         stack.enter_context(sent)
@@ -79,7 +83,7 @@ def certify(
         shares = recipe.shares(cohort.facts, cohort.weights_U)
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
 
-        def measured(module: str) -> ModuleNorms:
+        def measured(module: str) -> tuple[ModuleNorms, dict[str, float]]:
             members = cohort.module_cohort(
                 module,
                 cohort.weights_U,
@@ -94,25 +98,27 @@ def certify(
                 # B is the workers' own: what is measured is A, as in the updates.
                 eye = torch.eye(reads.rank, dtype=torch.float64, device=reads.a_RK.device)
                 reads = LoraFactors(reads.a_RK, eye)
-            return measure(
+            norm = measure(
                 members,
                 published=GlobalModule(factors=reads, base=sent.base(module, device)),
                 target=recipe.method.target(members),
             )
+            return norm, movement(members, axis, plan.trained)
 
         found = stack.enter_context(
             closing(in_order(measured, cohort.modules, device=device, threads=threads))
         )
-        for module, norm in zip(cohort.modules, found, strict=True):
+        for module, (norm, moved) in zip(cohort.modules, found, strict=True):
             norms[module] = norm
+            named[module] = {**given.get(module, {}), **moved}
             if progress is not None:
                 progress(len(norms), len(cohort.modules))
     entries = tuple(
-        n.entry(module, roundoff=roundoff, measurements=given.get(module, {}))
+        n.entry(module, roundoff=roundoff, measurements=named[module])
         for module, n in norms.items()
     )
     overall = _whole(list(norms.values())).entry(
-        "", roundoff=roundoff, measurements=_means([m for p, m in given.items() if p])
+        "", roundoff=roundoff, measurements=_means(list(named.values()))
     )
     overall = replace(overall, measurements={**overall.measurements, **given.get("", {})})
     return Certificate(method=recipe.method.name, overall=overall, modules=entries)

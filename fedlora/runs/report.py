@@ -56,7 +56,7 @@ class CertificateEntry:
     effective_rank: float
     """(sum of singular values)^2 / sum of their squares, of T"""
     measurements: Mapping[str, float] = field(default_factory=dict)
-    """what the method measured"""
+    """what the method measured, and how far workers moved A and B (`aggregation/sensitivity.py`)"""
     spectrum: tuple[float, ...] = ()
     """the largest singular values of T, descending, up to four times the rank; none for the whole
     adapter"""

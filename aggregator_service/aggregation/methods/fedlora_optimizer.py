@@ -11,7 +11,7 @@ Bias    not the mean of products, and not the mean of the factors either: where 
         Exact for one client, and for clients that are equal.
 Needs   one rank for the whole cohort. The global stage needs a worker with the role `server_data`;
         without one it is left out.
-Cost    4 R (D + K) flops per module, R = U r, and as much for the measurements.
+Cost    4 R (D + K) flops per module, R = U r.
 
 Readings. What we have of the paper is the split, that its components are averaged, that the global
 stage trains A's directions and the local one B's magnitudes, and their order, global first. Its
@@ -26,10 +26,8 @@ test_fedlora_optimizer.py or test_polar.py:
       after the round and never sent, so that no later round starts from them;
     - a stage of 0 steps is left out, and without both this is the averaging of components alone.
 
-Measurements: mean |m - m0| and mean 1 - cos(v, v0) of A and of B, against where the round began,
-means over the vectors that have a direction on both sides and weighted means over the clients. The
-paper reports that A's directions and B's magnitudes move most; its definitions are not known to us
-and these are DoRA's (arXiv:2402.09353).
+How far A's directions and B's magnitudes move, which the paper reports to be most of what happens,
+is measured in every round of every method (`sensitivity`), here along this method's `axis`.
 
 Shape suffixes: R rank, K in_features, D out_features.
 """
@@ -142,21 +140,17 @@ class FedLoRAOptimizer(MethodDefaults):
         """Both factors of averaged components; see `base.Method`."""
         uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
         made: dict[Side, Tensor] = {}
-        measurements: dict[str, float] = {}
         for side in Side:
             dim = self.axis.summed(side)
             members = [decompose(_factor(f, side), dim) for f in cohort.members]
-            before = None
-            if cohort.start is not None:
-                before = decompose(_factor(cohort.start.factors, side), dim)
-                measurements |= _movement(side, members, cohort.weights_U, before)
+            start = cohort.start
+            before = decompose(_factor(start.factors, side), dim) if start else None
             made[side] = recompose(mean_polar(members, cohort.weights_U, before))
         factors = LoraFactors(made[Side.A], made[Side.B])
         mean = factor_mean(cohort.members, cohort.weights_U)
         size = product_norm(mean.b_DR, mean.a_RK)
-        if size > 0:
-            measurements["factor_mean_distance"] = _distance(factors, mean) / size
-        return Combination(factors=factors, measurements=measurements)
+        measured = {"factor_mean_distance": _distance(factors, mean) / size} if size > 0 else {}
+        return Combination(factors=factors, measurements=measured)
 
     def refined(self, combined: LoraFactors, trained: LoraFactors) -> LoraFactors:
         """A's trained directions at the published magnitudes; see `base.Method`."""
@@ -181,29 +175,6 @@ def refine_directions(published: LoraFactors, refined_a_RK: Tensor, axis: Axis) 
 
 def _factor(factors: LoraFactors, side: Side) -> Tensor:
     return factors.a_RK if side is Side.A else factors.b_DR
-
-
-def _movement(
-    side: Side, members: list[Polar], weights_U: Tensor, before: Polar
-) -> dict[str, float]:
-    """How far magnitudes and directions went from `before`; nothing without a vector to compare."""
-    magnitude = direction = share = 0.0
-    for member, weight in zip(members, weights_U.tolist(), strict=True):
-        both_N = member.has_direction & before.has_direction
-        if not both_N.any():
-            continue
-        moved_N = (member.magnitudes_N - before.magnitudes_N).abs()
-        # 1 - v.v0 = |v - v0|^2 / 2 for unit vectors, without its cancellation.
-        turned_N = (member.directions - before.directions).square().sum(dim=member.dim) / 2
-        magnitude += weight * float(moved_N[both_N].mean())
-        direction += weight * float(turned_N[both_N].mean())
-        share += weight
-    if share == 0:
-        return {}
-    return {
-        f"magnitude_change_{side.value}": magnitude / share,
-        f"direction_change_{side.value}": direction / share,
-    }
 
 
 def _distance(factors: LoraFactors, other: LoraFactors) -> float:

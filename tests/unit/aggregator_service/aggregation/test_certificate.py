@@ -115,7 +115,7 @@ def test_it_agrees_with_the_dense_recomputation(name, dtype, drift, tmp_path):
     assert [e.module for e in certificate.modules] == sorted(MODULES)
     for entry in certificate.modules:
         check(entry, rows[entry.module], rel=1e-7)
-        assert entry.measurements == outcome.measurements[entry.module]
+        assert outcome.measurements[entry.module].items() <= entry.measurements.items()
         spectrum, values = torch.tensor(entry.spectrum), rows[entry.module]["values"]
         # Rank 4: four times as many, or as many as the layer has.
         assert len(spectrum) == min(16, len(values))
@@ -248,6 +248,40 @@ def test_measurements_of_the_whole_are_means_over_modules(tmp_path):
         measurements=given,
     )
     assert certificate.overall.measurements == {"sweeps": 1.0}
+
+
+def test_every_certificate_says_how_far_workers_moved_a_and_b(tmp_path):
+    base = write_update(tmp_path / "base", seed=1)
+    # One worker has not moved; the other, of weight 3/4, has made A twice as long.
+    told = load_file(base)
+    still = tmp_path / "still"
+    longer = {key: 2 * t if ".lora_A." in key else t for key, t in told.items()}
+    for path, tensors in ((still, told), (tmp_path / "longer", longer)):
+        save_file(tensors, path, metadata={"format": "pt"})
+    cohort = [contribution(still), contribution(tmp_path / "longer", weight=3.0)]
+    aggregate(cohort, recipe("fedit"), output=tmp_path / "out")
+    certificate = certify(
+        cohort,
+        published=tmp_path / "out",
+        published_scaling=1.0,
+        base=base,
+        method_name="fedit",
+    )
+    changes = []
+    for entry in certificate.modules:
+        a = told[lora_key(entry.module, Factor.LORA_A)]
+        changes.append(0.75 * float(a.double().norm(dim=1).mean()))
+        assert entry.measurements == pytest.approx(
+            {
+                "magnitude_change_a": changes[-1],
+                "direction_change_a": 0.0,
+                "magnitude_change_b": 0.0,
+                "direction_change_b": 0.0,
+            },
+            abs=1e-12,
+        )
+    overall = certificate.overall.measurements
+    assert overall["magnitude_change_a"] == pytest.approx(sum(changes) / len(changes))
 
 
 def test_a_file_of_other_modules_is_refused(tmp_path):
