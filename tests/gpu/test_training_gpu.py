@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.tiny_models import save_tiny_bert, save_tiny_llama
@@ -17,6 +19,7 @@ from support.worker_runs import (
 
 from client_worker.data.config import DataConfig
 from client_worker.training import precision
+from fedlora.adapters.spec import Quantization
 from fedlora.runs.tasks import EvaluationScope
 
 pytestmark = [
@@ -45,6 +48,14 @@ def test_a_classifier_learns_as_on_the_cpu(tmp_path, monkeypatch, dtype):
     run = worker_run(classifier_spec(save_tiny_bert(tmp_path / "bert")), local_steps=6)
     path = write_jsonl(tmp_path / "a.jsonl", labelled_rows(24))
     # bfloat16 carries 8 bits; a few roundings a layer stay well within 5 % of the loss.
+    assert losses_on("cuda:0", run, path) == pytest.approx(losses_on("cpu", run, path), rel=0.05)
+
+
+def test_a_base_in_4_bits_learns_as_on_the_cpu(tmp_path):
+    spec = causal_spec(save_tiny_llama(tmp_path / "llama"))
+    small = replace(spec.base_model, quantization=Quantization.NF4)
+    run = worker_run(replace(spec, base_model=small), local_steps=6)
+    path = write_jsonl(tmp_path / "a.jsonl", completion_rows(16))
     assert losses_on("cuda:0", run, path) == pytest.approx(losses_on("cpu", run, path), rel=0.05)
 
 
