@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from aggregator_service.coordinator import Coordinator
@@ -44,6 +45,7 @@ class DirectFederation:
         uploads: takes updates.
         loop: where both live, in another thread than the callers'.
         guard: `StopRequest.cancelling`, so that a request to stop ends any call.
+        turn: held by the worker's thread, and given to another one while it waits for a task.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class DirectFederation:
         loop: asyncio.AbstractEventLoop,
         *,
         guard: Guard,
+        turn: Lock,
     ) -> None:
         self._coordinator = coordinator
         self._uploads = uploads
         self._loop = loop
         self._guard = guard
+        self._turn = turn
 
     def register(
         self, *, worker_name: str, run_name: str, instance_id: str, capabilities: Capabilities
@@ -78,7 +82,11 @@ class DirectFederation:
 
     def await_task(self, token: str, *, max_wait_seconds: float) -> Task:
         """The next task, or TaskKind.WAIT after the time given."""
-        return self._await(self._coordinator.await_task(token, max_wait_seconds))
+        self._turn.release()
+        try:
+            return self._await(self._coordinator.await_task(token, max_wait_seconds))
+        finally:
+            self._turn.acquire()
 
     def pull_adapter(
         self,

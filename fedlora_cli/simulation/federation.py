@@ -1,22 +1,20 @@
 """One run from its first round to its last, with all its workers as threads of this process.
 
 The server is `Aggregator`, deaf to the network; each worker is the `Runner` of a worker process,
-with a `LocalTrainer` of its own. They train one at a time: torch's random generator belongs to the
-whole process, and a core that is shared does not get faster. So the numbers are those of worker
-processes with as many threads each (tests/integration/test_simulation.py holds them equal).
+with a `LocalTrainer` of its own. They take turns, and wait for their tasks together: torch's random
+generator belongs to the whole process, and a core that is shared does not get faster. So the
+numbers are those of worker processes with as many threads each (test_simulation.py holds them
+equal).
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from aggregator_service.app import Aggregator
 from aggregator_service.config import AggregatorConfig
@@ -26,13 +24,12 @@ from client_worker.data.config import DataConfig
 from client_worker.patience import Patience
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
-from client_worker.training.trainer import LocalTrainer, TrainingOutcome
+from client_worker.training.trainer import LocalTrainer
 from fedlora.config import Config, LocalWorkers
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.report import RoundReport
 from fedlora.runs.spec import RunPhase
-from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration, Role
+from fedlora.runs.tasks import Registration, Role
 from fedlora.telemetry import bind_context
 from fedlora_cli.processes import describe_exit
 from fedlora_cli.simulation.direct import DirectFederation
@@ -43,19 +40,14 @@ _NEVER_SECONDS = 7 * 24 * 3600.0
 """a silence that counts as a loss: threads of one process are lost together"""
 
 
-def simulate(
-    config: Config, *, device: str, export_dir: Path | None, scratch: Path
-) -> Sequence[RoundReport]:
+def simulate(config: Config, *, device: str, export_dir: Path, scratch: Path) -> None:
     """Runs a configuration's federation to its end.
 
     Args:
         config: the run, its workers and their data.
         device: of workers and server, as `client_worker.device.resolve_device` returned it.
-        export_dir: where the server writes the run's folder, for people; None for nowhere.
+        export_dir: where the server writes the run's folder, for people.
         scratch: an empty folder, for what need not be kept.
-
-    Returns:
-        The reports of all rounds.
 
     Raises:
         FedLoraError: WRONG_PHASE if the run has failed, INTERNAL if a worker has.
@@ -67,19 +59,17 @@ def simulate(
         threads=config.build("workers", LocalWorkers).threads_of(1),
         worker_timeout_seconds=_NEVER_SECONDS,
     )
-    return asyncio.run(_simulate(config, server, device, scratch))
+    asyncio.run(_simulate(config, server, device, scratch))
 
 
-async def _simulate(
-    config: Config, server: AggregatorConfig, device: str, scratch: Path
-) -> Sequence[RoundReport]:
+async def _simulate(config: Config, server: AggregatorConfig, device: str, scratch: Path) -> None:
     spec = config.need_run()
     loop = asyncio.get_running_loop()
     async with Aggregator(server, spec, listens=False) as aggregator:
         actor = aggregator.coordinator.run(spec.name)
         turn = threading.Lock()
         crew = [
-            _Worker(settings, _Server(aggregator, loop), scratch, turn)
+            _Worker(settings, aggregator, loop, turn, scratch)
             for settings in _settings(config, device)
         ]
         with ThreadPoolExecutor(len(crew), thread_name_prefix="worker") as threads:
@@ -96,34 +86,32 @@ async def _simulate(
             raise FedLoraError(
                 Reason.WRONG_PHASE, f"the run has {actor.state.phase}: {actor.state.reason}"
             )
-        return [report async for report in aggregator.coordinator.reports(actor)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    aggregator: Aggregator
-    loop: asyncio.AbstractEventLoop
-
-    def reached_by(self, stop: StopRequest) -> DirectFederation:
-        return DirectFederation(
-            self.aggregator.coordinator, self.aggregator.uploads, self.loop, guard=stop.cancelling
-        )
 
 
 class _Worker:
     """One worker, to be run in a thread."""
 
     def __init__(
-        self, config: WorkerConfig, server: _Server, scratch: Path, turn: threading.Lock
+        self,
+        config: WorkerConfig,
+        aggregator: Aggregator,
+        loop: asyncio.AbstractEventLoop,
+        turn: threading.Lock,
+        scratch: Path,
     ) -> None:
         self.stop = StopRequest()
-        self._name = config.name
         self._config = config
         self._turn = turn
         self._runner = Runner(
             config,
             name=config.name,
-            federation=server.reached_by(self.stop),
+            federation=DirectFederation(
+                aggregator.coordinator,
+                aggregator.uploads,
+                loop,
+                guard=self.stop.cancelling,
+                turn=turn,
+            ),
             create_trainer=self._create_trainer,
             capabilities=offered(config),
             stop=self.stop,
@@ -133,51 +121,24 @@ class _Worker:
 
     def run(self) -> None:
         """Works until the run is over; a worker that ends for another reason ends them all."""
-        bind_context(worker=self._name)
-        code = self._runner.run()
+        bind_context(worker=self._config.name)
+        with self._turn:
+            code = self._runner.run()
         if code is not ExitCode.OK:
             raise FedLoraError(
-                Reason.INTERNAL, f"{self._name} {describe_exit(code)}; its log says why"
+                Reason.INTERNAL, f"{self._config.name} {describe_exit(code)}; its log says why"
             )
 
-    def _create_trainer(self, registration: Registration) -> _TakingTurns:
-        with self._turn:
-            trainer = _TakingTurns.create(
-                registration.run,
-                rank=registration.rank,
-                data=self._config.data,
-                slot=registration.data_slot,
-                device=self._config.device,
-                threads=self._config.threads,
-            )
-        trainer.turn = self._turn
-        return trainer
-
-
-class _TakingTurns(LocalTrainer):
-    """A trainer that waits until no other one computes."""
-
-    turn: threading.Lock
-
-    def train(self, **task: Any) -> TrainingOutcome:
-        """See LocalTrainer."""
-        with self.turn:
-            return super().train(**task)
-
-    def refine(self, **task: Any) -> TrainingOutcome:
-        """See LocalTrainer."""
-        with self.turn:
-            return super().refine(**task)
-
-    def personalise(self, own: Mapping[str, Tensor] | None, **task: Any) -> dict[str, Tensor]:
-        """See LocalTrainer."""
-        with self.turn:
-            return super().personalise(own, **task)
-
-    def evaluate(self, scope: EvaluationScope, **which: Any) -> tuple[Evaluation, ...]:
-        """See LocalTrainer."""
-        with self.turn:
-            return super().evaluate(scope, **which)
+    def _create_trainer(self, registration: Registration) -> LocalTrainer:
+        config = self._config
+        return LocalTrainer.create(
+            registration.run,
+            rank=registration.rank,
+            data=config.data,
+            slot=registration.data_slot,
+            device=config.device,
+            threads=config.threads,
+        )
 
 
 def _settings(config: Config, device: str) -> Iterator[WorkerConfig]:
