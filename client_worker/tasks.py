@@ -216,6 +216,9 @@ class TaskWork:
         self, task: Task, loaded: LoadedTrainer, registration: Registration
     ) -> tuple[Evaluation, ...]:
         """Makes the published adapter in the model this worker's own, keeps what that took."""
+        self._loader.bring(
+            replace(task, adapter_version=task.personal_version), loaded, registration
+        )
         manifest = personal_manifest(loaded.shape, task.plan)
         before = self._personal.before(registration.run_id, task, manifest)
         loaded.began_from, loaded.pristine = None, False

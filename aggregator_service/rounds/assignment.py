@@ -193,7 +193,17 @@ def _task(state: RunState, worker: str, kind: TaskKind, now: float) -> Task:
         shard_count=shards,
         remaining_seconds=max(0.0, state.deadline - now) if state.deadline is not None else 0.0,
         plan=_plan(state, kind, round),
+        personal_version=_personal_version(state) if kind is TaskKind.EVALUATE else 0,
     )
+
+
+def _personal_version(state: RunState) -> int:
+    """The published version, or the one before its refinement where a plan asks for that."""
+    published = state.adapter
+    if published is None:
+        raise AssertionError("a version is scored once there is one")
+    refined = state.plan.personal_unrefined and published.is_refinement
+    return published.version - 1 if refined else published.version
 
 
 def _test_shards(state: RunState) -> int:

@@ -66,6 +66,8 @@ class RoundPlan:
     """a worker may come back with a lower rank than it was given, and keeps it"""
     personal_stage: bool = False
     """after the round each worker trains private magnitudes of B, which are never sent"""
+    personal_unrefined: bool = False
+    """it begins from what the round came to before the stage on the server's data"""
     refined: tuple[Part, ...] = ()
     """parts that a worker with the role `server_data` trains after the round, if there is one"""
     required_metrics: tuple[str, ...] = ()

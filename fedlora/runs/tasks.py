@@ -178,6 +178,8 @@ class Task:
     remaining_seconds: float = 0.0
     reason: str = ""
     plan: RoundPlan = field(default_factory=RoundPlan)
+    personal_version: int = 0
+    """of an evaluation with a personal stage: the version that this begins from"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "cohort_size": 0,
         "over_selection": 0.0,
         "mixing": 0.5,
+        "test_share": 0.5,
         "best_by": "test_loss",
     },
     runs.TrainingSpec: {

@@ -35,7 +35,7 @@ def units(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.nn.functional.normalize(t, dim=0) for name, t in tensors.items()}
 
 
-async def run(tmp_path: Path, bert: Path, **options: float) -> Finished:
+async def run(tmp_path: Path, bert: Path, **options: float | str) -> Finished:
     spec = run_of(classifier_spec(bert), "fedlora_optimizer", options={**STAGES, **options})
     return await federate(tmp_path, spec, server_data=bool(options.get("refine_steps", 1)))
 
@@ -75,6 +75,21 @@ async def test_directions_are_refined_for_all_and_magnitudes_are_each_workers_ow
             own[name, round] = mine
             assert not same(of_part(trained, Part.B), mine)
     assert not same(own["w-0", 2], own["w-1", 2])
+
+
+async def test_in_parallel_the_personal_stage_begins_before_the_refinement(
+    tmp_path: Path, bert: Path
+):
+    done = await run(tmp_path, bert, order="parallel")
+    for name in ("w-0", "w-1"):
+        scored = done.lived[name]
+        for round in (1, 2):
+            _, published, personal = scored[3 * round - 3 : 3 * round]
+            combined, refined = done.versions[2 * round - 1], done.versions[2 * round]
+            assert same(published, refined)
+            assert same(of_part(personal, Part.A), of_part(combined, Part.A))
+            assert not same(of_part(personal, Part.A), of_part(refined, Part.A))
+            assert not same(of_part(personal, Part.B), of_part(combined, Part.B))
 
 
 async def test_each_personal_stage_goes_on_from_the_one_before_it(

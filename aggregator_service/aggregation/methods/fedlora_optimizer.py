@@ -24,6 +24,8 @@ test_fedlora_optimizer.py or test_polar.py:
       lengths the refinement came back with; B is as it was;
     - every worker begins from the published pair and sends all of it; the private b_u are trained
       after the round and never sent, so that no later round starts from them;
+    - `order = parallel`, its ablation, leaves the published adapter as it is: only the local stage
+      begins elsewhere, from the version before the refinement;
     - a stage of 0 steps is left out, and without both this is the averaging of components alone.
 
 How far A's directions and B's magnitudes move, which the paper reports to be most of what happens,
@@ -34,6 +36,7 @@ Shape suffixes: R rank, K in_features, D out_features.
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -54,7 +57,14 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import product_norm
 from fedlora.runs.plan import RoundPlan
 
-__all__ = ["FedLoRAOptimizer", "refine_directions"]
+__all__ = ["FedLoRAOptimizer", "Order", "refine_directions"]
+
+
+class Order(enum.StrEnum):
+    """Whether the two stages follow one another."""
+
+    PIPELINE = "pipeline"
+    PARALLEL = "parallel"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +81,9 @@ class FedLoRAOptimizer(MethodDefaults):
     """epochs of the local stage, on a worker's own magnitudes of B; 0 for none"""
     personal_learning_rate: float = 1e-3
     """learning rate of the local stage"""
+    order: Order = Order.PIPELINE
+    """pipeline: the local stage begins from what the global one made; parallel: both begin from
+    the round's aggregation, and workers fetch a version more"""
 
     name: ClassVar[str] = "fedlora_optimizer"
     about: ClassVar[About] = About(
@@ -132,6 +145,7 @@ class FedLoRAOptimizer(MethodDefaults):
             RoundPlan(
                 refined=(Part.A,) if self.refine_steps else (),
                 personal_stage=self.personal_epochs > 0,
+                personal_unrefined=self.order is Order.PARALLEL,
                 settings=settings,
             ),
         )

@@ -449,6 +449,7 @@ class Task(_message.Message):
     REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    PERSONAL_VERSION_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Stable for (run, round, kind, worker), so a restarted worker finds its place."""
     kind: Global___TaskKind.ValueType
@@ -464,6 +465,8 @@ class Task(_message.Message):
     """Seconds until the round may close without this worker."""
     reason: _builtins.str
     """TASK_KIND_WAIT and TASK_KIND_STOP: why."""
+    personal_version: _builtins.int
+    """TASK_KIND_EVALUATE: version that a personal stage begins from."""
     @_builtins.property
     def plan(self) -> _run_pb2.RoundPlan:
         """What is to be trained, sent and kept."""
@@ -481,10 +484,11 @@ class Task(_message.Message):
         remaining_seconds: _builtins.float = ...,
         reason: _builtins.str = ...,
         plan: _run_pb2.RoundPlan | None = ...,
+        personal_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "kind", b"kind", "plan", b"plan", "reason", b"reason", "remaining_seconds", b"remaining_seconds", "round", b"round", "seed", b"seed", "shard_count", b"shard_count", "shard_index", b"shard_index", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_version", b"adapter_version", "kind", b"kind", "personal_version", b"personal_version", "plan", b"plan", "reason", b"reason", "remaining_seconds", b"remaining_seconds", "round", b"round", "seed", b"seed", "shard_count", b"shard_count", "shard_index", b"shard_index", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

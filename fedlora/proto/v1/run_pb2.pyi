@@ -534,6 +534,7 @@ class RoundPlan(_message.Message):
     REQUIRED_METRICS_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     KEEPS_BASIS_FIELD_NUMBER: _builtins.int
+    PERSONAL_UNREFINED_FIELD_NUMBER: _builtins.int
     selection: Global___Selection.ValueType
     may_lower_rank: _builtins.bool
     """A worker may come back with a lower rank than it was given, and keeps it."""
@@ -543,6 +544,8 @@ class RoundPlan(_message.Message):
     """The components of the next version are those of this one, so that what a codec took from an
     update can be added to the worker's next one.
     """
+    personal_unrefined: _builtins.bool
+    """The personal stage begins from what the round came to before it was refined."""
     @_builtins.property
     def trained(self) -> _containers.RepeatedScalarFieldContainer[Global___Part.ValueType]:
         """Trained and sent; modules_to_save are trained and sent always."""
@@ -580,10 +583,11 @@ class RoundPlan(_message.Message):
         required_metrics: _abc.Iterable[_builtins.str] | None = ...,
         settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         keeps_basis: _builtins.bool = ...,
+        personal_unrefined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeps_basis", b"keeps_basis", "may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeps_basis", b"keeps_basis", "may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "personal_unrefined", b"personal_unrefined", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
