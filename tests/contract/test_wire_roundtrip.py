@@ -71,7 +71,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "over_selection": 0.0,
         "mixing": 0.5,
         "test_share": 0.5,
-        "best_by": "test_loss",
+        "best_by": "held_out_loss",
     },
     runs.TrainingSpec: {
         "warmup_fraction": 0.5,
