@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from aggregator_service.allocator import share_one_arena
 from client_worker.device import resolve_device, verify_device
 from fedlora.config import CONFIG_VARIABLE, LocalWorkers
 from fedlora.errors import FedLoraError
@@ -21,6 +22,8 @@ from fedlora_cli.simulation.federation import simulate
 
 def main() -> int:
     """Simulates; returns the exit code."""
+    # Each thread's own memory would be kept for the next time that it trains: a third of all.
+    share_one_arena()
     configure_logging()
     folder = Path(os.environ[CONFIG_VARIABLE]).parent
     try:
