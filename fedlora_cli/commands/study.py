@@ -23,12 +23,12 @@ def study(
         typer.Option(help="Where each cell has its folder. Default: runs/studies/<name>."),
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=0, help="Cells at a time; 0 for one a core, or one a device.")
+        int, typer.Option(min=0, help="Cells at a time; 0 for one a GPU, or one a core.")
     ] = 0,
     devices: Annotated[
-        list[str] | None,
-        typer.Option("--device", help="Device that cells train on; may be repeated."),
-    ] = None,
+        str,
+        typer.Option(help="auto (all GPUs, or the CPU), all, cpu, or indices and UUIDs: 0,GPU-..."),
+    ] = "auto",
     only: Annotated[
         list[str] | None, typer.Option(help="Run this variant only; may be repeated.")
     ] = None,
@@ -85,7 +85,7 @@ def study(
         results,
         work_dir=work_dir or Path("runs") / "studies" / design.name,
         jobs=jobs,
-        devices=devices or (),
+        devices=_devices(devices),
         display=StudyDisplay(missing, metric=design.metrics[0], plain=plain),
     )
     if missing:
@@ -99,3 +99,17 @@ def study(
     console.print(f"page     {page}", highlight=False, soft_wrap=True)
     console.print(f"results  {len(cells) - left} of {len(cells)} cells", highlight=False)
     raise typer.Exit(code)
+
+
+def _devices(wanted: str) -> tuple[str, ...]:
+    from fedlora.errors import FedLoraError, Reason
+    from fedlora_cli.device_workers import select_devices
+
+    if wanted != "auto":
+        return select_devices(wanted)
+    try:
+        return select_devices("all")
+    except FedLoraError as error:
+        if error.reason is not Reason.DEVICE_UNAVAILABLE:
+            raise
+        return ("cpu",)

@@ -7,6 +7,7 @@ it was at; everything else is in the results, and the same command goes on.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -57,8 +58,8 @@ class StudyRunner:
         config: configuration that the cells' overrides are for.
         results: finished cells go there.
         work_dir: a folder for each cell, with its report and log.
-        jobs: cells at a time; 0 for one a core, or one a device where devices are named.
-        devices: taken in turn; empty for those of the configuration.
+        jobs: cells at a time; 0 for one a GPU, or one a core.
+        devices: taken in turn.
         display: shows it.
     """
 
@@ -76,11 +77,9 @@ class StudyRunner:
         self._config = config
         self._results = results
         self._work_dir = work_dir
-        self._jobs = jobs or len(devices) or cores
-        self._threads = max(1, cores // self._jobs)
-        self._devices = deque(
-            devices[i % len(devices)] if devices else "" for i in range(self._jobs)
-        )
+        jobs = jobs or (cores if devices == ("cpu",) else len(devices))
+        self._threads = max(1, cores // jobs)
+        self._free = deque(itertools.islice(itertools.cycle(devices), jobs))
         self._display = display
         self._stopping = False
         self.failures: list[str] = []
@@ -92,7 +91,7 @@ class StudyRunner:
         try:
             with self._stopped_by_signals(), self._display:
                 while (waiting or running) and not self._stopping:
-                    while waiting and self._devices:
+                    while waiting and self._free:
                         running.append(self._start(waiting.popleft()))
                     running = [at for at in running if not self._ended(at)]
                     self._display.show([(r.cell, _rounds_done(r.folder)) for r in running])
@@ -107,14 +106,13 @@ class StudyRunner:
 
     def _start(self, cell: Cell) -> _Running:
         folder = RunFolder((self._work_dir / cell.run_name).absolute())
-        device = self._devices.popleft()
+        device = self._free.popleft()
         settings = [
             f"run.name={cell.run_name}",
             f"rounds.deadline_seconds={_ROUND_SECONDS}",
             f"workers.threads_per_worker={self._threads}",
+            f"workers.devices={device}",
         ]
-        if device:
-            settings.append(f"workers.devices={device}")
         config = load(self._config, [*cell.overrides, *settings], environ={})
         folder.prepare(config, fresh=True)
         environment = child_environment(os.environ, threads=self._threads)
@@ -133,7 +131,7 @@ class StudyRunner:
         if code is None:
             return False
         at.process.close()
-        self._devices.append(at.device)
+        self._free.append(at.device)
         if code == ExitCode.OK:
             seconds = time.monotonic() - at.process.started_at
             result = result_of(at.cell, at.folder.rounds(), seconds=seconds)
