@@ -70,7 +70,8 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "cohort_size": 0,
         "over_selection": 0.0,
         "mixing": 0.5,
-        "best_by": "test_loss",
+        "test_share": 0.5,
+        "best_by": "held_out_loss",
     },
     runs.TrainingSpec: {
         "warmup_fraction": 0.5,
