@@ -1,6 +1,7 @@
 """What one stretch of training moves, and how: decided by a plan, and by nothing else.
 
-    a round          the parts that are trained or private, and the modules trained in full
+    a round          the parts that are trained or private, and the modules trained in full; where
+                     the plan asks for directions alone, what the refinement trains
     the refinement   by a worker with the server's data, after a round: the parts that are trained;
                      of an axis, their directions alone
     personal         of the published adapter, by each worker for itself: B's magnitudes
@@ -35,6 +36,9 @@ class Stage:
 
 def round_stage(training: TrainingSpec, plan: RoundPlan) -> Stage:
     """A round's own training."""
+    if plan.settings.get("directions_alone"):
+        stage = refinement(training, plan)
+        return replace(stage, parts=stage.parts & {Part.A, Part.B})
     return Stage(
         training=training, parts=frozenset({*plan.trained, *plan.private}), full_modules=True
     )

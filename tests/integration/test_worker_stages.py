@@ -92,6 +92,34 @@ async def test_in_parallel_the_personal_stage_begins_before_the_refinement(
             assert not same(of_part(personal, Part.B), of_part(combined, Part.B))
 
 
+async def test_the_cohort_itself_turns_a_in_every_second_round(
+    tmp_path: Path, bert: Path, recording: Recording
+):
+    options = {**STAGES, "global_stage": "federated", "personal_epochs": 0}
+    spec = run_of(classifier_spec(bert), "fedlora_optimizer", options=options)
+    done = await federate(tmp_path, spec)
+    assert not uploads(recording, TaskKind.REFINE)
+    sent = uploads(recording, TaskKind.TRAIN)
+    assert sorted(sent) == [(1, "w-0"), (1, "w-1"), (2, "w-0"), (2, "w-1")]
+    _, before, after = done.versions
+    for (round, _), payload in sent.items():
+        parts = {Part.A, None} if round == 2 else {Part.A, Part.B, None}
+        assert parts_in(payload.tensors) == parts
+        if round == 2:
+            for name, tensor in payload.tensors.items():
+                if ".lora_A." in name:
+                    assert not torch.equal(tensor, before[name])
+                    torch.testing.assert_close(tensor.norm(dim=1), before[name].norm(dim=1))
+                else:
+                    assert torch.equal(tensor, before[name])
+    for name, tensor in after.items():
+        if ".lora_A." in name:
+            assert not torch.equal(tensor, before[name])
+            torch.testing.assert_close(tensor.norm(dim=1), before[name].norm(dim=1))
+        else:
+            torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-7)
+
+
 async def test_each_personal_stage_goes_on_from_the_one_before_it(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ):

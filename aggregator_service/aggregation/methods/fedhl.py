@@ -24,8 +24,13 @@ factors, recompressed to its numerical rank in every round; `max_rank` cuts it f
 Convergence. The paper claims O(1/sqrt(t)). We see it where one rank reaches rank(D) and clients
 have the same data. Elsewhere clients are at rest, or in balance, at their truncated starts while
 the gradient at D is not zero: on convex quadratics it stays at a plateau, however long they run.
-With every rank below the optimum's that is what the best adapter of that rank lacks; with
-different data 0.4 of the first gradient, and 0.6 under `power` (test_fedhl.py).
+With every rank below the optimum's that is what the best adapter of the largest rank lacks; with
+different data 0.45 of the first gradient, and 0.6 under `power` (test_fedhl_convergence.py).
+
+Measured: `delta_rank`, the rank of D; `delta_truncation_error`, what `max_rank` has cut off; and,
+for the whole adapter, `truncation_error_rank_4`, what the copies of rank 4 lack (likewise for every
+rank), `start_bias` |sum_u p_u (D - D_u)|, D_u what client u was given, `drift_bound`
+sqrt(U sum_u p_u^2 |D - D_u|^2) and `drift_bound_at_data_weights`; all of them relative to |D|.
 
 Shape suffixes: N kept components of D, R rank, K in_features, D out_features.
 """

@@ -4,14 +4,15 @@ Paper   Zhao, Zhu, Zhang, Chen, Guo, "FedLoRA-Optimizer: Federated LoRA Fine-Tun
         Local Optimization in Heterogeneous Data Scenarios", 2025, arXiv:2510.11274.
 Rule    A_u = a_u A_D,u and B_u = b_u B_D,u, magnitudes and directions (`polar`);
         a = sum_u w_u a_u,  A_D = sum_u w_u A_D,u at length 1, likewise b and B_D;
-        global stage: a worker with the server's data trains A_D and nothing else;
+        global stage: A_D is trained and nothing else, by a worker with the server's data, or by
+        the cohort in a round of its own: A_D = sum_u w_u A_D,u at length 1;
         local stage: every worker trains its own b, which it keeps.
 Bias    not the mean of products, and not the mean of the factors either: where directions differ,
         lengths are not shortened as they are in a mean. `factor_mean_distance` says by how much.
         Exact for one client, and for clients that are equal.
 Needs   one rank for the whole cohort. The global stage needs a worker with the role `server_data`;
-        without one it is left out.
-Cost    4 R (D + K) flops per module, R = U r.
+        without one it is left out, unless it is federated.
+Cost    4 R (D + K) flops per module, R = U r; a federated global stage 4 R K, and r K numbers up.
 
 Readings. What we have of the paper is the split, that its components are averaged, that the global
 stage trains A's directions and the local one B's magnitudes, and their order, global first. Its
@@ -22,6 +23,7 @@ test_fedlora_optimizer.py or test_polar.py:
     - a worker without a direction somewhere (B's column still zero) is left out of the mean there;
     - after the global stage A has the refinement's directions at the published magnitudes, whatever
       lengths the refinement came back with; B is as it was;
+    - a federated global stage is every second round, with the cohort's own data;
     - every worker begins from the published pair and sends all of it; the private b_u are trained
       after the round and never sent, so that no later round starts from them;
     - `order = parallel`, its ablation, leaves the published adapter as it is: only the local stage
@@ -38,7 +40,7 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,9 +57,16 @@ from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import product_norm
-from fedlora.runs.plan import RoundPlan
+from fedlora.runs.plan import RoundPlan, plan_for
 
-__all__ = ["FedLoRAOptimizer", "Order", "refine_directions"]
+__all__ = ["FedLoRAOptimizer", "GlobalStage", "Order", "refine_directions"]
+
+
+class GlobalStage(enum.StrEnum):
+    """Who trains A's directions."""
+
+    SERVER_DATA = "server_data"
+    FEDERATED = "federated"
 
 
 class Order(enum.StrEnum):
@@ -73,6 +82,9 @@ class FedLoRAOptimizer(MethodDefaults):
 
     axis: Axis = Axis.RANK
     """what a magnitude belongs to. rank: a component; row: rows of A and of B; dora: columns"""
+    global_stage: GlobalStage = GlobalStage.SERVER_DATA
+    """who trains A's directions. server_data: a worker with the server's data, after every round;
+    federated: the cohort, in every second round"""
     refine_steps: int = 20
     """steps of the global stage, on A's directions; 0 for none"""
     refine_learning_rate: float = 1e-4
@@ -93,7 +105,7 @@ class FedLoRAOptimizer(MethodDefaults):
         up="r(d+k)",
         down="r(d+k)",
         cost="4R(d+k)",
-        needs="one rank for the cohort; a server_data worker for the global stage",
+        needs="one rank for the cohort; a server_data worker for a global stage of its own data",
         choose="shared knowledge and a personal model for every worker",
     )
     properties: ClassVar[Properties] = Properties(
@@ -126,33 +138,49 @@ class FedLoRAOptimizer(MethodDefaults):
                     f"fedlora_optimizer: expected a finite {name} above 0, got {rate}",
                     hint="0 steps or epochs leave a stage out",
                 )
+        if self.order is Order.PARALLEL and self.global_stage is GlobalStage.FEDERATED:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                "fedlora_optimizer: order = parallel is about a stage after a round, and with "
+                "global_stage = federated it is a round of its own",
+                hint="Set global_stage = server_data, or order = pipeline",
+            )
 
     @property
     def plans(self) -> tuple[RoundPlan, ...]:
         """A and B are trained and sent; then the two stages."""
         settings: dict[str, float] = {"axis": self.axis.code}
-        if self.refine_steps:
-            settings |= {
-                "refine_steps": self.refine_steps,
-                "refine_learning_rate": self.refine_learning_rate,
-            }
         if self.personal_epochs:
             settings |= {
                 "personal_epochs": self.personal_epochs,
                 "personal_learning_rate": self.personal_learning_rate,
             }
-        return (
-            RoundPlan(
-                refined=(Part.A,) if self.refine_steps else (),
-                personal_stage=self.personal_epochs > 0,
-                personal_unrefined=self.order is Order.PARALLEL,
-                settings=settings,
-            ),
+        plain = RoundPlan(
+            personal_stage=self.personal_epochs > 0,
+            personal_unrefined=self.order is Order.PARALLEL,
+            settings=settings,
         )
+        if not self.refine_steps:
+            return (plain,)
+        settings = settings | {
+            "refine_steps": self.refine_steps,
+            "refine_learning_rate": self.refine_learning_rate,
+        }
+        if self.global_stage is GlobalStage.SERVER_DATA:
+            return (replace(plain, refined=(Part.A,), settings=settings),)
+        directions = replace(
+            plain,
+            trained=(Part.A,),
+            published=(Part.A,),
+            settings=settings | {"directions_alone": 1.0},
+        )
+        return plain, directions
 
     def combine(self, cohort: ModuleCohort, work: Work) -> Combination:
-        """Both factors of averaged components; see `base.Method`."""
+        """Both factors of averaged components, or A's directions alone; see `base.Method`."""
         uniform_rank(self.name, cohort, mixed=False, rank=work.rank)
+        if Part.B not in plan_for(self.plans, cohort.round).trained:
+            return Combination(factors=self._turned(cohort))
         made: dict[Side, Tensor] = {}
         for side in Side:
             dim = self.axis.summed(side)
@@ -165,6 +193,16 @@ class FedLoRAOptimizer(MethodDefaults):
         size = product_norm(mean.b_DR, mean.a_RK)
         measured = {"factor_mean_distance": _distance(factors, mean) / size} if size > 0 else {}
         return Combination(factors=factors, measurements=measured)
+
+    def _turned(self, cohort: ModuleCohort) -> LoraFactors:
+        """The version before, with the mean of the directions of A that came back."""
+        # Without it the updates would have no B.
+        assert cohort.start is not None  # noqa: S101
+        before = cohort.start.factors
+        dim = self.axis.summed(Side.A)
+        members = [decompose(f.a_RK, dim) for f in cohort.members]
+        mean = mean_polar(members, cohort.weights_U, decompose(before.a_RK, dim))
+        return refine_directions(before.to(torch.float64), recompose(mean), self.axis)
 
     def refined(self, combined: LoraFactors, trained: LoraFactors) -> LoraFactors:
         """A's trained directions at the published magnitudes; see `base.Method`."""

@@ -22,12 +22,24 @@ objective than sum_u w_u F_u is minimised, and both give nearly all weight to th
 data_pull gives w. eps is relative, (eps_rel * mean(e))^c: the absolute 1e-6 of a re-implementation
 would mean something else for every size of adapter. test_truncation_error.py holds each of these.
 
+Measured in every round, over all modules and relative to |D|:
+
+    truncation_error_rank_4     sqrt(e_u) for the workers of that rank; likewise for every rank
+    largest_truncation_error    the largest of them
+    start_bias                  |sum_u p_u (D - D_u)|, D_u what worker u was given but for rounding:
+                                what averaging the products would lose; on quadratics of one
+                                curvature, and but for that factor, the drift of the gradient itself
+    drift_bound                 sqrt(U sum_u p_u^2 e_u), never below start_bias
+    drift_bound_at_data_weights the same for w
+    moved_from_data_weights     sum_u |p_u - w_u| / 2
+
 Shape suffixes: U clients, N singular values.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,19 +92,26 @@ class TruncationError:
 
     def weigh(self, view: WeightingView) -> Weights:
         """See `base.WeightingRule`."""
-        data = NumExamples().weigh(view)
-        if self.form is Form.DATA:
-            return data
-        values = [values_N.to("cpu") for values_N in view.module_states(VALUES).values()]
-        errors_U = _tail_squares(values, [update.rank for update in view.updates])
-        whole = float(_tail_squares(values, [0]))
+        data_U = NumExamples().weigh(view).values_U
+        states = view.module_states(VALUES).values()
+        values = [values_N.to("cpu", torch.float64) for values_N in states]
+        ranks = [update.rank for update in view.updates]
+        errors_U = _tail_squares(values, ranks)
         # e_u = 0 for all leaves nothing to weigh by.
-        weights_U = self._minimiser(errors_U, data.values_U) if errors_U.any() else data.values_U
+        weighs = self.form is not Form.DATA and bool(errors_U.any())
+        weights_U = self._minimiser(errors_U, data_U) if weighs else data_U
+        # Where D is zero so is what it lacks.
+        whole = math.sqrt(float(_tail_squares(values, [0]))) or 1.0
+        by_rank = dict(zip(ranks, errors_U.sqrt().tolist(), strict=True))
         return Weights(
             values_U=weights_U,
             measurements={
-                "largest_truncation_error": float(errors_U.max() / whole) ** 0.5 if whole else 0.0,
-                "moved_from_data_weights": float((weights_U - data.values_U).abs().sum()) / 2,
+                **{f"truncation_error_rank_{r}": e / whole for r, e in sorted(by_rank.items())},
+                "largest_truncation_error": max(by_rank.values()) / whole,
+                "start_bias": _start_bias(values, ranks, weights_U) / whole,
+                "drift_bound": _drift_bound(errors_U, weights_U) / whole,
+                "drift_bound_at_data_weights": _drift_bound(errors_U, data_U) / whole,
+                "moved_from_data_weights": float((weights_U - data_U).abs().sum()) / 2,
             },
         )
 
@@ -113,6 +132,22 @@ class TruncationError:
 
 def _tail_squares(values: list[Tensor], ranks: list[int]) -> Tensor:
     """e_u: what lies beyond each rank, over all modules."""
-    squares = [values_N.to(torch.float64).square() for values_N in values]
+    squares = [values_N.square() for values_N in values]
     errors = [sum(float(squares_N[rank:].sum()) for squares_N in squares) for rank in ranks]
     return torch.tensor(errors, dtype=torch.float64)
+
+
+def _drift_bound(errors_U: Tensor, weights_U: Tensor) -> float:
+    """sqrt(U sum_u p_u^2 e_u), by Cauchy and Schwarz."""
+    return math.sqrt(len(errors_U) * float((weights_U.square() * errors_U).sum()))
+
+
+def _start_bias(values: list[Tensor], ranks: list[int], weights_U: Tensor) -> float:
+    """|sum_u p_u (D - D_u)|: component j is missing for all workers of rank j or less."""
+    ranks_U = torch.tensor(ranks)
+    squares = []
+    for values_N in values:
+        lacks_UN = ranks_U[:, None] <= torch.arange(len(values_N))
+        missing_N = (lacks_UN * weights_U[:, None]).sum(dim=0)
+        squares.append(float((missing_N * values_N).square().sum()))
+    return math.sqrt(math.fsum(squares))

@@ -33,6 +33,22 @@ def test_a_refinement_has_the_plans_steps_rate_and_axis_and_leaves_the_full_modu
     assert stage.training.batch_size == 5
 
 
+def test_a_round_of_directions_alone_is_trained_as_a_refinement_is():
+    settings = {
+        "axis": 1.0,
+        "refine_steps": 20.0,
+        "refine_learning_rate": 1e-3,
+        "directions_alone": 1.0,
+    }
+    plan = RoundPlan(trained=(Part.A, Part.MAGNITUDE), settings=settings)
+    stage = round_stage(TRAINING, plan)
+    # DoRA's magnitudes have no direction.
+    assert stage.parts == {Part.A}
+    assert not stage.full_modules
+    assert stage.directions is Axis.ROW
+    assert stage.training == refinement(TRAINING, plan).training
+
+
 def test_without_an_axis_the_parts_themselves_are_refined_as_the_run_trains():
     stage = refinement(TRAINING, RoundPlan(trained=(Part.A,)))
     assert stage.directions is None

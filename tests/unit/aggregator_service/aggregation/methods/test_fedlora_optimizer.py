@@ -11,6 +11,7 @@ from support.reference import EPS, mean_product, normalised, relative_error
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedlora_optimizer import (
     FedLoRAOptimizer,
+    GlobalStage,
     refine_directions,
 )
 from aggregator_service.aggregation.module_cohort import GlobalModule
@@ -176,6 +177,42 @@ def test_a_refinement_that_trained_nothing_changes_nothing_but_rounding():
     (published,) = unrelated([4])
     found = refine_directions(published, published.a_RK, Axis.RANK)
     torch.testing.assert_close(found.a_RK, published.a_RK, rtol=8 * EPS, atol=0)
+
+
+# --- the global stage, by everybody -------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", list(Axis))
+def test_a_federated_global_stage_takes_the_mean_direction_of_a_and_nothing_else(axis):
+    method = FedLoRAOptimizer(axis=axis, global_stage=GlobalStage.FEDERATED)
+    published, w = start(), weights(1, 2, 3)
+    members = [LoraFactors(3 * f.a_RK, published.b_DR) for f in drifted(3)]
+    begun = GlobalModule(factors=published)
+    found = combine(method, members, w, start=begun, round=2).factors
+    kind = VECTORS[axis][0]
+    units = [split(f.a_RK, kind)[1] for f in members]
+    mean = sum(x * v for x, v in zip(normalised(w), units, strict=True))
+    wanted = joined(split(published.a_RK, kind)[0], mean / mean.norm(dim=1, keepdim=True), kind)
+    torch.testing.assert_close(found.a_RK, wanted, rtol=0, atol=100 * EPS)
+    assert torch.equal(found.b_DR, published.b_DR)
+    # The rounds between are as without it.
+    plain = combine(method, drifted(3), w, start=begun, round=3).factors
+    assert torch.equal(plain.a_RK, combine(FedLoRAOptimizer(axis=axis), drifted(3), w).factors.a_RK)
+
+
+def test_a_federated_global_stage_is_every_second_round():
+    method = FedLoRAOptimizer(global_stage=GlobalStage.FEDERATED, refine_steps=7)
+    plain, directions = compose(method).plans()
+    assert (plain.trained, plain.refined) == ((Part.A, Part.B), ())
+    assert "refine_steps" not in plain.settings
+    assert directions.trained == directions.published == (Part.A,)
+    assert directions.refined == ()
+    assert directions.settings["refine_steps"] == 7
+    assert directions.settings["directions_alone"] == 1
+    assert plain.personal_stage
+    assert directions.personal_stage
+    without = FedLoRAOptimizer(global_stage=GlobalStage.FEDERATED, refine_steps=0)
+    assert without.plans == FedLoRAOptimizer(refine_steps=0).plans
 
 
 # --- what a run is told --------------------------------------------------------------------

@@ -82,8 +82,20 @@ def test_numbers_worked_by_hand():
     seen = view([1, 2], [7, 7], {"only": torch.tensor([2.0, 1.0]).double()})
     found = TruncationError().weigh(seen)
     torch.testing.assert_close(found.values_U, weights(0.25, 0.75), rtol=4 * EPS, atol=0)
-    assert found.measurements["largest_truncation_error"] == pytest.approx(0.2**0.5, rel=1e-14)
-    assert found.measurements["moved_from_data_weights"] == pytest.approx(0.25, rel=1e-14)
+    # |D|^2 = 5. The second component is missing for a quarter: 1/4 of 1; its bound is
+    # sqrt(2 (1/4)^2), and sqrt(2 (1/2)^2) for the data weights.
+    assert found.measurements == pytest.approx(
+        {
+            "truncation_error_rank_1": 0.2**0.5,
+            "truncation_error_rank_2": 0.0,
+            "largest_truncation_error": 0.2**0.5,
+            "start_bias": 0.25 / 5**0.5,
+            "drift_bound": 2**0.5 / 4 / 5**0.5,
+            "drift_bound_at_data_weights": 2**0.5 / 2 / 5**0.5,
+            "moved_from_data_weights": 0.25,
+        },
+        rel=1e-14,
+    )
     # power: eps = 1/2, p ~ (1 / (3/2), 1 / (1/2)) = (1/4, 3/4).
     rule = TruncationError(form=Form.POWER, eps_rel=1.0)
     torch.testing.assert_close(rule.weigh(seen).values_U, weights(0.25, 0.75), rtol=4 * EPS, atol=0)
@@ -164,6 +176,35 @@ def test_the_size_of_the_adapter_does_not_matter():
             scaled = {m: size * v for m, v in SPECTRA.items()}
             other = rule.weigh(view(RANKS, EXAMPLES, scaled)).values_U
             torch.testing.assert_close(other, found, rtol=100 * EPS, atol=0)
+
+
+def test_the_bias_of_the_starts_is_the_mean_of_what_they_lack():
+    found = TruncationError().weigh(view(RANKS, EXAMPLES))
+    squares = whole = 0.0
+    for values in SPECTRA.values():
+        lacking = sum(
+            p * torch.cat([torch.zeros(r).double(), values[r:]])[: len(values)]
+            for r, p in zip(RANKS, found.values_U, strict=True)
+        )
+        squares += float(lacking.square().sum())
+        whole += float(values.square().sum())
+    assert found.measurements["start_bias"] == pytest.approx((squares / whole) ** 0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_bias_of_the_starts_stays_below_its_bound_and_the_weights_lower_the_bound(seed):
+    spectrum = normal(seed, 16).abs().sort(descending=True).values
+    seen = view([1 + (7 * u + seed) % 16 for u in range(5)], [1, 2, 3, 4, 5], {"only": spectrum})
+    found = TruncationError(data_pull=1e-6).weigh(seen).measurements
+    assert found["start_bias"] <= found["drift_bound"] * (1 + 1e-12)
+    assert found["drift_bound"] <= found["drift_bound_at_data_weights"] * (1 + 1e-12)
+
+
+def test_a_delta_of_zero_or_none_is_measured_as_nothing_lost():
+    for spectra in ({}, {"only": torch.zeros(3).double()}, {"only": torch.zeros(0).double()}):
+        found = TruncationError().weigh(view(RANKS, EXAMPLES, spectra)).measurements
+        assert set(found.values()) == {0.0}
+        assert "truncation_error_rank_5" in found
 
 
 def test_a_rank_that_holds_the_whole_delta_has_no_error():
