@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
-from client_worker.config import WorkerConfig, default_name
+from client_worker.config import WorkerConfig, WorkerRank, default_name
 from client_worker.device import capabilities, resolve_device, verify_device
+from client_worker.memory import free_bytes
 from client_worker.patience import Patience
-from client_worker.ports import Trainer, TrainerFactory
+from client_worker.ports import RankLimit, Trainer, TrainerFactory
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
@@ -24,6 +25,7 @@ from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.plugins import PLUGINS
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
 
@@ -112,21 +114,43 @@ def _work(
                 on_success=_sign_of_life(config.alive_file),
             ),
             scratch=scratch,
+            rank_limit=_rank_limit(config, device) if config.rank is WorkerRank.AUTO else None,
         ).run()
 
 
 def _local_trainer() -> type[LocalTrainer]:
-    # Imported when a model is loaded: transformers and peft take seconds, in which the worker has
-    # registered and beats already, and look at the devices they find.
-    try:
+    with _needing_the_extra():
         from client_worker.training.trainer import LocalTrainer
+    return LocalTrainer
+
+
+def _rank_limit(config: WorkerConfig, device: str) -> RankLimit:
+    """What fits the memory that is free on the device before anything is loaded."""
+
+    def limit(run: RunSpec) -> int:
+        with _needing_the_extra():
+            from client_worker.adaptation.room import fitting_rank
+        hub_cache = config.cache_dir / "hub" if config.cache_dir else None
+        return fitting_rank(run.adapter, free_bytes(device), hub_cache=hub_cache)
+
+    return limit
+
+
+@contextmanager
+def _needing_the_extra() -> Iterator[None]:
+    """Around imports of what knows models.
+
+    They come when a model is needed: transformers and peft take seconds, in which the worker has
+    registered and beats already, and look at the devices they find.
+    """
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise FedLoraError(
             Reason.MISSING_EXTRA,
             f"training needs the package {error.name}, which is not installed",
             hint="Install it with: pip install 'fedlora[worker]'",
         ) from error
-    return LocalTrainer
 
 
 def _sign_of_life(file: Path | None) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import socket
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ from client_worker.data.config import DataConfig
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Role, check_worker_name
 
-__all__ = ["WorkerConfig", "default_name"]
+__all__ = ["WorkerConfig", "WorkerRank", "default_name"]
+
+
+class WorkerRank(enum.StrEnum):
+    """How a worker's rank is found, up to `max_rank`."""
+
+    RUN = "run"
+    """the run's"""
+    AUTO = "auto"
+    """the run's, or the largest that its device has room for"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +45,9 @@ class WorkerConfig:
     """CPU threads for training; 0 leaves torch's default"""
     max_rank: int = 0
     """largest LoRA rank this worker trains; 0 for the run's"""
+    rank: WorkerRank = WorkerRank.RUN
+    """run: the run's rank, or max_rank; auto: no more than the free memory of its device has room
+    for, either (docs/worker.md)"""
     cache_dir: Path | None = None
     """keeps adapters, private parts and unsent updates over a restart; nothing is kept if unset"""
     alive_file: Path | None = None

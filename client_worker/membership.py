@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
@@ -71,6 +72,13 @@ class Membership:
     def register(self) -> Registration:
         """Opens a session."""
         with self._lock:
+            self._registration = self._register()
+            return self._registration
+
+    def lower_rank(self, max_rank: int) -> Registration:
+        """Registers again under the same instance id, for no higher rank than this."""
+        with self._lock:
+            self._capabilities = replace(self._capabilities, max_rank=max_rank)
             self._registration = self._register()
             return self._registration
 

@@ -14,6 +14,7 @@ import torch
 
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.runs.plan import RoundPlan
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import (
     Acknowledgement,
     AdapterHeader,
@@ -215,3 +216,6 @@ class Trainer(Protocol):
 
 TrainerFactory = Callable[[Registration], Trainer]
 """makes the trainer for a run, rank and data slot; this loads the base model"""
+
+RankLimit = Callable[[RunSpec], int]
+"""the largest rank that this worker can train of a run"""

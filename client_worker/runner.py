@@ -25,7 +25,7 @@ from client_worker.outbox import Outbox
 from client_worker.own_adapter import OwnAdapter
 from client_worker.patience import TRANSIENT, Patience
 from client_worker.plugin_memory import PluginMemory
-from client_worker.ports import Federation, TrainerFactory
+from client_worker.ports import Federation, RankLimit, TrainerFactory
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session, State
@@ -63,6 +63,7 @@ class Runner:
         stop: whether somebody asked it to end.
         patience: how long to go on without the server.
         scratch: folder for downloads where config.cache_dir is unset.
+        rank_limit: the largest rank it can train of the run that it is given; None for any.
     """
 
     def __init__(
@@ -76,9 +77,11 @@ class Runner:
         stop: StopRequest,
         patience: Patience,
         scratch: Path,
+        rank_limit: RankLimit | None = None,
     ) -> None:
         self._name = name
         self._create_trainer = create_trainer
+        self._rank_limit = rank_limit
         self._stop = stop
         self._federation = federation
         self._session = Session()
@@ -167,6 +170,14 @@ class Runner:
             run=registration.run.name,
         )
         self._progress.start()
+        if self._rank_limit is not None:
+            with self._stop.window():
+                limit = self._rank_limit(registration.run)
+            if limit < registration.rank:
+                registration = self._asking.insist(
+                    "registering for a lower rank", lambda: self._membership.lower_rank(limit)
+                )
+            log.info("rank_fitted", largest=limit, rank=registration.rank)
 
     def _go_through_tasks(self) -> str:
         """Does what there is to do; returns why the server says that it is over."""

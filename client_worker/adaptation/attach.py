@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from client_worker.adaptation.adapted_model import AdaptedModel, peft_state
 from client_worker.adaptation.base_model import LoadedBase
-from client_worker.adaptation.layers import adapted_layers
+from client_worker.adaptation.layers import adapted_layers, parameters_of
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.shape import AdapterShape
 from fedlora.adapters.spec import AdaptedModule, AdapterKind, AdapterLayout, AdapterSpec
@@ -24,7 +25,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.seeds import derive_seed
 from fedlora.tensors.manifest import DataType, TensorInfo
 
-__all__ = ["attach_adapter"]
+__all__ = ["attach_adapter", "numbers_per_rank"]
 
 
 def attach_adapter(
@@ -46,21 +47,7 @@ def attach_adapter(
         FedLoraError: INVALID_MODEL if nothing in the base fits target_modules or modules_to_save,
             or what fits is no linear layer.
     """
-    _require_modules(base.model, spec.modules_to_save, "modules_to_save")
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft 0.21 asks transformers 5 by the older of two names.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        try:
-            # Without a task type: peft would add heads of its own choice to modules_to_save.
-            module = get_peft_model(base.model, _config(spec, rank))
-        except ValueError as error:
-            raise FedLoraError(
-                Reason.INVALID_MODEL,
-                f"the adapter cannot be attached to {spec.base_model.model_id!r}: "
-                f"{str(error).rstrip('.')}",
-                hint=f"Linear layers of this model: {', '.join(_linear_names(base.model))}",
-            ) from error
-    _require_linear(module)
+    module = _peft_model(base.model, spec, rank)
     _initialise(module, seed)
     # Trained in float32 whatever the base's dtype: small steps are lost in 16 bits.
     for parameter in module.parameters():
@@ -69,6 +56,41 @@ def attach_adapter(
     layout = _layout(peft_state(module), base.fingerprint, dtype)
     shape = AdapterShape(layout=layout, kind=spec.kind, rank=rank, dtype=dtype)
     return AdaptedModel(module, base.tokenizer, shape, spec.scaling)
+
+
+def numbers_per_rank(model: nn.Module, spec: AdapterSpec) -> int:
+    """How many numbers A and B of all adapted layers have in one component.
+
+    Args:
+        model: changed in place; it may be without weights.
+        spec: the run's adapter.
+
+    Raises:
+        FedLoraError: as `attach_adapter`.
+    """
+    # Magnitudes do not grow with the rank, and would have to be computed from weights.
+    plain = replace(spec, kind=AdapterKind.LORA)
+    layers = adapted_layers(_peft_model(model, plain, 1)).values()
+    return sum(parameters_of(layer)[part].numel() for layer in layers for part in (Part.A, Part.B))
+
+
+def _peft_model(model: Any, spec: AdapterSpec, rank: int) -> Any:
+    _require_modules(model, spec.modules_to_save, "modules_to_save")
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft 0.21 asks transformers 5 by the older of two names.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        try:
+            # Without a task type: peft would add heads of its own choice to modules_to_save.
+            module = get_peft_model(model, _config(spec, rank))
+        except ValueError as error:
+            raise FedLoraError(
+                Reason.INVALID_MODEL,
+                f"the adapter cannot be attached to {spec.base_model.model_id!r}: "
+                f"{str(error).rstrip('.')}",
+                hint=f"Linear layers of this model: {', '.join(_linear_names(model))}",
+            ) from error
+    _require_linear(module)
+    return module
 
 
 def _config(spec: AdapterSpec, rank: int) -> LoraConfig | HiraConfig:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,7 +26,7 @@ from fedlora.adapters.spec import AdapterSpec, Quantization, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.seeds import derive_seed
 
-__all__ = ["LoadedBase", "load_base"]
+__all__ = ["LoadedBase", "load_base", "outline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,37 +81,75 @@ def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) ->
     return LoadedBase(model=model, tokenizer=tokenizer, fingerprint=found)
 
 
+def outline(spec: AdapterSpec, *, hub_cache: Path | None = None) -> nn.Module:
+    """The base model of a run without its weights: modules and shapes, on the meta device.
+
+    Args:
+        spec: names the model, its task and its labels.
+        hub_cache: folder for downloads; None for the usual one.
+
+    Raises:
+        FedLoraError: INVALID_MODEL if its configuration cannot be loaded.
+    """
+    model_id = spec.base_model.model_id
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        if model_id.startswith(RANDOM_PREFIX):
+            family = model_id.removeprefix(RANDOM_PREFIX)
+            model, _ = random_model(family, spec.task_type, _head(spec))
+        else:
+            location, options = _options(spec, hub_cache)
+            with _refusing(spec), _quiet():
+                config = AutoConfig.from_pretrained(location, **_head(spec), **options)
+                model = _loader(spec).from_config(config)
+    outlined: nn.Module = model
+    return outlined
+
+
 def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
-    base = spec.base_model
-    source = find_source(base.model_id)
+    location, options = _options(spec, hub_cache)
+    with _refusing(spec), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        model, info = _loader(spec).from_pretrained(
+            location,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # A head for other labels than the run's is replaced, and then counts as missing.
+            ignore_mismatched_sizes=spec.task_type is TaskType.SEQUENCE_CLASSIFICATION,
+            **_head(spec),
+            **options,
+        )
+    _require_no_frozen_noise(spec, info)
+    return model, tokenizer
+
+
+def _loader(spec: AdapterSpec) -> Any:
+    classifies = spec.task_type is TaskType.SEQUENCE_CLASSIFICATION
+    return AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+
+
+def _options(spec: AdapterSpec, hub_cache: Path | None) -> tuple[str, dict[str, Any]]:
+    """Where the model is, and how it is got from there."""
+    source = find_source(spec.base_model.model_id)
     options: dict[str, Any] = {"local_files_only": source.is_local}
-    if base.revision:
-        options["revision"] = base.revision
+    if spec.base_model.revision:
+        options["revision"] = spec.base_model.revision
     if hub_cache is not None:
         options["cache_dir"] = str(hub_cache)
-    classifies = spec.task_type is TaskType.SEQUENCE_CLASSIFICATION
-    loader = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+    return source.location, options
+
+
+@contextlib.contextmanager
+def _refusing(spec: AdapterSpec) -> Iterator[None]:
+    """Says of a model that cannot be loaded which one it is."""
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source.location, **options)
-            model, info = loader.from_pretrained(
-                source.location,
-                dtype=torch.float32,
-                output_loading_info=True,
-                # A head for other labels than the run's is replaced, and then counts as missing.
-                ignore_mismatched_sizes=classifies,
-                **_head(spec),
-                **options,
-            )
+        yield
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise FedLoraError(
             Reason.INVALID_MODEL,
-            f"the base model {base.model_id!r} cannot be loaded for {spec.task_type.value}: "
-            f"{str(error).strip()}",
+            f"the base model {spec.base_model.model_id!r} cannot be loaded for "
+            f"{spec.task_type.value}: {str(error).strip()}",
             hint="Name a folder or package on this machine, or a model of the hub that it reaches",
         ) from error
-    _require_no_frozen_noise(spec, info)
-    return model, tokenizer
 
 
 @contextlib.contextmanager

@@ -225,7 +225,7 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
                 session_token=token,
                 run_id=self.run_id,
                 run=self.run,
-                rank=self.rank,
+                rank=min(self.rank, request.capabilities.max_rank or self.rank),
                 limits=self.limits,
                 data_slot=self.slot,
                 replaced_session=replaced,

@@ -14,6 +14,7 @@ from support.tiny_trainer import TinyTrainer
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from client_worker.patience import Patience
+from client_worker.ports import RankLimit
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
@@ -74,6 +75,7 @@ def worker(
     max_rank: int = 0,
     codecs: tuple[CodecName, ...] = tuple(CodecName),
     plugins: tuple[str, ...] = tuple(PLUGINS),
+    rank_limit: RankLimit | None = None,
     **settings: Any,
 ) -> Iterator[Worker]:
     """A worker that is ready to run; its pauses between tries last no time."""
@@ -101,5 +103,6 @@ def worker(
             stop=stop,
             patience=patience or Patience(limit_seconds=30.0, sleep=lambda _: None),
             scratch=tmp_path / "scratch",
+            rank_limit=rank_limit,
         )
         yield Worker(runner=runner, stop=stop, client=client, trainers=trainers)

@@ -24,7 +24,7 @@ from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import PartitionSpec
+from fedlora.runs.spec import PartitionSpec, RunSpec
 from fedlora.runs.tasks import EvaluationScope, Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import decode, encode
@@ -151,6 +151,39 @@ def test_a_worker_told_to_wait_asks_again(tmp_path: Path):
     ):
         assert w.runner.run() == 0
     assert len(server.updates) == 1
+
+
+def test_a_worker_with_less_room_than_the_run_asks_for_says_so_once_it_knows_the_run(
+    tmp_path: Path,
+):
+    asked: list[RunSpec] = []
+
+    def two(run: RunSpec) -> int:
+        asked.append(run)
+        return 2
+
+    small = {0: adapter_file(seed=1, rank=2)}
+    with (
+        FakeFederation([train_task()], adapters=small) as server,
+        worker(server.address, tmp_path, rank_limit=two) as w,
+    ):
+        assert w.runner.run() == 0
+    assert asked == [server.run]
+    first, second = server.requests("Register")
+    assert (first.capabilities.max_rank, second.capabilities.max_rank) == (0, 2)
+    assert first.instance_id == second.instance_id
+    # The model is loaded once, for what fits.
+    assert [trainer.rank for trainer in w.trainers] == [2]
+
+
+def test_a_worker_with_room_for_the_runs_rank_registers_once(tmp_path: Path):
+    with (
+        FakeFederation([train_task()], adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, rank_limit=lambda _: 64) as w,
+    ):
+        assert w.runner.run() == 0
+    assert server.count("Register") == 1
+    assert w.trainers[0].rank == 4
 
 
 # --- tasks that no longer count ----------------------------------------------------------
