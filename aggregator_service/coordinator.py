@@ -296,7 +296,7 @@ class Coordinator:
         before = actor.state.workers.get(name)
         token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
         spec = actor.state.spec
-        mixed = registry.create_recipe(spec.method, spec.plugins).properties.mixed_ranks
+        mixed = registry.create_recipe(spec.method, spec.plugins).takes_mixed_ranks
         transition = await actor.apply(
             WorkerRegistered(
                 name=name,

@@ -239,7 +239,12 @@ class AggregationEngine:
                     recipe,
                     output=output,
                     state_output=remembered,
-                    context=replace(context, base_weights=self._frozen(recipe, state), grams=grams),
+                    context=replace(
+                        context,
+                        base_weights=self._frozen(recipe, state),
+                        grams=grams,
+                        num_workers=state.num_parties,
+                    ),
                     rank=spec.adapter.r,
                     output_scaling=spec.adapter.scaling,
                     dtype=spec.wire_dtype,

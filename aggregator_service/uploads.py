@@ -33,7 +33,7 @@ from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
 from aggregator_service.write_behind import WriteBehind
-from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.names import Part, parse_key, split_extra
 from fedlora.codecs.updates import create_codec
 from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
@@ -323,7 +323,8 @@ def _inspection(
             plain=plain_manifest(state, plan, record.given_rank),
             owner=record.worker,
         )
-    if any(parse_key(info.name).part is Part.SELECTED for info in header.manifest.tensors):
+    own = [info.name for info in header.manifest.tensors if not split_extra(info.name)[0]]
+    if any(parse_key(key).part is Part.SELECTED for key in own):
         return functools.partial(check_selections, rank=record.given_rank, owner=record.worker)
     return None
 

@@ -11,10 +11,11 @@ state, and may have given a number twice.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from fedlora.adapters.extras import extra_manifest, without_extras
 from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import AdapterHeader
@@ -30,6 +31,8 @@ class HeldAdapter:
     session_token: str = ""
     version: int = -1
     tensors: Mapping[str, Tensor]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """what plug-ins have put beside it"""
 
     def is_version(self, session_token: str, version: int) -> bool:
         """Whether it is what the session means by that number."""
@@ -48,6 +51,7 @@ def laid_over(
     *,
     session_token: str,
     shape: AdapterShape,
+    given_extras: tuple[str, ...] = (),
 ) -> HeldAdapter:
     """What the worker holds once a download has come.
 
@@ -58,6 +62,7 @@ def laid_over(
         session_token: session of the request.
         shape: of the run's adapter at the rank that this worker was given; a worker that has pruned
             its adapter is sent one of the rank that is left.
+        given_extras: plug-ins' tensors that a version comes with, whole; the first one without.
 
     Raises:
         FedLoraError: MANIFEST_MISMATCH if the outcome is not the whole adapter.
@@ -69,7 +74,9 @@ def laid_over(
             f"adapter version {header.adapter_version} came as a change to version "
             f"{header.held_version}, expected {'all of it' if base is None else f'one to {base}'}",
         )
-    tensors = dict(payload) if header.held_version is None else {**held.tensors, **payload}
+    new = without_extras(payload)
+    extras = {key: tensor for key, tensor in payload.items() if key not in new}
+    tensors = new if header.held_version is None else {**held.tensors, **new}
     found = TensorManifest.of(tensors)
     shape = replace(shape, rank=min(header.rank, shape.rank))
     if difference := shape.version(found).difference(found):
@@ -79,4 +86,17 @@ def laid_over(
             f"{difference}",
             hint="Use the same versions of transformers and peft on all workers",
         )
-    return HeldAdapter(session_token=session_token, version=header.adapter_version, tensors=tensors)
+    expected = extra_manifest(found, given_extras if header.adapter_version else ())
+    if difference := expected.difference(TensorManifest.of(extras)):
+        raise FedLoraError(
+            Reason.MANIFEST_MISMATCH,
+            f"adapter version {header.adapter_version} comes with other tensors of plug-ins than "
+            f"the run's: {difference}",
+            hint="Use the same versions of the plug-ins on the server and on all workers",
+        )
+    return HeldAdapter(
+        session_token=session_token,
+        version=header.adapter_version,
+        tensors=tensors,
+        extras=extras,
+    )

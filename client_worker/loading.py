@@ -14,6 +14,7 @@ from client_worker.membership import Assignment
 from client_worker.parts import private_manifest
 from client_worker.ports import Federation, Trainer
 from client_worker.private_parts import PrivatePart, PrivateParts
+from fedlora.adapters.extras import extra_manifest
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.tasks import AdapterHeader, Registration, Task
@@ -94,12 +95,14 @@ class AdapterLoader:
         version, shape = task.adapter_version, loaded.shape
         base_bytes = shape.largest_base_bytes if task.plan.changes_base else 0
 
+        extra_bytes = extra_manifest(loaded.manifest, task.plan.given_extras).data_bytes
+
         def pull(token: str) -> tuple[str, AdapterHeader, Path]:
             header, path = self._federation.pull_adapter(
                 token,
                 version,
                 folder=self._folder,
-                expected_bytes=loaded.manifest.data_bytes + base_bytes,
+                expected_bytes=loaded.manifest.data_bytes + base_bytes + extra_bytes,
                 held_version=loaded.held.base_for(token, version),
             )
             return token, header, path
@@ -117,4 +120,5 @@ class AdapterLoader:
             decode(path, header.manifest),
             session_token=token,
             shape=shape,
+            given_extras=task.plan.given_extras,
         )

@@ -2,26 +2,27 @@
 
 It is kept as a private part is (`client_worker.private_parts`): durable before the update is sent,
 and a task that is given again after a restart begins from what it began from the first time. Each
-tensor has the name of a tensor of the adapter, behind that of what it is to its plug-in.
+tensor has the name of a tensor of the adapter, behind that of what it is to its plug-in. Where
+plug-ins send tensors of theirs, what both sides remember must agree: what came of an update that
+the server has not read is forgotten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
 from client_worker.loading import LoadedTrainer
 from client_worker.parts import sent_manifest
 from client_worker.private_parts import PrivateParts
-from fedlora.adapters.names import extra_key, split_extra
+from fedlora.adapters.extras import extra_manifest
 from fedlora.plugins import create_plugins
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Registration, Task
-from fedlora.tensors.manifest import DataType, TensorManifest
+from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["PluginMemory", "named", "own_adapter_of"]
+__all__ = ["PluginMemory", "own_adapter_of"]
 
 
 class PluginMemory:
@@ -49,6 +50,20 @@ class PluginMemory:
         if tensors:
             self._parts.keep(registration.run_id, task, tensors)
 
+    def unread(
+        self, task_id: str, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> None:
+        """Takes back what a task came to, since the server has not read what it sent of it.
+
+        Args:
+            task_id: of the task whose update was not read.
+            task: in hand; it may be the same.
+            loaded: of the task in hand.
+            registration: of the run.
+        """
+        if task.plan.sent_extras:
+            self._parts.forget(registration.run_id, task_id, _manifest(task, loaded))
+
 
 def own_adapter_of(run: RunSpec) -> str:
     """What the worker's own adapter is called in the memory; empty for a run without such."""
@@ -56,20 +71,9 @@ def own_adapter_of(run: RunSpec) -> str:
     return owners[0] if owners else ""
 
 
-def named(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One thing that is kept, by the names of the adapter's tensors."""
-    parts = {split_extra(key): tensor for key, tensor in memory.items()}
-    return {key: tensor for (kept, key), tensor in parts.items() if kept == name}
-
-
 def _manifest(task: Task, loaded: LoadedTrainer) -> TensorManifest:
     run, *_ = loaded.assignment
-    names = [own] if (own := own_adapter_of(run)) else []
-    adapter = sent_manifest(loaded.manifest, task.plan)
-    return TensorManifest(
-        tensors=tuple(
-            replace(info, name=extra_key(name, info.name), dtype=DataType.F32)
-            for name in names
-            for info in adapter.tensors
-        )
-    )
+    names = [f"{p.name}/{name}" for p in create_plugins(run.plugins) for name in p.traits.kept]
+    if own := own_adapter_of(run):
+        names.append(own)
+    return extra_manifest(sent_manifest(loaded.manifest, task.plan), names)

@@ -109,6 +109,16 @@ class Outcome(Protocol):
         """train_loss, train_seconds, ..."""
         ...
 
+    @property
+    def sent_extras(self) -> Mapping[str, torch.Tensor]:
+        """What the run's plug-ins send beside the adapter."""
+        ...
+
+    @property
+    def kept_extras(self) -> Mapping[str, torch.Tensor]:
+        """What they keep for the worker's next round."""
+        ...
+
 
 OnProgress = Callable[[int, int, Mapping[str, float]], None]
 """told steps done, steps in all, metrics"""
@@ -153,10 +163,13 @@ class Trainer(Protocol):
         round: int,
         seed: int,
         plan: RoundPlan,
+        extras: Mapping[str, torch.Tensor],
         on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> Outcome:
         """One round of local training, of the parts that the plan says and no other.
+
+        `extras` are what plug-ins have kept, and what they are given beside the adapter.
 
         Raises:
             TaskAbandoned: soon after `should_abandon` has returned True.

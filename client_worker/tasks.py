@@ -6,6 +6,7 @@ word that the task no longer counts. What is trained, sent and kept is the task'
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -21,13 +22,14 @@ from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
 from client_worker.own_adapter import OwnAdapter
 from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
-from client_worker.plugin_memory import PluginMemory, named, own_adapter_of
+from client_worker.plugin_memory import PluginMemory, own_adapter_of
 from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
+from fedlora.adapters.extras import extras_of
 from fedlora.adapters.names import extra_key
 from fedlora.errors import Reason
 from fedlora.runs.tasks import (
@@ -121,13 +123,13 @@ class TaskWork:
         self._settle(task, loaded, registration)
         self._loader.bring(task, loaded, registration)
         try:
-            update = self._trained(task, loaded, registration)
+            update, kept = self._trained(task, loaded, registration)
             own = self._own_adapter(task, loaded, registration)
         except TaskAbandoned:
             self._abandon()
             return
         # Before the outbox, and before anything is sent: see `client_worker.private_parts`.
-        self._memory.keep(task, registration, own)
+        self._memory.keep(task, registration, {**kept, **own})
         private = private_manifest(loaded.manifest, task.plan)
         if private.tensors:
             values = pick(loaded.trainer.trained_values(), private)
@@ -172,7 +174,8 @@ class TaskWork:
     def _settle(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Finds out whether an update was read that a restart has cut off from its answer."""
         left = self._outbox.left_behind(task)
-        if left is None or not self._coder.feeds_back(task, loaded):
+        follows = self._coder.feeds_back(task, loaded) or bool(task.plan.sent_extras)
+        if left is None or not follows:
             return
         status = self._asking.ask(
             "asking for an update's fate",
@@ -180,16 +183,30 @@ class TaskWork:
         )
         log.info("update_left_behind", task=left.task_id, state=status.state.value)
         if status.state is not UploadState.COMMITTED:
-            self._coder.unread(left.task_id, task, loaded, registration)
+            self._take_back(left.task_id, task, loaded, registration)
         self._outbox.clear()
+
+    def _take_back(
+        self, task_id: str, task: Task, loaded: LoadedTrainer, registration: Registration
+    ) -> None:
+        """Forgets what came of an update that the server has not read."""
+        self._coder.unread(task_id, task, loaded, registration)
+        self._memory.unread(task_id, task, loaded, registration)
 
     def _trained(
         self, task: Task, loaded: LoadedTrainer, registration: Registration
-    ) -> TrainedUpdate:
-        """Trains, scores the result on this worker's held-out data, encodes it."""
+    ) -> tuple[TrainedUpdate, Mapping[str, Tensor]]:
+        """Trains, scores the result on this worker's held-out data, encodes it.
+
+        Returns:
+            The update, and what the run's plug-ins keep.
+        """
+        remembered = self._memory.before(task, loaded, registration)
         loaded.began_from, loaded.pristine = None, False
         refines = task.kind is TaskKind.REFINE
-        begin = loaded.trainer.refine if refines else loaded.trainer.train
+        extras = {**loaded.held.extras, **remembered}
+        train = functools.partial(loaded.trainer.train, extras=extras)
+        begin = loaded.trainer.refine if refines else train
         outcome = begin(
             round=task.round,
             seed=task.seed,
@@ -205,12 +222,14 @@ class TaskWork:
         if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
-        return TrainedUpdate(
-            payload=encode(self._coder.update(task, loaded, registration)),
+        sent = {**self._coder.update(task, loaded, registration), **outcome.sent_extras}
+        update = TrainedUpdate(
+            payload=encode(sent),
             num_examples=outcome.num_examples,
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
         )
+        return update, outcome.kept_extras
 
     def _personal_scores(
         self, task: Task, loaded: LoadedTrainer, registration: Registration
@@ -248,7 +267,7 @@ class TaskWork:
         name = own_adapter_of(loaded.assignment[0])
         if not name or task.kind is TaskKind.REFINE:
             return {}
-        before = named(self._memory.before(task, loaded, registration), name)
+        before = extras_of(self._memory.before(task, loaded, registration), name)
         loaded.trainer.load_adapter(loaded.held.tensors)
         own = loaded.trainer.train_own(
             before or None,
@@ -266,7 +285,7 @@ class TaskWork:
     ) -> tuple[Evaluation, ...]:
         """Scores of the worker's own adapter, once it has trained one."""
         name = own_adapter_of(loaded.assignment[0])
-        own = named(self._memory.before(task, loaded, registration), name) if name else {}
+        own = extras_of(self._memory.before(task, loaded, registration), name) if name else {}
         if not own:
             return ()
         loaded.began_from, loaded.pristine = None, False
@@ -327,7 +346,7 @@ class TaskWork:
             acknowledgement = self._asking.ask("submitting the update", push)
         except RefusedError as refused:
             self._drop_if_stale(refused)
-            self._coder.unread(task.task_id, task, loaded, registration)
+            self._take_back(task.task_id, task, loaded, registration)
         else:
             self._session.handle(Event.ACKNOWLEDGED)
             log.info(

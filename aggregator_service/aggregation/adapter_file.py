@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import Factor, Part, parse_key
+from fedlora.adapters.names import Factor, Part, parse_key, split_extra
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_finite
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
@@ -125,11 +125,16 @@ class AdapterFile:
         self._scaling, self.owner = scaling, owner
         self._tensors = SafetensorsFile(source, owner) if isinstance(source, Path) else source
         self.shapes: dict[str, tuple[int, ...]] = {}
-        """shapes of all tensors by key"""
+        """shapes of the adapter's tensors by key"""
         self._keys: dict[str, dict[Part, str]] = {}
         self.is_hira = False
         """whether the factors are HiRA's, of the update W0 o (B A)"""
-        for key in sorted(self._tensors.names()):
+        names = sorted(self._tensors.names())
+        self.extras_of_plugins = tuple(key for key in names if split_extra(key)[0])
+        """keys of what plug-ins have put beside the adapter, sorted"""
+        for key in names:
+            if split_extra(key)[0]:
+                continue
             self.shapes[key] = self._tensors.shape(key)
             parsed = parse_key(key)
             self.is_hira |= parsed.factor in (Factor.HIRA_A, Factor.HIRA_B)

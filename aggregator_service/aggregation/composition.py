@@ -10,7 +10,7 @@ that method as its paper has it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +35,7 @@ from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
-from fedlora.plugins import Plugin
+from fedlora.plugins import Plugin, Traits
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import Gauge
 
@@ -70,6 +70,12 @@ class Recipe:
         The method's plans, with what the rules around it and the adapter's family add.
         """
         return tuple(self._plan(plan, kind) for plan in self.method.plans)
+
+    @property
+    def takes_mixed_ranks(self) -> bool:
+        """Whether members of a cohort may differ in rank."""
+        sends = any(plugin.traits.sent for plugin in self.plugins)
+        return self.properties.mixed_ranks and not sends
 
     def shares(self, updates: Sequence[UpdateFacts], weights_U: Tensor) -> Shares | None:
         """How much of each update's change counts, as the plug-ins say; None for all of it.
@@ -163,7 +169,12 @@ class Recipe:
             published=published,
             required_metrics=tuple(sorted(metrics)),
             keeps_basis=self.properties.keeps_basis,
+            sent_extras=self._named(lambda traits: traits.sent),
+            given_extras=self._named(lambda traits: traits.given),
         )
+
+    def _named(self, extras: Callable[[Traits], tuple[str, ...]]) -> tuple[str, ...]:
+        return tuple(f"{p.name}/{name}" for p in self.plugins for name in extras(p.traits))
 
 
 _OPTIMISER = "server_optimizer."

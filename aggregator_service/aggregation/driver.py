@@ -27,6 +27,7 @@ from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.geometry import cohort_geometry
 from aggregator_service.aggregation.memory import modules_at_a_time
 from aggregator_service.aggregation.parallel import in_order
+from aggregator_service.aggregation.plugin_extras import served_extras
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.state_file import WEIGHTING, StateReader, StateWriter
 from aggregator_service.aggregation.tensor_writer import TensorWriter
@@ -168,6 +169,9 @@ def aggregate(
             tensor, state = job.saved(key, weights.values_U, shares)
             writer.put(key, tensor, dtype.torch_dtype)
             kept.put(key, state)
+        extras = served_extras(recipe.plugins, cohort, held, kept, num_workers=context.num_workers)
+        for key, tensor in extras:
+            writer.put(key, tensor, torch.float32)
         names = [c.worker for c in cohort.contributions]
         by_worker = dict(zip(names, weights.values_U.tolist(), strict=True))
     return AggregationOutcome(

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.weighting.examples import Uniform
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import Traits
 from fedlora.runs.plan import RoundPlan, Selection
-from fedlora.runs.spec import RunSpec
+from fedlora.runs.spec import OptimizerName, RunSpec
 
 __all__ = ["check_plugins"]
 
@@ -106,6 +107,39 @@ def _engine(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None: 
     )
 
 
+def _sgd(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    training = spec.training
+    plain = training.optimizer is OptimizerName.SGD and not training.momentum
+    if plain or not traits.assumes_sgd:
+        return None
+    return _Conflict(
+        expects="has the formulas of SGD without momentum",
+        got=f"and training.optimizer is {training.optimizer.value}, momentum {training.momentum}",
+        way_out='Set training.optimizer = "sgd" and training.momentum = 0, or a mode of the '
+        "plug-in for any optimiser (decoupled)",
+    )
+
+
+def _weights(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not traits.uniform_weights or isinstance(recipe.weighting, Uniform):
+        return None
+    return _Conflict(
+        expects="counts on every update weighing the same",
+        got=f"and the weighting is {recipe.weighting.name}",
+        way_out='Write name = "uniform" in the section [weighting]',
+    )
+
+
+def _codec(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not traits.sent or spec.codec is None:
+        return None
+    return _Conflict(
+        expects=f"sends {', '.join(traits.sent)} beside the update",
+        got=f"and the codec {spec.codec.name.value} has no way to write that",
+        way_out="Leave the section [codec] out",
+    )
+
+
 def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
     if not (traits.needs_labels and spec.adapter.task_type is TaskType.CAUSAL_LM):
         return None
@@ -120,5 +154,8 @@ _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = 
     _factors,
     _basis,
     _engine,
+    _sgd,
+    _weights,
+    _codec,
     _labels,
 )

@@ -45,3 +45,5 @@ class RoundContext:
     base_weights: BaseModelWeights | None = None
     grams: PreparedGrams | None = None
     """Gram matrices of the round's updates, made while they arrived"""
+    num_workers: int = 0
+    """parties that the run has ever known"""

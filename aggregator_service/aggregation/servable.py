@@ -32,6 +32,7 @@ def servable_rank(source: Path, scaling: Scaling) -> int:
     with AdapterFile(source, scaling, "the adapter") as file:
         ranks = {file.rank(module) for module in file.modules}
         ours = any(part in file.parts(module) for module in file.modules for part in _OURS)
+        ours = ours or bool(file.extras_of_plugins)
         return 0 if ours or len(ranks) > 1 else ranks.pop()
 
 

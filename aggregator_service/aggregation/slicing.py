@@ -51,7 +51,8 @@ def slice_adapter(
         output: file to write.
         rank: of every module of the copy.
         scaling: s of lora_B as readers of the source fold it.
-        parts: those to write; modules trained in full are always written.
+        parts: those to write; modules trained in full are always written, and so is what plug-ins
+            have put beside the adapter.
     """
     metadata = {"format": "pt"}
     with AdapterFile(source, scaling, "the adapter") as file, TensorWriter(output, metadata) as out:
@@ -62,7 +63,7 @@ def slice_adapter(
                     tensor = held.get(part)
                     stored = file.raw(file.key(module, part)) if tensor is None else tensor
                     out.put(file.key(module, part), stored, stored.dtype)
-        for key in file.saved:
+        for key in (*file.saved, *file.extras_of_plugins):
             stored = file.raw(key)
             out.put(key, stored, stored.dtype)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aggregator_service.rounds.state import RunState
+from fedlora.adapters.extras import extra_manifest
 from fedlora.adapters.names import Part, parse_key, part_key
 from fedlora.adapters.spec import AdapterKind, AdapterLayout
 from fedlora.codecs.spec import CodecSpec
@@ -58,6 +59,8 @@ def check_update_manifest(
         if plan.may_lower_rank:
             rank = _lowered(state, plan, rank, manifest)
         expected = _manifest(state, rank, plan.trained)
+        extras = extra_manifest(expected, plan.sent_extras)
+        expected = TensorManifest(tensors=(*expected.tensors, *extras.tensors))
     if difference := expected.difference(manifest):
         raise FedLoraError(Reason.MANIFEST_MISMATCH, f"the update is not the run's: {difference}")
     return rank

@@ -166,6 +166,11 @@ class RunState:
         return self._ready(Role.SERVER_DATA)
 
     @property
+    def num_parties(self) -> int:
+        """Parties that the run has ever known, there or not."""
+        return sum(w.capabilities.role is Role.PARTY for w in self.workers.values())
+
+    @property
     def plan(self) -> RoundPlan:
         """What the current round asks of a worker."""
         return plan_for(self.plans, max(1, self.round))

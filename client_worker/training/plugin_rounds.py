@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from client_worker.adaptation.adapted_model import AdaptedModel
 from client_worker.training.stages import Stage
+from fedlora.adapters.extras import extras_of, flat
 from fedlora.adapters.names import Part, part_key
 from fedlora.adapters.spec import AdapterKind, AdapterSpec
-from fedlora.plugins import LocalRound, Plugin
+from fedlora.plugins import Ending, LocalRound, Plugin
 
-__all__ = ["local_round", "snapshot"]
+__all__ = ["flat_endings", "local_round", "snapshot", "with_memory"]
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,3 +61,52 @@ def local_round(
         training=training,
         plugins=plugins,
     )
+
+
+def with_memory(round: LocalRound, plugin: Plugin, extras: Mapping[str, Tensor]) -> LocalRound:
+    """The round as one plug-in sees it, with its own tensors; zeros where there are none yet.
+
+    Args:
+        round: as all of them see it.
+        plugin: one of them.
+        extras: what plug-ins keep and are given, by `extra_key`.
+    """
+
+    def found(name: str) -> dict[str, Tensor]:
+        held = extras_of(extras, f"{plugin.name}/{name}")
+        return {
+            key: held[key].to(tensor) if key in held else torch.zeros_like(tensor)
+            for key, tensor in round.given.items()
+        }
+
+    traits = plugin.traits
+    return replace(
+        round,
+        kept={name: found(name) for name in traits.kept},
+        extras={name: found(name) for name in traits.given},
+    )
+
+
+def flat_endings(
+    endings: Mapping[str, Ending],
+) -> tuple[dict[str, float], dict[str, Tensor], dict[str, Tensor]]:
+    """Metrics, and what is sent and kept by `extra_key`: on the CPU, in float32.
+
+    Args:
+        endings: by plug-in.
+    """
+    metrics: dict[str, float] = {}
+    sent: dict[str, Tensor] = {}
+    kept: dict[str, Tensor] = {}
+    for owner, end in endings.items():
+        metrics |= end.metrics
+        sent |= flat(owner, end.sent)
+        kept |= flat(owner, end.kept)
+    return metrics, _stored(sent), _stored(kept)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, tensor in tensors.items()
+    }

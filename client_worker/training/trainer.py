@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
 from client_worker.adaptation.adapted_model import AdaptedModel
@@ -17,7 +18,12 @@ from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.objective import label_offsets
-from client_worker.training.plugin_rounds import local_round, snapshot
+from client_worker.training.plugin_rounds import (
+    flat_endings,
+    local_round,
+    snapshot,
+    with_memory,
+)
 from client_worker.training.precision import Precision
 from client_worker.training.rank_pruning import Tail
 from client_worker.training.round_metrics import RoundMetrics
@@ -55,6 +61,10 @@ class TrainingOutcome:
     num_steps: int
     metrics: Mapping[str, float]
     """train_loss, train_seconds, examples_per_second, peak_device_bytes, and what the plan asks"""
+    sent_extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """what plug-ins send beside the adapter, by key: on the CPU, in float32"""
+    kept_extras: Mapping[str, Tensor] = field(default_factory=dict)
+    """what they keep, likewise"""
 
 
 class LocalTrainer:
@@ -175,6 +185,7 @@ class LocalTrainer:
         round: int,
         seed: int,
         plan: RoundPlan = _WHOLE,
+        extras: Mapping[str, Tensor] | None = None,
         on_progress: OnProgress,
         should_abandon: Callable[[], bool],
     ) -> TrainingOutcome:
@@ -184,6 +195,7 @@ class LocalTrainer:
             round: counted from 1; decides the learning rate.
             seed: of everything random in the round.
             plan: which parts are trained, the others stay bit for bit; A and B if none is given.
+            extras: what the run's plug-ins have kept, and are given beside the adapter, by key.
             on_progress: called after each step with steps done, steps in all, metrics.
             should_abandon: asked before each step.
 
@@ -206,19 +218,25 @@ class LocalTrainer:
         a, b = self._model.factors(Part.A), self._model.factors(Part.B)
         tail = Tail(plan, self.rank, a, b)
         stage = round_stage(self._run.training, plan)
-        hooks = (tail.hooks, *self._hooks(stage))
+        hooks = self._hooks(stage, extras or {})
         outcome = self._stretch(
             stage,
             round=round,
             seed=seed,
             on_progress=on_progress,
             should_abandon=should_abandon,
-            hooks=hooks,
+            hooks=(tail.hooks, *hooks.values()),
         )
-        endings = [hook.end() for hook in hooks if hook.end is not None]
+        with torch.no_grad():
+            ends = {name: hook.end() for name, hook in hooks.items() if hook.end is not None}
+        measured, sent, kept = flat_endings(ends)
         self._model.resize(tail.rank_at_end())
-        metrics = {name: value for end in endings for name, value in end.metrics.items()}
-        return replace(outcome, metrics={**outcome.metrics, **figures.at_end(), **metrics})
+        return replace(
+            outcome,
+            metrics={**outcome.metrics, **figures.at_end(), **measured},
+            sent_extras=sent,
+            kept_extras=kept,
+        )
 
     def refine(
         self,
@@ -313,13 +331,13 @@ class LocalTrainer:
         )
         return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
-    def _hooks(self, stage: Stage) -> tuple[LocalHooks, ...]:
-        """What the run's plug-ins do in a stage that is about to begin."""
+    def _hooks(self, stage: Stage, extras: Mapping[str, Tensor]) -> dict[str, LocalHooks]:
+        """What each of the run's plug-ins does in a stage that is about to begin."""
         if not self._plugins:
-            return ()
+            return {}
         given = snapshot(self._model.named(stage.parts, full_modules=stage.full_modules))
         seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
-        return tuple(plugin.local(seen) for plugin in self._plugins)
+        return {p.name: p.local(with_memory(seen, p, extras)) for p in self._plugins}
 
     def _stretch(
         self,

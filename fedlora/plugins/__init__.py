@@ -1,6 +1,14 @@
 """Plug-ins of a run: local objectives, local optimisers and update filters."""
 
-from fedlora.plugins.base import Ending, LocalHooks, LocalRound, Plugin, PluginDefaults, Traits
+from fedlora.plugins.base import (
+    Ending,
+    LocalHooks,
+    LocalRound,
+    Plugin,
+    PluginDefaults,
+    Served,
+    Traits,
+)
 from fedlora.plugins.registry import PLUGINS, create_plugins
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "LocalRound",
     "Plugin",
     "PluginDefaults",
+    "Served",
     "Traits",
     "create_plugins",
 ]

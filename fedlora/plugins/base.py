@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     # A configuration is read without torch.
     from torch import Tensor
 
-__all__ = ["Ending", "LocalHooks", "LocalRound", "Plugin", "PluginDefaults", "Traits"]
+__all__ = [
+    "Ending",
+    "LocalHooks",
+    "LocalRound",
+    "Plugin",
+    "PluginDefaults",
+    "Served",
+    "Traits",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,10 @@ class Traits:
     """it counts on updates that begin from the version of their round"""
     factor_state: bool = False
     """it remembers vectors of A and B, which mean something only while the components stay"""
+    assumes_sgd: bool = False
+    """its formulas are those of SGD without momentum"""
+    uniform_weights: bool = False
+    """it counts on every update weighing the same"""
     personal: bool = False
     """each worker trains an adapter of its own with its hooks, after the round's update is made"""
     needs_labels: bool = False
@@ -44,6 +56,12 @@ class Traits:
     """its `shares` may say that more or less of an update counts"""
     required_metrics: tuple[str, ...] = ()
     """numbers that come with every update; its hooks measure them"""
+    kept: tuple[str, ...] = ()
+    """what a worker keeps from round to round: under each name a copy of all that is trained"""
+    sent: tuple[str, ...] = ()
+    """extra tensors that come with every update, likewise"""
+    given: tuple[str, ...] = ()
+    """extra tensors that go out with every version but the first, likewise"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +81,10 @@ class LocalRound:
     training: TrainingSpec
     plugins: tuple[Plugin, ...]
     """all of the run"""
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """what the plug-in has kept, by `Traits.kept`; zeros in a worker's first round"""
+    extras: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """what the server gives, by `Traits.given`; zeros beside the first version"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,6 +93,20 @@ class Ending:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """sent with the update"""
+    kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """by `Traits.kept`"""
+    sent: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """by `Traits.sent`; they travel in float32"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Served:
+    """What the server makes of one tensor's extras, by their names."""
+
+    state: Mapping[str, Tensor]
+    """stored with the version, and handed back in the next round bit for bit"""
+    given: Mapping[str, Tensor]
+    """by `Traits.given`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +161,18 @@ class Plugin(Protocol):
         """
         ...
 
+    def serve(
+        self, sums: Mapping[str, Tensor], state: Mapping[str, Tensor], *, num_workers: int
+    ) -> Served:
+        """What the server does with the extras of one tensor of the adapter, after a round.
+
+        Args:
+            sums: over the cohort, in float64, by `Traits.sent`.
+            state: what it returned in the round before; empty at first.
+            num_workers: parties that the run has ever known, in the cohort or not.
+        """
+        ...
+
 
 class PluginDefaults:
     """Asks for nothing and does nothing."""
@@ -151,3 +199,13 @@ class PluginDefaults:
     ) -> tuple[float, ...] | None:
         """All of every one."""
         return None
+
+    def serve(
+        self,
+        sums: Mapping[str, Tensor],  # noqa: ARG002
+        state: Mapping[str, Tensor],  # noqa: ARG002
+        *,
+        num_workers: int,  # noqa: ARG002
+    ) -> Served:
+        """Nothing is kept, nothing given."""
+        return Served(state={}, given={})

@@ -9,12 +9,15 @@ from fedlora.plugins.base import Plugin
 from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
+from fedlora.plugins.scaffold import Scaffold
 from fedlora.runs.options import suggest, with_options
 from fedlora.runs.spec import RuleSpec
 
 __all__ = ["PLUGINS", "create_plugins"]
 
-PLUGINS: Mapping[str, Plugin] = {plugin.name: plugin for plugin in (FedProx(), Ditto(), FedNova())}
+PLUGINS: Mapping[str, Plugin] = {
+    plugin.name: plugin for plugin in (FedProx(), Ditto(), FedNova(), Scaffold())
+}
 """Those that come with fedlora, by name, each with its options' defaults."""
 
 

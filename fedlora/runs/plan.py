@@ -77,6 +77,10 @@ class RoundPlan:
     keeps_basis: bool = True
     """the components of the next version are those of this one, so that what a codec took from an
     update can be added to the worker's next one"""
+    sent_extras: tuple[str, ...] = ()
+    """plug-ins' tensors that an update comes with: under each name a copy of all it holds"""
+    given_extras: tuple[str, ...] = ()
+    """plug-ins' tensors that a version comes with, likewise; the first one without"""
 
     def __post_init__(self) -> None:
         if not self.trained:

@@ -1,7 +1,8 @@
 """A worker process that is killed and started again: one update counts, and nothing is lost.
 
-The run is FedSA-LoRA's: A is sent, B is the worker's own. The trainer moves A by what B is, so the
-final adapter is bit-equal to that of an undisturbed run only if no B was lost or trained twice.
+One run is FedSA-LoRA's: A is sent, B is the worker's own. The trainer moves A by what B is, so the
+final adapter is bit-equal to that of an undisturbed run only if no B was lost or trained twice. The
+other is SCAFFOLD's, whose c_u the worker keeps and whose sum the server does.
 """
 
 from __future__ import annotations
@@ -32,9 +33,17 @@ from aggregator_service.transport import server as transport_server
 from aggregator_service.transport.federation_servicer import FederationServicer
 from fedlora.exit_codes import ExitCode
 from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.runs.spec import MethodSpec, RuleSpec, RunSpec
 
 SCRIPT = Path(__file__).parents[1] / "support" / "worker_process.py"
-SPEC = run_spec(method="fedsa_lora", num_rounds=3, num_workers=2)
+SPECS = {
+    "fedsa_lora": run_spec(method="fedsa_lora", num_rounds=3, num_workers=2),
+    "scaffold": replace(
+        run_spec(num_rounds=3, num_workers=2),
+        method=MethodSpec(name="fedit", weighting=RuleSpec(name="uniform")),
+        plugins=(RuleSpec(name="scaffold"),),
+    ),
+}
 ROUND = 2
 """the one that is disturbed: there is a private part before it, and a round after it"""
 CHUNK_BYTES = 64
@@ -120,9 +129,9 @@ class Finished:
     """log of the process that took the killed one's place"""
 
 
-async def run(tmp_path: Path, moment: Moment | None) -> Finished:
+async def run(tmp_path: Path, spec: RunSpec, moment: Moment | None) -> Finished:
     """A run with an undisturbed worker, and one that is killed at a moment, if there is one."""
-    async with asyncio.timeout(90), serving(tmp_path, SPEC) as served:
+    async with asyncio.timeout(90), serving(tmp_path, spec) as served:
         coordinator = served.aggregator.coordinator
         coordinator.limits = replace(coordinator.limits, max_chunk_bytes=CHUNK_BYTES)
         finished = Finished({}, [])
@@ -169,20 +178,29 @@ async def killed_once(address: str, cache: Path, moment: Moment) -> list[dict[st
     return log
 
 
+@pytest.fixture(scope="module", params=SPECS)
+def spec(request: pytest.FixtureRequest) -> RunSpec:
+    return SPECS[request.param]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return asyncio.run(run(tmp_path_factory.mktemp("undisturbed"), None))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, spec: RunSpec) -> Finished:
+    return asyncio.run(run(tmp_path_factory.mktemp("undisturbed"), spec, None))
 
 
 @pytest.mark.parametrize(
     "place", ["mid-training", "before the upload", "mid-upload", "before the answer"]
 )
 async def test_a_worker_killed_and_started_again_changes_nothing_of_the_run(
-    tmp_path: Path, undisturbed: Finished, monkeypatch: pytest.MonkeyPatch, place: str
+    tmp_path: Path,
+    spec: RunSpec,
+    undisturbed: Finished,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
 ):
     moment = Moment(place)
     monkeypatch.setattr(transport_server, "FederationServicer", moment.servicer())
-    finished = await run(tmp_path, moment)
+    finished = await run(tmp_path, spec, moment)
 
     once = {(round, name): 1 for round in (1, 2, 3) for name in ("other", "w")}
     assert Counter(finished.counted) == once

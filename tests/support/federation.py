@@ -23,6 +23,7 @@ from aggregator_service.config import AggregatorConfig
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.codecs.spec import CodecName
 from fedlora.digests import new_digest
+from fedlora.plugins import PLUGINS
 from fedlora.proto.v1 import (
     adapter_pb2,
     admin_pb2,
@@ -113,7 +114,10 @@ class ScriptedWorker:
                 run_name=run_name,
                 instance_id=self.instance_id,
                 capabilities=to_message(
-                    Capabilities(max_rank=max_rank, codecs=tuple(CodecName)), pb.Capabilities
+                    Capabilities(
+                        max_rank=max_rank, codecs=tuple(CodecName), plugins=tuple(PLUGINS)
+                    ),
+                    pb.Capabilities,
                 ),
             ),
             timeout=30,

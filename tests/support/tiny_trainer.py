@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from client_worker.training.loop import TaskAbandoned
-from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.names import Part, extra_key, parse_key
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Registration
@@ -32,6 +33,8 @@ class TinyOutcome:
 
     num_examples: int
     metrics: Mapping[str, float]
+    sent_extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    kept_extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 class TinyTrainer:
@@ -92,6 +95,7 @@ class TinyTrainer:
         round: int,
         seed: int,
         plan: RoundPlan,
+        extras: Mapping[str, torch.Tensor],
         on_progress: Callable[[int, int, Mapping[str, float]], None],
         should_abandon: Callable[[], bool],
     ) -> TinyOutcome:
@@ -134,6 +138,24 @@ class CoupledTrainer(TinyTrainer):
 
     So a part that is sent shows what became of one that is not.
     """
+
+    def train(
+        self, *, plan: RoundPlan, extras: Mapping[str, torch.Tensor], **task: Any
+    ) -> TinyOutcome:
+        """As ever; in a run with SCAFFOLD with its control variates, as one step at rate 1."""
+        given = dict(self._tensors)
+        outcome = super().train(plan=plan, extras=extras, **task)
+        if not plan.sent_extras:
+            return outcome
+        sent, kept = {}, {}
+        for name, tensor in self._tensors.items():
+            c = extras.get(extra_key("scaffold/c", name), torch.zeros_like(tensor))
+            own = extras.get(extra_key("scaffold/c_u", name), torch.zeros_like(tensor))
+            self._tensors[name] = tensor - (c - own)
+            change = given[name] - self._tensors[name] - c
+            sent[extra_key("scaffold/dc", name)] = change
+            kept[extra_key("scaffold/c_u", name)] = own + change
+        return replace(outcome, sent_extras=sent, kept_extras=kept)
 
     def _share(self, name: str) -> float:
         return sum(float(t.abs().mean()) for n, t in self._tensors.items() if n != name)

@@ -535,6 +535,8 @@ class RoundPlan(_message.Message):
     SETTINGS_FIELD_NUMBER: _builtins.int
     KEEPS_BASIS_FIELD_NUMBER: _builtins.int
     PERSONAL_UNREFINED_FIELD_NUMBER: _builtins.int
+    SENT_EXTRAS_FIELD_NUMBER: _builtins.int
+    GIVEN_EXTRAS_FIELD_NUMBER: _builtins.int
     selection: Global___Selection.ValueType
     may_lower_rank: _builtins.bool
     """A worker may come back with a lower rank than it was given, and keeps it."""
@@ -570,6 +572,16 @@ class RoundPlan(_message.Message):
     def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Numbers of the method that the training needs, by name."""
 
+    @_builtins.property
+    def sent_extras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Plug-ins' tensors that an update comes with: "<name>:<tensor>" for each of the name and of the
+        update's own tensors, of its shape, in float32.
+        """
+
+    @_builtins.property
+    def given_extras(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Plug-ins' tensors that every version but the first comes with, likewise."""
+
     def __init__(
         self,
         *,
@@ -584,10 +596,12 @@ class RoundPlan(_message.Message):
         settings: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         keeps_basis: _builtins.bool = ...,
         personal_unrefined: _builtins.bool = ...,
+        sent_extras: _abc.Iterable[_builtins.str] | None = ...,
+        given_extras: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keeps_basis", b"keeps_basis", "may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "personal_unrefined", b"personal_unrefined", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given_extras", b"given_extras", "keeps_basis", b"keeps_basis", "may_lower_rank", b"may_lower_rank", "personal_stage", b"personal_stage", "personal_unrefined", b"personal_unrefined", "private", b"private", "published", b"published", "refined", b"refined", "required_metrics", b"required_metrics", "selection", b"selection", "sent_extras", b"sent_extras", "settings", b"settings", "trained", b"trained"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

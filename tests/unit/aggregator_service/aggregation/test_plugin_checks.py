@@ -11,11 +11,13 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.plugin_checks import check_plugins
 from aggregator_service.aggregation.registry import METHODS
 from fedlora.adapters.spec import TaskType
+from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import PluginDefaults, Traits
 from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fedprox import FedProx
-from fedlora.runs.spec import LateUpdates, RoundEngine, RuleSpec
+from fedlora.plugins.scaffold import Mode
+from fedlora.runs.spec import LateUpdates, MethodSpec, OptimizerName, RoundEngine, RuleSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,48 @@ def test_late_updates_are_refused_where_all_must_begin_from_one_version(rules):
     with pytest.raises(FedLoraError, match=r"plug-in choosy .* late_updates"):
         check(Choosy(asks=Traits(sync_only=True)), spec=run_spec(**rules))
     check(Choosy(), spec=run_spec(**rules))
+
+
+def uniform_run(**changes):
+    spec = run_spec()
+    method = MethodSpec(name="fedit", weighting=RuleSpec(name="uniform"))
+    return replace(spec, method=method, **changes)
+
+
+def check_scaffold(spec, mode: Mode = Mode.DECOUPLED) -> None:
+    plugins = (RuleSpec(name="scaffold", options={"mode": mode.value}),)
+    recipe = registry.create_recipe(spec.method, plugins)
+    check_plugins(recipe, replace(spec, plugins=plugins))
+
+
+def test_formulas_of_sgd_are_refused_with_another_optimiser():
+    adamw = uniform_run()
+    check_scaffold(adamw)
+    with pytest.raises(FedLoraError, match=r"plug-in scaffold .* is adamw") as caught:
+        check_scaffold(adamw, Mode.EXACT)
+    assert "decoupled" in caught.value.hint
+    sgd = replace(adamw.training, optimizer=OptimizerName.SGD)
+    check_scaffold(replace(adamw, training=sgd), Mode.EXACT)
+    with pytest.raises(FedLoraError, match=r"momentum 0\.9"):
+        check_scaffold(replace(adamw, training=replace(sgd, momentum=0.9)), Mode.EXACT)
+
+
+def test_updates_that_must_weigh_the_same_need_the_uniform_weighting():
+    with pytest.raises(FedLoraError, match=r"plug-in scaffold .* weighting is num_examples") as e:
+        check_scaffold(run_spec())
+    assert "uniform" in e.value.hint
+
+
+def test_no_codec_writes_what_a_plug_in_sends():
+    with pytest.raises(FedLoraError, match=r"plug-in scaffold sends dc .* codec int8"):
+        check_scaffold(uniform_run(codec=CodecSpec(name=CodecName.INT8)))
+
+
+def test_workers_that_send_extras_have_one_rank():
+    plugins = (RuleSpec(name="scaffold"),)
+    method = MethodSpec(name="flora_na", weighting=RuleSpec(name="uniform"))
+    assert registry.create_recipe(method).takes_mixed_ranks
+    assert not registry.create_recipe(method, plugins).takes_mixed_ranks
 
 
 def test_a_language_model_has_no_classes():
