@@ -12,6 +12,7 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedlora_optimizer import (
     FedLoRAOptimizer,
     GlobalStage,
+    Order,
     refine_directions,
 )
 from aggregator_service.aggregation.module_cohort import GlobalModule
@@ -254,6 +255,10 @@ def test_stages_of_no_steps_are_left_out():
         ({"personal_epochs": -2}, "expected personal_epochs >= 0 .* got -2"),
         ({"refine_learning_rate": 0.0}, "expected a finite refine_learning_rate above 0, got 0.0"),
         ({"personal_learning_rate": float("nan")}, "personal_learning_rate above 0, got nan"),
+        (
+            {"order": Order.PARALLEL, "global_stage": GlobalStage.FEDERATED},
+            "is about a stage after a round",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, message):
