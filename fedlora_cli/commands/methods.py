@@ -62,10 +62,10 @@ every method.
 
 Among a certificate's `measurements` are those that a method names in its own account below, and
 how far the workers moved the factors, for every method that trains them: `magnitude_change_a` and
-`direction_change_a`, weighted means over workers of |m − m₀| and of 1 − cos(v, v₀), with m and v the
-lengths and directions of A's vectors as they were sent and m₀ and v₀ as they were given, and the
-same of B. A vector is a component's, unless the method has an `axis`. A factor that began at zero
-has no direction, and nothing is said of it. The whole adapter's are means over layers.
+`direction_change_a`, weighted means over workers of |m − m₀| and of 1 − cos(v, v₀), with m and v
+the lengths and directions of A's vectors as they were sent and m₀ and v₀ as they were given, and
+the same of B. A vector is a component's, unless the method has an `axis`. A factor that began at
+zero has no direction, and nothing is said of it. The whole adapter's are means over layers.
 """
 
 _EVIDENCE = """\
