@@ -24,7 +24,7 @@ from client_worker.transport.client import FederationClient
 from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
-from fedlora.plugins import PLUGINS
+from fedlora.plugins import known_plugins
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
@@ -76,7 +76,7 @@ def offered(config: WorkerConfig) -> Capabilities:
         max_rank=config.max_rank,
         features=tuple(sorted(FEATURES)),
         codecs=tuple(CodecName),
-        plugins=tuple(PLUGINS),
+        plugins=tuple(known_plugins()),
         role=config.role,
     )
 

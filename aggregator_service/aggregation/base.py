@@ -80,23 +80,26 @@ class Properties:
         return not self.linear
 
 
+_UNSAID = "not said"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     """What somebody choosing a method has to know; docs/algorithms.md is made of it."""
 
-    title: str
-    paper: str
+    title: str = _UNSAID
+    paper: str = _UNSAID
     """authors, year and number, as in the method's own docstring"""
-    exactness: str
+    exactness: str = _UNSAID
     """how far the published model is from the mean of products"""
-    up: str
+    up: str = _UNSAID
     """numbers per client, round and layer d x k with rank r: U clients, R sum of ranks"""
-    down: str
-    cost: str
+    down: str = _UNSAID
+    cost: str = _UNSAID
     """server work per layer"""
-    needs: str
+    needs: str = _UNSAID
     """beyond the factors themselves; "nothing" for nothing"""
-    choose: str
+    choose: str = _UNSAID
     """when to take it"""
 
 
@@ -274,6 +277,7 @@ class MethodDefaults:
 
     __slots__ = ()
 
+    about: ClassVar[About] = About()
     stacks: ClassVar[bool] = False
     reads_grams: ClassVar[bool] = False
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
 from aggregator_service.aggregation.base import CompressionRule, Method, ServerOptimizer
 from aggregator_service.aggregation.composition import Recipe, compose
@@ -56,8 +57,9 @@ from aggregator_service.aggregation.weighting.tilted import Tilted
 from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins
+from fedlora.runs.installed import METHODS_GROUP, installed
 from fedlora.runs.options import suggest, with_options
-from fedlora.runs.spec import MethodSpec, RuleSpec
+from fedlora.runs.spec import MethodSpec, OptionValue, RuleSpec
 
 __all__ = [
     "COMPRESSIONS",
@@ -66,6 +68,8 @@ __all__ = [
     "WEIGHTINGS",
     "create",
     "create_recipe",
+    "known_methods",
+    "known_rules",
 ]
 
 
@@ -140,7 +144,46 @@ _OF_THE_RECIPE = {
 """what somebody may look for among a method's or rule's options, and where it is"""
 
 
-def create(name: str, given: Mapping[str, float | int | bool | str] | None = None) -> Method:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table(Generic[N]):
+    """Rows of one kind: fedlora's own, and those of other packages that are installed."""
+
+    kind: str
+    rows: Mapping[str, N]
+    does: str
+    """the method that a row of this kind has, and no row of another"""
+
+    def known(self) -> Mapping[str, N]:
+        """All rows; a name of ours is ours."""
+        others = installed(METHODS_GROUP).rows.items()
+        return {**{n: cast("N", row) for n, row in others if hasattr(row, self.does)}, **self.rows}
+
+    def create(self, name: str, given: Mapping[str, OptionValue] | None) -> N:
+        """The row of that name with the given options."""
+        # Other packages are asked only for what is not ours.
+        known = self.rows if name in self.rows else self.known()
+        if name in known:
+            return with_options(known[name], name, given, elsewhere=_OF_THE_RECIPE)
+        if (broken := installed(METHODS_GROUP).broken.get(name)) is not None:
+            raise broken
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"there is no {self.kind} {name!r}",
+            hint=suggest(name, known),
+        )
+
+    def optional(self, rule: RuleSpec | None) -> N | None:
+        """The same of a rule that a run may leave out."""
+        return None if rule is None else self.create(rule.name, rule.options)
+
+
+_METHODS = _Table(kind="aggregation method", rows=METHODS, does="combine")
+_COMPRESSIONS = _Table(kind="compression rule", rows=COMPRESSIONS, does="compress")
+_WEIGHTINGS = _Table(kind="weighting rule", rows=WEIGHTINGS, does="weigh")
+_SERVER_OPTIMIZERS = _Table(kind="server optimiser", rows=SERVER_OPTIMIZERS, does="step")
+
+
+def create(name: str, given: Mapping[str, OptionValue] | None = None) -> Method:
     """Makes a method.
 
     Args:
@@ -148,10 +191,11 @@ def create(name: str, given: Mapping[str, float | int | bool | str] | None = Non
         given: values of its options; the others take their defaults.
 
     Raises:
-        FedLoraError: UNSUPPORTED_METHOD for a name that is not in the table, INVALID_ARGUMENT
-            for an option the method does not have or a value it cannot take.
+        FedLoraError: UNSUPPORTED_METHOD for a name that nobody has, INVALID_CONFIG for a package
+            that cannot be loaded, INVALID_ARGUMENT for an option the method does not have or a
+            value it cannot take.
     """
-    return _create("aggregation method", METHODS, name, given)
+    return _METHODS.create(name, given)
 
 
 def create_recipe(spec: MethodSpec, plugins: Iterable[RuleSpec] = ()) -> Recipe:
@@ -165,31 +209,25 @@ def create_recipe(spec: MethodSpec, plugins: Iterable[RuleSpec] = ()) -> Recipe:
         FedLoraError: as `create`, for every part; UNSUPPORTED_METHOD for parts that do not go
             together.
     """
-    compression, weighting, optimizer = spec.compression, spec.weighting, spec.server_optimizer
     return compose(
         create(spec.name, spec.options),
-        compression=_optional("compression rule", COMPRESSIONS, compression),
+        compression=_COMPRESSIONS.optional(spec.compression),
         gauge=spec.gauge,
-        weighting=_optional("weighting rule", WEIGHTINGS, weighting),
-        server_optimizer=_optional("server optimiser", SERVER_OPTIMIZERS, optimizer),
+        weighting=_WEIGHTINGS.optional(spec.weighting),
+        server_optimizer=_SERVER_OPTIMIZERS.optional(spec.server_optimizer),
         plugins=create_plugins(plugins),
     )
 
 
-def _optional(kind: str, table: Mapping[str, N], rule: RuleSpec | None) -> N | None:
-    return None if rule is None else _create(kind, table, rule.name, rule.options)
+def known_methods() -> Mapping[str, Method]:
+    """The methods, with those of other packages that are installed here."""
+    return _METHODS.known()
 
 
-def _create(
-    kind: str,
-    table: Mapping[str, N],
-    name: str,
-    given: Mapping[str, float | int | bool | str] | None,
-) -> N:
-    if name not in table:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"there is no {kind} {name!r}",
-            hint=suggest(name, table),
-        )
-    return with_options(table[name], name, given, elsewhere=_OF_THE_RECIPE)
+def known_rules() -> Mapping[str, Mapping[str, CompressionRule | ServerOptimizer | WeightingRule]]:
+    """Likewise the rules around a method, by their section of the configuration."""
+    return {
+        "weighting": _WEIGHTINGS.known(),
+        "compression": _COMPRESSIONS.known(),
+        "server_optimizer": _SERVER_OPTIMIZERS.known(),
+    }

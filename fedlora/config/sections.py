@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fedlora.adapters.spec import AdapterSpec, BaseModel
 from fedlora.codecs.spec import CodecSpec
 from fedlora.config.keys import Key, keys_of
-from fedlora.plugins import PLUGINS, Plugin
+from fedlora.plugins import Plugin, known_plugins
 from fedlora.runs.spec import (
     MethodSpec,
     PartitionSpec,
@@ -145,7 +145,7 @@ def run_sections() -> tuple[Section, ...]:
             "where every worker brings its own data.",
             keys=keys_of(PartitionSpec),
         ),
-        *(_plugin_section(plugin) for plugin in PLUGINS.values()),
+        *(_plugin_section(plugin) for plugin in known_plugins().values()),
     )
 
 

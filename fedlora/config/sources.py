@@ -26,6 +26,7 @@ from fedlora.config.sections import (
     run_sections,
 )
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.installed import PLUGINS_GROUP, installed
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -212,6 +213,8 @@ def _check_plugins(
     """Refuses a plug-in that nobody knows, with the nearest one."""
     if name == PLUGIN_SECTIONS and unknown:
         wrong = min(unknown)
+        if (broken := installed(PLUGINS_GROUP).broken.get(wrong)) is not None:
+            raise broken
         raise FedLoraError(
             Reason.INVALID_CONFIG,
             f"{where}: there is no plug-in {wrong!r}",

@@ -9,7 +9,7 @@ from fedlora.plugins.base import (
     Served,
     Traits,
 )
-from fedlora.plugins.registry import PLUGINS, create_plugins
+from fedlora.plugins.registry import PLUGINS, create_plugins, known_plugins
 
 __all__ = [
     "PLUGINS",
@@ -21,4 +21,5 @@ __all__ = [
     "Served",
     "Traits",
     "create_plugins",
+    "known_plugins",
 ]

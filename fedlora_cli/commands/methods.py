@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.config.keys import Key, keys_of
+from fedlora.errors import FedLoraError
+from fedlora.runs.installed import METHODS_GROUP, PLUGINS_GROUP, installed
 from fedlora_cli.console import output, print_json
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ def methods(
 
 def markdown() -> str:
     """The text of docs/algorithms.md."""
-    rows = _methods()
+    rows = _methods(others=False)
     head = " | ".join(_COLUMNS)
     lines = [f"| {head} |", "|" + " --- |" * len(_COLUMNS)]
     lines += ["| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |" for row in rows]
@@ -168,21 +170,25 @@ def markdown() -> str:
     sections = [_section(row) for row in rows]
     for kind, (title, text) in _RULES.items():
         sections += [f"# {title}\n\n{text}\n"]
-        sections += [_rule_section(rule) for rule in _rules()[kind].values()]
+        sections += [_rule_section(rule) for rule in _rules(others=False)[kind].values()]
     sections += [_gauge_section(rows)]
     return "\n".join([_INTRODUCTION, *lines, "", *sections, _EVIDENCE]).rstrip() + "\n"
 
 
-def _methods() -> list[Method]:
-    from aggregator_service.aggregation.registry import METHODS
+def _methods(*, others: bool = True) -> list[Method]:
+    """The methods; `others` takes those of other packages in."""
+    from aggregator_service.aggregation.registry import METHODS, known_methods
 
-    return list(METHODS.values())
+    return list((known_methods() if others else METHODS).values())
 
 
-def _rules() -> Mapping[str, Mapping[str, Rule]]:
+def _rules(*, others: bool = True) -> Mapping[str, Mapping[str, Rule]]:
+    """The rules and plug-ins by section; `others` as above."""
     from aggregator_service.aggregation import registry
-    from fedlora.plugins import PLUGINS
+    from fedlora.plugins import PLUGINS, known_plugins
 
+    if others:
+        return {**registry.known_rules(), "plugins": known_plugins()}
     return {
         "weighting": registry.WEIGHTINGS,
         "compression": registry.COMPRESSIONS,
@@ -352,3 +358,11 @@ def _print_table(rows: list[Method]) -> None:
         "combine saved adapters (fedlora aggregate)"
     )
     console.print("options of all of them: docs/algorithms.md, or fedlora methods --json")
+    for error in _broken():
+        console.print(f"not usable: {error}", style="red", markup=False, highlight=False)
+
+
+def _broken() -> list[FedLoraError]:
+    """Of other packages: what cannot be loaded."""
+    groups = (METHODS_GROUP, PLUGINS_GROUP)
+    return [error for group in groups for error in installed(group).broken.values()]

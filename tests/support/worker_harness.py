@@ -20,7 +20,7 @@ from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from fedlora.codecs.spec import CodecName
-from fedlora.plugins import PLUGINS
+from fedlora.plugins import known_plugins
 from fedlora.runs.tasks import Capabilities, Registration
 
 
@@ -74,8 +74,8 @@ def worker(
     patience: Patience | None = None,
     max_rank: int = 0,
     codecs: tuple[CodecName, ...] = tuple(CodecName),
-    plugins: tuple[str, ...] = tuple(PLUGINS),
     rank_limit: RankLimit | None = None,
+    plugins: tuple[str, ...] | None = None,
     **settings: Any,
 ) -> Iterator[Worker]:
     """A worker that is ready to run; its pauses between tries last no time."""
@@ -97,7 +97,7 @@ def worker(
                 max_rank=max_rank,
                 features=tuple(sorted(FEATURES)),
                 codecs=codecs,
-                plugins=plugins,
+                plugins=tuple(known_plugins()) if plugins is None else plugins,
                 role=config.role,
             ),
             stop=stop,
