@@ -48,6 +48,11 @@ class LoadedTrainer:
         return shape.manifest((*shape.parts, Part.CORE))
 
     @property
+    def is_own(self) -> bool:
+        """Whether what is in the model is this worker's, and not just what was published."""
+        return self.began_from is None or self.began_from[1] is not None
+
+    @property
     def base_change(self) -> dict[str, Tensor]:
         """What the run has added to the base model, as last downloaded."""
         added = (Part.BASE_A, Part.BASE_B)

@@ -6,9 +6,9 @@ It holds every tensor of the model's adapter, in the precision of training, with
 added to the base model: the model's own scores are those of this file. It is written
 
     after a round's training       before aggregation: the worker's last update, had it been sent
-                                   whole and uncoded
-    after a version was scored     where the run keeps parts private or makes versions personal: the
-                                   published adapter with what is the worker's own in it
+                                   whole and uncoded; with Ditto, the adapter trained beside it
+    after a version was scored     where something is the worker's own, private parts, personal
+                                   magnitudes or Ditto's adapter: the version with that in it
 
 so what was written last is the worker's own adapter. The file never leaves the machine.
 """
@@ -53,12 +53,13 @@ class OwnAdapter:
         """Whether there is a place for it."""
         return self._folder is not None
 
-    def keep(self, run: RunSpec, task: Task, tensors: Mapping[str, Tensor]) -> None:
+    def keep(self, run: RunSpec, task: Task, version: int, tensors: Mapping[str, Tensor]) -> None:
         """Puts an adapter in the place of the one before; a disk that refuses is logged.
 
         Args:
             run: the run, whose name is checked where it is made.
             task: what it was made for.
+            version: the published one below it.
             tensors: all of it, on the CPU.
         """
         if self._folder is None:
@@ -67,7 +68,7 @@ class OwnAdapter:
             run=run.name,
             worker=self._worker,
             round=task.round,
-            adapter_version=task.adapter_version,
+            adapter_version=version,
             is_trained=task.kind is TaskKind.TRAIN,
             spec=run.adapter,
         )

@@ -154,9 +154,9 @@ class TaskWork:
             except TaskAbandoned:
                 self._abandon()
                 return
-        if task.plan.private or task.plan.personal_stage:
-            self._keep_own(task, loaded)
         scores = (*scores, *self._own_scores(task, loaded, registration))
+        if loaded.is_own:
+            self._keep_own(task, loaded)
         scores = tuple(_finite_scores(e) for e in scores)
         try:
             self._asking.ask(
@@ -258,7 +258,7 @@ class TaskWork:
         """Writes down the adapter in the model, which is this worker's own."""
         if self._own.is_kept:
             adapter = {**loaded.base_change, **loaded.trainer.trained_values()}
-            self._own.keep(loaded.assignment[0], task, adapter)
+            self._own.keep(loaded.assignment[0], task, loaded.held.version, adapter)
 
     def _own_adapter(
         self, task: Task, loaded: LoadedTrainer, registration: Registration

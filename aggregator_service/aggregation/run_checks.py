@@ -85,12 +85,14 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             "fedit, flora_na and optimal combine late updates",
         )
     personal = any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind))
-    if spec.rounds.best_by.startswith("personal_") and not personal:
+    scored = personal or any(plugin.traits.personal for plugin in recipe.plugins)
+    if spec.rounds.best_by.startswith("personal_") and not scored:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
-            f"rounds.best_by is {spec.rounds.best_by!r}, and {name} with these options makes no "
-            "version personal",
-            hint="Judge by a score of the published adapter: test_ or held_out_",
+            f"rounds.best_by is {spec.rounds.best_by!r}, and workers of {name} with these options "
+            "have no personal score",
+            hint="Judge by a score of the published adapter, test_ or held_out_, or add the "
+            "plug-in ditto",
         )
     if personal and not spec.rounds.evaluate:
         raise FedLoraError(

@@ -20,7 +20,26 @@ from torch import Tensor, nn
 from client_worker.adaptation.fingerprint import is_inside
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["compute_in", "decoded", "quantise"]
+__all__ = ["BITS", "compute_in", "decoded", "quantise", "quantised_layers"]
+
+
+BITS = 4.13
+"""of one quantised weight, with its share of the scales"""
+
+
+def quantised_layers(model: Any, *, trained: Collection[str]) -> dict[str, nn.Linear]:
+    """The layers of a model that `quantise` replaces, by path.
+
+    Args:
+        model: a transformers model, with weights or without.
+        trained: paths of modules that are trained in full.
+    """
+    output = model.get_output_embeddings()
+    return {
+        path: layer
+        for path, layer in model.named_modules()
+        if type(layer) is nn.Linear and layer is not output and not is_inside(f"{path}.", trained)
+    }
 
 
 def quantise(model: Any, *, trained: Collection[str]) -> None:
@@ -37,13 +56,7 @@ def quantise(model: Any, *, trained: Collection[str]) -> None:
         FedLoraError: MISSING_EXTRA without bitsandbytes.
     """
     layers = _bitsandbytes().nn
-    output = model.get_output_embeddings()
-    found = [
-        (path, layer)
-        for path, layer in model.named_modules()
-        if type(layer) is nn.Linear and layer is not output and not is_inside(f"{path}.", trained)
-    ]
-    for path, layer in found:
+    for path, layer in quantised_layers(model, trained=trained).items():
         small = layers.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, quant_type="nf4"
         )

@@ -1,8 +1,8 @@
 """The largest rank that a device has room for, found before any weight is loaded.
 
-Rule    rank = share (free - 4 P) / (16 Q), rounded down to a power of two, and at least 1
+Rule    rank = share (free - base) / (16 Q), rounded down to a power of two, and at least 1
 
-        P     numbers of the base model, 4 bytes each in float32
+        base  bytes of the base model: 4 a number in float32, about half a byte in 4 bits
         Q     numbers of one component of A and B in all adapted layers, sum of (in + out); 16 bytes
               each: value, gradient and AdamW's two moments, all in float32
         share a quarter: what else the base model leaves free is for activations, whose size depends
@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from client_worker.adaptation.attach import numbers_per_rank
 from client_worker.adaptation.base_model import outline
-from fedlora.adapters.spec import AdapterSpec
+from client_worker.adaptation.quantise import BITS, quantised_layers
+from fedlora.adapters.spec import AdapterSpec, Quantization
 
-__all__ = ["fitting_rank", "largest_rank"]
+__all__ = ["base_bytes", "fitting_rank", "largest_rank"]
 
 _SHARE = 0.25
-_BASE_BYTES = 4
+_FLOAT_BYTES = 4
 _TRAINED_BYTES = 16
 
 
@@ -40,18 +43,33 @@ def fitting_rank(spec: AdapterSpec, free_bytes: int, *, hub_cache: Path | None =
             does not fit.
     """
     model = outline(spec, hub_cache=hub_cache)
-    num_base = sum(parameter.numel() for parameter in model.parameters())
-    return largest_rank(free_bytes, num_base=num_base, per_rank=numbers_per_rank(model, spec))
+    # Before the adapter is attached to it.
+    base = base_bytes(model, spec)
+    return largest_rank(free_bytes, base, numbers_per_rank(model, spec))
 
 
-def largest_rank(free_bytes: int, *, num_base: int, per_rank: int) -> int:
+def base_bytes(model: nn.Module, spec: AdapterSpec) -> int:
+    """What the base model takes once it is loaded.
+
+    Args:
+        model: its outline.
+        spec: says whether it is held in 4 bits.
+    """
+    numbers, bits = sum(p.numel() for p in model.parameters()), 0.0
+    if spec.base_model.quantization is Quantization.NF4:
+        layers = quantised_layers(model, trained=spec.modules_to_save).values()
+        small = sum(layer.weight.numel() for layer in layers)
+        numbers, bits = numbers - small, BITS * small
+    return _FLOAT_BYTES * numbers + round(bits / 8)
+
+
+def largest_rank(free_bytes: int, base: int, per_rank: int) -> int:
     """The rule above.
 
     Args:
         free_bytes: before anything is loaded.
-        num_base: P.
+        base: bytes of the base model.
         per_rank: Q.
     """
-    room = _SHARE * (free_bytes - _BASE_BYTES * num_base)
-    rank = max(1, int(room / (_TRAINED_BYTES * per_rank)))
+    rank = max(1, int(_SHARE * (free_bytes - base) / (_TRAINED_BYTES * per_rank)))
     return 1 << (rank.bit_length() - 1)

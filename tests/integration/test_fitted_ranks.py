@@ -13,6 +13,7 @@ from support.worker_runs import classifier_spec, labelled_rows, write_jsonl
 from client_worker import app
 from client_worker.adaptation.attach import numbers_per_rank
 from client_worker.adaptation.base_model import outline
+from client_worker.adaptation.room import base_bytes
 from client_worker.app import run_worker
 from client_worker.config import WorkerConfig, WorkerRank
 from client_worker.data.config import DataConfig
@@ -25,8 +26,8 @@ RUN = classifier_spec("random:bert")
 def room_for(rank: int) -> int:
     """Bytes free where that rank, and no larger power of two, takes its quarter."""
     described = outline(RUN)
-    num_base = sum(p.numel() for p in described.parameters())
-    return 4 * num_base + 4 * 16 * numbers_per_rank(described, RUN) * rank
+    base = base_bytes(described, RUN)
+    return base + 4 * 16 * numbers_per_rank(described, RUN) * rank
 
 
 def settings(tmp_path: Path, address: str, name: str, rank: WorkerRank) -> WorkerConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from client_worker.adaptation.base_model import load_base
 from client_worker.training.trainer import LocalTrainer
-from fedlora.adapters.spec import AdapterKind
+from fedlora.adapters.spec import AdapterKind, BaseModel
+from fedlora.runs.spec import RuleSpec, RunSpec
 from fedlora.runs.tasks import EvaluationScope
 from fedlora_cli.app import app
 
@@ -50,29 +51,44 @@ def export(run: str, worker: str, out: Path, *options: str) -> str:
     return CliRunner().invoke(app, command, catch_exceptions=False).stdout
 
 
-CASES: Mapping[str, tuple[str, EvaluationScope, Mapping[str, Any], Mapping[str, Any]]] = {
-    "as trained": ("flora_na", LOCAL, {}, {}),
-    "dora": ("fedit", LOCAL, {}, {"kind": AdapterKind.DORA}),
-    "hira": ("fedit", LOCAL, {}, {"kind": AdapterKind.HIRA}),
-    "half frozen": ("ffa_lora", LOCAL, {}, {}),
-    "a changed base": ("flora", LOCAL, {}, {}),
-    "a core": ("fed_sb", LOCAL, {}, {}),
-    "private B": ("fedsa_lora", GLOBAL, {}, {}),
-    "personal magnitudes": ("fedlora_optimizer", PERSONAL, {"refine_steps": 0}, {}),
+BERT = "<bert>"
+OPTIMIZER = {"refine_steps": 0}
+
+
+def case(
+    method: str, scope: EvaluationScope, *plugins: str, options: Any = None, **adapter: Any
+) -> tuple[RunSpec, EvaluationScope]:
+    """A run, and the scope in which its workers score what is their own."""
+    spec = run_of(classifier_spec(BERT, **adapter), method, options=options)
+    return replace(spec, plugins=tuple(RuleSpec(name=name) for name in plugins)), scope
+
+
+CASES = {
+    "as trained": case("flora_na", LOCAL),
+    "dora": case("fedit", LOCAL, kind=AdapterKind.DORA),
+    "hira": case("fedit", LOCAL, kind=AdapterKind.HIRA),
+    "half frozen": case("ffa_lora", LOCAL),
+    "a changed base": case("flora", LOCAL),
+    "a core": case("fed_sb", LOCAL),
+    "private B": case("fedsa_lora", GLOBAL),
+    "personal magnitudes": case("fedlora_optimizer", PERSONAL, options=OPTIMIZER),
+    "both stages from one version": case(
+        "fedlora_optimizer", PERSONAL, options={**OPTIMIZER, "order": "parallel"}
+    ),
+    "ditto": case("fedit", PERSONAL, "ditto"),
 }
 
 
-@pytest.mark.parametrize(("method", "scope", "options", "adapter"), CASES.values(), ids=list(CASES))
+@pytest.mark.parametrize(("run", "scope"), CASES.values(), ids=list(CASES))
 async def test_a_workers_own_adapter_computes_what_the_worker_scored(
     tmp_path: Path,
     bert: Path,
     scored: dict[tuple[int, EvaluationScope], Tensor],
-    method: str,
+    run: RunSpec,
     scope: EvaluationScope,
-    options: Mapping[str, Any],
-    adapter: Mapping[str, Any],
 ):
-    spec = run_of(classifier_spec(bert, **adapter), method, options=options)
+    base_model = BaseModel(model_id=str(bert))
+    spec = replace(run, adapter=replace(run.adapter, base_model=base_model))
     cache_dir = tmp_path / "cache"
     done = await federate(tmp_path, spec, cache_dir=cache_dir)
     own = {}

@@ -68,19 +68,19 @@ def test_with_private_parts_it_is_the_published_version_with_these(tmp_path: Pat
 
 def test_nothing_is_kept_without_a_folder_and_none_is_needed(tmp_path: Path):
     own = OwnAdapter(None, "w")
-    own.keep(run_spec(), train_task(), adapter(seed=1))
+    own.keep(run_spec(), train_task(), 0, adapter(seed=1))
     assert not own.is_kept
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_refuses_costs_the_copy_and_not_the_round(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    OwnAdapter(tmp_path / "file" / "own", "w").keep(run_spec(), train_task(), adapter(seed=1))
+    OwnAdapter(tmp_path / "file" / "own", "w").keep(run_spec(), train_task(), 0, adapter(seed=1))
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_one_file_a_run(tmp_path: Path):
     own = OwnAdapter(tmp_path, "w")
     for name in ("one", "two", "one"):
-        own.keep(run_spec(name), train_task(), adapter(seed=1))
+        own.keep(run_spec(name), train_task(), 0, adapter(seed=1))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.safetensors", "two.safetensors"]

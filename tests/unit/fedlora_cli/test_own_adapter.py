@@ -24,8 +24,8 @@ TENSORS = random_adapter(4, seed=3)
 
 def kept(cache_dir: Path, worker: str, run: str = "sample") -> Path:
     own = OwnAdapter(cache_dir / "workers" / worker / "own", worker)
-    task = Task(task_id="t", kind=TaskKind.TRAIN, round=5, adapter_version=4)
-    own.keep(run_spec(run), task, TENSORS)
+    task = Task(task_id="t", kind=TaskKind.TRAIN, round=5)
+    own.keep(run_spec(run), task, 4, TENSORS)
     return own_adapter_file(run, worker, cache_dir)
 
 

@@ -17,7 +17,7 @@ from aggregator_service.store.records import dump, load
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import BestRound, EventType
-from fedlora.runs.spec import FinalVersion, MethodSpec, RunPhase
+from fedlora.runs.spec import FinalVersion, MethodSpec, RuleSpec, RunPhase
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 JUDGED = {"best_by": "test_accuracy"}
@@ -172,9 +172,11 @@ def test_language_models_are_judged_by_scores_of_their_own():
     assert replace(spec, adapter=adapter, rounds=rules).rounds.best_by == "held_out_exact_match"
 
 
-def test_a_personal_score_needs_a_method_that_makes_versions_personal():
+def test_a_personal_score_needs_workers_that_have_one():
     spec = run_spec(best_by="personal_accuracy")
-    with pytest.raises(FedLoraError, match="makes no version personal"):
+    with pytest.raises(FedLoraError, match="have no personal score"):
         check_run(create_recipe(spec.method), spec, has_base_weights=False)
-    spec = replace(spec, method=MethodSpec(name="fedlora_optimizer"))
-    check_run(create_recipe(spec.method), spec, has_base_weights=False)
+    staged = replace(spec, method=MethodSpec(name="fedlora_optimizer"))
+    own = replace(spec, plugins=(RuleSpec(name="ditto"),))
+    for able in (staged, own):
+        check_run(create_recipe(able.method, able.plugins), able, has_base_weights=False)

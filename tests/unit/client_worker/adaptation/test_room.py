@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 from support.worker_runs import causal_spec, classifier_spec
+from torch import nn
 
 from client_worker.adaptation.attach import attach_adapter, numbers_per_rank
 from client_worker.adaptation.base_model import load_base, outline
-from client_worker.adaptation.room import fitting_rank, largest_rank
+from client_worker.adaptation.room import base_bytes, fitting_rank, largest_rank
 from fedlora.adapters.names import Part
-from fedlora.adapters.spec import AdapterKind, BaseModel, TaskType
+from fedlora.adapters.spec import AdapterKind, BaseModel, Quantization, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
 
-P, Q = 1000, 10
-"""numbers of a base model, and of one component of its adapter"""
-BASE = 4 * P
+BASE, Q = 4000, 10
+"""bytes of a base model, and numbers of one component of its adapter"""
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ BASE = 4 * P
 )
 def test_a_component_takes_a_quarter_of_what_the_base_model_leaves(rank: float, expected: int):
     free = BASE + int(4 * 16 * Q * rank)
-    assert largest_rank(free, num_base=P, per_rank=Q) == expected
+    assert largest_rank(free, BASE, Q) == expected
 
 
 @pytest.mark.parametrize("free", [0, BASE - 1, BASE, BASE + 1])
 def test_the_rank_is_never_below_one(free: int):
-    assert largest_rank(free, num_base=P, per_rank=Q) == 1
+    assert largest_rank(free, BASE, Q) == 1
 
 
 @pytest.mark.parametrize("kind", list(AdapterKind))
@@ -41,7 +41,7 @@ def test_shapes_say_what_the_loaded_model_has(bert, kind):
     num_base = sum(p.numel() for p in base.model.parameters())
     described = outline(spec)
     assert all(p.device.type == "meta" for p in described.parameters())
-    assert sum(p.numel() for p in described.parameters()) == num_base
+    assert base_bytes(described, spec) == 4 * num_base
     model = attach_adapter(base, spec, rank=3, seed=0, dtype=DataType.F32)
     per_rank = sum(p.numel() for part in (Part.A, Part.B) for p in model.factors(part).values()) / 3
     assert numbers_per_rank(described, spec) == per_rank
@@ -52,10 +52,22 @@ def test_decoders_fit_as_encoders_do(request, model):
     folder = request.getfixturevalue(model) if model == "llama" else model
     spec = causal_spec(folder)
     described = outline(spec)
-    num_base = sum(p.numel() for p in described.parameters())
-    per_rank = numbers_per_rank(described, spec)
-    free = 4 * num_base + 4 * 16 * per_rank * 9
+    base = base_bytes(described, spec)
+    free = base + 4 * 16 * numbers_per_rank(described, spec) * 9
     assert fitting_rank(spec, free) == 8
+
+
+def test_a_base_model_in_four_bits_leaves_more_room(bert):
+    plain = classifier_spec(bert)
+    small = replace(plain, base_model=replace(plain.base_model, quantization=Quantization.NF4))
+    described = outline(plain)
+    linear = [
+        m for n, m in described.named_modules() if isinstance(m, nn.Linear) and "class" not in n
+    ]
+    weights = sum(layer.weight.numel() for layer in linear)
+    assert weights > 0
+    saved = base_bytes(described, plain) - base_bytes(described, small)
+    assert saved == pytest.approx((4 - 4.13 / 8) * weights, abs=1)
 
 
 def test_finding_the_rank_draws_no_random_number(bert):
