@@ -19,6 +19,9 @@ class DataConfig:
 
     path: str
     """a .jsonl, .csv or .parquet file, or the id of a data set on the hub"""
+    reader: str = ""
+    """how a row becomes an example: the name of an installed reader (docs/extending.md); empty: by
+    the columns below"""
     text_column: str = "text"
     """the text to classify, or plain text to continue"""
     label_column: str = "label"

@@ -10,6 +10,7 @@ from client_worker.data.config import DataConfig
 from client_worker.data.examples import Example, require_labels, to_examples
 from client_worker.data.held_out import split_held_out
 from client_worker.data.partition import partition
+from client_worker.data.readers import read_examples
 from client_worker.data.rows import FILE_SUFFIXES, Row, read_hub_splits, read_rows
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
@@ -69,15 +70,23 @@ def load_local_data(
         train_rows = [train_rows[i] for i in parts[slot.index]]
     if config.max_examples:
         train_rows = train_rows[: config.max_examples]
-    examples = to_examples(train_rows, config, task, labels)
+    examples = _examples(train_rows, config, task, labels)
     train, held_out = split_held_out(
         _strata(train_rows, config), config.held_out_fraction, seed=seed
     )
     return LocalData(
         train=tuple(examples[i] for i in train),
         held_out=tuple(examples[i] for i in held_out),
-        test=tuple(to_examples(test_rows, config, task, labels)) if test_rows else (),
+        test=tuple(_examples(test_rows, config, task, labels)) if test_rows else (),
     )
+
+
+def _examples(
+    rows: Sequence[Row], config: DataConfig, task: TaskType, labels: Sequence[str]
+) -> list[Example]:
+    if config.reader:
+        return read_examples(rows, config.reader, task, labels)
+    return to_examples(rows, config, task, labels)
 
 
 def _of_our_side(rows: list[Row], config: DataConfig, seed: int) -> list[Row]:

@@ -15,12 +15,15 @@ from importlib.metadata import EntryPoint, entry_points
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["METHODS_GROUP", "PLUGINS_GROUP", "Installed", "installed"]
+__all__ = ["METHODS_GROUP", "PLUGINS_GROUP", "READERS_GROUP", "Installed", "installed"]
 
 METHODS_GROUP = "fedlora.methods"
 """aggregation methods, and the rules around them"""
 
 PLUGINS_GROUP = "fedlora.plugins"
+
+READERS_GROUP = "fedlora.readers"
+"""what makes examples of a worker's rows"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

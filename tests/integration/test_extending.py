@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +17,10 @@ from support.worker_federation import federate, run_of
 from support.worker_runs import classifier_spec
 
 from aggregator_service.aggregation.registry import create, known_methods
+from client_worker.data.config import DataConfig
+from client_worker.data.examples import LabelledText
+from client_worker.data.local_data import LocalData, load_local_data
+from fedlora.adapters.spec import TaskType
 from fedlora.config import load_config
 from fedlora.config.sections import run_sections
 from fedlora.errors import FedLoraError, Reason
@@ -153,3 +159,71 @@ def test_a_name_of_fedloras_own_stays_its_own(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "site" / "raising_module.py").write_text("class Fine:\n    name = 'fedprox'\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert type(known_plugins()["fedprox"]).__module__ == "fedlora.plugins.fedprox"
+
+
+def pairs(tmp_path: Path, **changes: object) -> DataConfig:
+    rows = [
+        {"premise": f"{n} is even.", "hypothesis": f"{n} is a number.", "verdict": "yes"}
+        for n in range(0, 20, 2)
+    ]
+    rows[3] |= changes
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    text = blocks("toml")[2].replace("pairs.jsonl", str(file))
+    config = tmp_path / "worker.toml"
+    config.write_text(text)
+    return load_config(config, services={"data": DataConfig}, environ={}).build("data", DataConfig)
+
+
+def read(config: DataConfig, task: TaskType = TaskType.SEQUENCE_CLASSIFICATION) -> LocalData:
+    labels = ("no", "yes") if task is TaskType.SEQUENCE_CLASSIFICATION else ()
+    return load_local_data(config, task=task, labels=labels, slot=None, seed=0)
+
+
+@pytest.mark.usefixtures("package")
+def test_the_pages_reader_makes_a_task_of_rows_of_another_shape(tmp_path: Path):
+    found = read(pairs(tmp_path))
+    assert LabelledText("4 is even. So: 4 is a number.", 1) in (*found.train, *found.held_out)
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("changes", "task", "words"),
+    [
+        ({"verdict": "maybe"}, TaskType.SEQUENCE_CLASSIFICATION, "line 4: the reader 'pairs' fail"),
+        ({}, TaskType.CAUSAL_LM, "line 1: the reader 'pairs' failed"),
+    ],
+)
+def test_what_a_reader_cannot_read_is_said_of_the_row(tmp_path: Path, changes, task, words):
+    with pytest.raises(FedLoraError) as caught:
+        read(pairs(tmp_path, **changes), task)
+    assert words in caught.value.message
+    assert caught.value.reason is Reason.INVALID_DATA
+
+
+@pytest.mark.parametrize(
+    ("body", "task", "words"),
+    [
+        ("PlainText('x')", TaskType.SEQUENCE_CLASSIFICATION, "made PlainText, which is no example"),
+        ("LabelledText('x', 0)", TaskType.CAUSAL_LM, "made LabelledText, which is no example"),
+        ("LabelledText('x', 2)", TaskType.SEQUENCE_CLASSIFICATION, "expected a number from 0 to 1"),
+        ("None", TaskType.CAUSAL_LM, "made NoneType, which is no example for causal_lm"),
+    ],
+)
+def test_what_is_no_example_of_the_task_is_refused(package: Path, tmp_path, body, task, words):
+    text = (package / "my_pairs.py").read_text()
+    text = text.replace("import LabelledText", "import LabelledText, PlainText")
+    text = re.sub(r"        text = .*", f"        return {body}", text, flags=re.DOTALL)
+    (package / "my_pairs.py").write_text(text)
+    sys.modules.pop("my_pairs", None)
+    with pytest.raises(FedLoraError) as caught:
+        read(pairs(tmp_path), task)
+    assert words in caught.value.message
+
+
+@pytest.mark.usefixtures("package")
+def test_an_unknown_reader_is_answered_with_the_nearest(tmp_path: Path):
+    with pytest.raises(FedLoraError) as caught:
+        read(replace(pairs(tmp_path), reader="pears"))
+    assert "'pears'" in caught.value.message
+    assert "Did you mean 'pairs'?" in caught.value.hint
