@@ -11,7 +11,8 @@ Cost    4 R (D + K) flops per module, R = sum of ranks; no product is formed.
 
 The means are over vectors that have a direction before and after. A worker that has none is left
 out, and so is one whose rank is another than it was given. Where nobody is left, as for B in a
-first round that begins at zero, nothing is measured.
+first round that begins at zero, nothing is measured. Where a plug-in makes more or less of an
+update's change than it is (`update_shares`), that is what is measured, as in all of a certificate.
 
 Shape suffixes: U clients, N vectors of a factor.
 """
