@@ -85,6 +85,16 @@ def _not_whole(plan: RoundPlan) -> str:
     return ""
 
 
+def _private(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
+    if not traits.edits_updates or not any(p.private for p in recipe.plans(spec.adapter.kind)):
+        return None
+    return _Conflict(
+        expects="changes what was trained before it is sent",
+        got=f"and the method {recipe.method.name} keeps parts of it with the workers",
+        way_out="Take a method without private parts",
+    )
+
+
 def _basis(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
     if not traits.factor_state or recipe.properties.keeps_basis:
         return None
@@ -152,6 +162,7 @@ def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None: 
 
 _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = (
     _factors,
+    _private,
     _basis,
     _engine,
     _sgd,
