@@ -63,7 +63,8 @@ class _Conflict:
 def _factors(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
     plans = recipe.plans(spec.adapter.kind)
     why = next((reason for plan in plans if (reason := _not_whole(plan))), "")
-    if not traits.whole_factors or not why:
+    # What is kept or sent beside the adapter has the shapes of all of it.
+    if not (traits.whole_factors or traits.kept or traits.has_extras) or not why:
         return None
     return _Conflict(
         expects="is about A and B trained and sent together in every round",

@@ -65,6 +65,11 @@ class Traits:
     given: tuple[str, ...] = ()
     """extra tensors that go out with every version but the first, likewise"""
 
+    @property
+    def has_extras(self) -> bool:
+        """Whether tensors of its own cross the wire."""
+        return bool(self.sent or self.given)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LocalRound:
