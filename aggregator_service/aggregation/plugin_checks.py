@@ -64,7 +64,8 @@ def _factors(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
     plans = recipe.plans(spec.adapter.kind)
     why = next((reason for plan in plans if (reason := _not_whole(plan))), "")
     # What is kept or sent beside the adapter has the shapes of all of it.
-    if not (traits.whole_factors or traits.kept or traits.has_extras) or not why:
+    wanted = traits.whole_factors or traits.personal or traits.kept or traits.has_extras
+    if not wanted or not why:
         return None
     return _Conflict(
         expects="is about A and B trained and sent together in every round",

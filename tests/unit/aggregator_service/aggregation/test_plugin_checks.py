@@ -63,7 +63,9 @@ def test_both_factors_are_wanted_where_one_is_frozen_kept_or_chosen_from(method,
     assert "[plugins.fedprox]" in caught.value.hint
 
 
-@pytest.mark.parametrize("declared", [{"kept": ("k",)}, {"sent": ("s",)}, {"given": ("g",)}])
+@pytest.mark.parametrize(
+    "declared", [{"kept": ("k",)}, {"sent": ("s",)}, {"given": ("g",)}, {"personal": True}]
+)
 def test_what_keeps_or_sends_tensors_of_its_own_wants_both_factors(declared):
     with pytest.raises(FedLoraError, match=r"plug-in choosy .* ffa_lora freezes a factor"):
         check(Choosy(asks=Traits(**declared)), "ffa_lora")
