@@ -86,7 +86,8 @@ def laid_over(
             f"{difference}",
             hint="Use the same versions of transformers and peft on all workers",
         )
-    expected = extra_manifest(found, given_extras if header.adapter_version else ())
+    adapter = shape.manifest(shape.parts)
+    expected = extra_manifest(adapter, given_extras if header.adapter_version else ())
     if difference := expected.difference(TensorManifest.of(extras)):
         raise FedLoraError(
             Reason.MANIFEST_MISMATCH,

@@ -21,16 +21,15 @@ from client_worker.heartbeat import Heartbeats
 from client_worker.loading import AdapterLoader, LoadedTrainer
 from client_worker.outbox import Outbox, TrainedUpdate, idempotency_key
 from client_worker.own_adapter import OwnAdapter
+from client_worker.own_training import OwnTraining
 from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
-from client_worker.plugin_memory import PluginMemory, own_adapter_of
+from client_worker.plugin_memory import PluginMemory
 from client_worker.ports import Federation, OnProgress
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
-from fedlora.adapters.extras import extras_of
-from fedlora.adapters.names import extra_key
 from fedlora.errors import Reason
 from fedlora.runs.tasks import (
     Acknowledgement,
@@ -99,6 +98,7 @@ class TaskWork:
         self._personal = personal
         self._own = own
         self._memory = memory
+        self._own_training = OwnTraining(memory, stop)
         self._coder = coder
         self._outbox = outbox
         self._stop = stop
@@ -124,7 +124,13 @@ class TaskWork:
         self._loader.bring(task, loaded, registration)
         try:
             update, kept = self._trained(task, loaded, registration)
-            own = self._own_adapter(task, loaded, registration)
+            own = self._own_training.trained(
+                task,
+                loaded,
+                registration,
+                on_progress=self._reporting(task),
+                should_abandon=self._should_abandon,
+            )
         except TaskAbandoned:
             self._abandon()
             return
@@ -154,7 +160,7 @@ class TaskWork:
             except TaskAbandoned:
                 self._abandon()
                 return
-        scores = (*scores, *self._own_scores(task, loaded, registration))
+        scores = (*scores, *self._own_training.scores(task, loaded, registration))
         if loaded.is_own:
             self._keep_own(task, loaded)
         scores = tuple(_finite_scores(e) for e in scores)
@@ -259,39 +265,6 @@ class TaskWork:
         if self._own.is_kept:
             adapter = {**loaded.base_change, **loaded.trainer.trained_values()}
             self._own.keep(loaded.assignment[0], task, loaded.held.version, adapter)
-
-    def _own_adapter(
-        self, task: Task, loaded: LoadedTrainer, registration: Registration
-    ) -> dict[str, Tensor]:
-        """Trains the worker's own adapter, where the run has such: what is to be kept of it."""
-        name = own_adapter_of(loaded.assignment[0])
-        if not name or task.kind is TaskKind.REFINE:
-            return {}
-        before = extras_of(self._memory.before(task, loaded, registration), name)
-        loaded.trainer.load_adapter(loaded.held.tensors)
-        own = loaded.trainer.train_own(
-            before or None,
-            round=task.round,
-            seed=task.seed,
-            plan=task.plan,
-            on_progress=self._reporting(task),
-            should_abandon=self._should_abandon,
-        )
-        log.info("own_adapter_trained")
-        return {extra_key(name, key): tensor for key, tensor in own.items()}
-
-    def _own_scores(
-        self, task: Task, loaded: LoadedTrainer, registration: Registration
-    ) -> tuple[Evaluation, ...]:
-        """Scores of the worker's own adapter, once it has trained one."""
-        name = own_adapter_of(loaded.assignment[0])
-        own = extras_of(self._memory.before(task, loaded, registration), name) if name else {}
-        if not own:
-            return ()
-        loaded.began_from, loaded.pristine = None, False
-        loaded.trainer.load_adapter(loaded.held.tensors, own)
-        with self._stop.window():
-            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
 
     def _reporting(self, task: Task) -> OnProgress:
         return lambda step, steps, metrics: self._progress.offer(

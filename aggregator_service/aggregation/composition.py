@@ -74,8 +74,8 @@ class Recipe:
     @property
     def takes_mixed_ranks(self) -> bool:
         """Whether members of a cohort may differ in rank."""
-        sends = any(plugin.traits.sent for plugin in self.plugins)
-        return self.properties.mixed_ranks and not sends
+        has_extras = any(plugin.traits.has_extras for plugin in self.plugins)
+        return self.properties.mixed_ranks and not has_extras
 
     def shares(self, updates: Sequence[UpdateFacts], weights_U: Tensor) -> Shares | None:
         """How much of each update's change counts, as the plug-ins say; None for all of it.

@@ -63,7 +63,9 @@ class _Conflict:
 def _factors(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
     plans = recipe.plans(spec.adapter.kind)
     why = next((reason for plan in plans if (reason := _not_whole(plan))), "")
-    if not traits.whole_factors or not why:
+    # What is kept or sent beside the adapter has the shapes of all of it.
+    wanted = traits.whole_factors or traits.personal or traits.kept or traits.has_extras
+    if not wanted or not why:
         return None
     return _Conflict(
         expects="is about A and B trained and sent together in every round",
@@ -83,6 +85,16 @@ def _not_whole(plan: RoundPlan) -> str:
     if plan.refined or plan.personal_stage:
         return "trains again after the aggregation"
     return ""
+
+
+def _private(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:
+    if not traits.edits_updates or not any(p.private for p in recipe.plans(spec.adapter.kind)):
+        return None
+    return _Conflict(
+        expects="changes what was trained before it is sent",
+        got=f"and the method {recipe.method.name} keeps parts of it with the workers",
+        way_out="Take a method without private parts",
+    )
 
 
 def _basis(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
@@ -152,6 +164,7 @@ def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None: 
 
 _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = (
     _factors,
+    _private,
     _basis,
     _engine,
     _sgd,

@@ -38,7 +38,7 @@ def served_extras(
     """
     for plugin in plugins:
         traits = plugin.traits
-        for key in sorted(cohort.files[0].shapes) if traits.sent else ():
+        for key in sorted(cohort.files[0].shapes) if traits.has_extras else ():
             sums = {
                 name: _sum(cohort, extra_key(f"{plugin.name}/{name}", key)) for name in traits.sent
             }

@@ -229,6 +229,9 @@ class LocalTrainer:
         )
         with torch.no_grad():
             ends = {name: hook.end() for name, hook in hooks.items() if hook.end is not None}
+            for hook in hooks.values():
+                if hook.edit_update is not None:
+                    hook.edit_update()
         measured, sent, kept = flat_endings(ends)
         self._model.resize(tail.rank_at_end())
         return replace(

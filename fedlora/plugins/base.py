@@ -46,6 +46,8 @@ class Traits:
     """its formulas are those of SGD without momentum"""
     uniform_weights: bool = False
     """it counts on every update weighing the same"""
+    edits_updates: bool = False
+    """it changes what was trained before it is sent; what is private must stay as it is"""
     personal: bool = False
     """each worker trains an adapter of its own with its hooks, after the round's update is made"""
     needs_labels: bool = False
@@ -62,6 +64,11 @@ class Traits:
     """extra tensors that come with every update, likewise"""
     given: tuple[str, ...] = ()
     """extra tensors that go out with every version but the first, likewise"""
+
+    @property
+    def has_extras(self) -> bool:
+        """Whether tensors of its own cross the wire."""
+        return bool(self.sent or self.given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,6 +133,8 @@ class LocalHooks:
     """told the share of the highest rate at which the step was made; the local optimiser"""
     end: Callable[[], Ending] | None = None
     """asked once, after the last step"""
+    edit_update: Callable[[], None] | None = None
+    """changes what was trained before it is scored and sent; the update filter"""
 
 
 class Plugin(Protocol):

@@ -7,6 +7,7 @@ from typing import cast
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins.base import Plugin
+from fedlora.plugins.clip import Clip
 from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
@@ -18,7 +19,7 @@ from fedlora.runs.spec import RuleSpec
 __all__ = ["PLUGINS", "create_plugins", "known_plugins"]
 
 PLUGINS: Mapping[str, Plugin] = {
-    plugin.name: plugin for plugin in (FedProx(), Ditto(), FedNova(), Scaffold())
+    plugin.name: plugin for plugin in (FedProx(), Ditto(), FedNova(), Scaffold(), Clip())
 }
 """Those that come with fedlora, by name, each with its options' defaults."""
 

@@ -33,7 +33,9 @@ def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.mark.parametrize(
-    "plugin", [rule("fedprox", mu=0.0), rule("fednova", max_ratio=1.0)], ids=lambda p: p.name
+    "plugin",
+    [rule("fedprox", mu=0.0), rule("fednova", max_ratio=1.0), rule("clip", max_norm=0.0)],
+    ids=lambda p: p.name,
 )
 async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     tmp_path: Path, bert: Path, plain, plugin: RuleSpec
@@ -41,6 +43,18 @@ async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     done = await federate(tmp_path, run_with(bert, plugin))
     assert len(done.versions) == 3
     assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+
+
+async def test_no_update_that_is_clipped_goes_farther_than_the_bound(
+    tmp_path: Path, bert: Path, recording: Recording
+):
+    done = await federate(tmp_path, run_with(bert, rule("clip", max_norm=0.01)))
+    _, *updates = recording.up
+    for update in updates:
+        given = done.versions[update.header.base_version]
+        squares = [float((t - given[n]).double().square().sum()) for n, t in update.tensors.items()]
+        # The bound is met, but for the rounding of each number to float32.
+        assert sum(squares) ** 0.5 == pytest.approx(0.01, rel=1e-3)
 
 
 async def test_fednova_moves_by_what_the_updates_did_in_one_step(

@@ -72,6 +72,15 @@ async def test_the_first_round_is_the_uniform_mean_and_the_second_is_not(
     assert not same(plain.versions[2], without_extras(with_c.versions[2]))
 
 
+# FedEx-LoRA adds what the factors miss to the base model; FLoRA-NA weighs the factors anew.
+@pytest.mark.parametrize("method", ["fedex_lora", "flora_na"])
+async def test_it_goes_beside_methods_that_keep_the_basis(tmp_path: Path, bert: Path, method: str):
+    spec = run_with(bert, Mode.DECOUPLED, scaffold(Mode.DECOUPLED))
+    done = await federate(tmp_path, replace(spec, method=replace(spec.method, name=method)))
+    assert len(done.versions) == 4
+    assert all(extras_of(version, "scaffold/c") for version in done.versions[1:])
+
+
 async def test_what_is_exported_is_an_adapter_of_peft(tmp_path: Path, bert: Path):
     from safetensors.torch import load_file
 

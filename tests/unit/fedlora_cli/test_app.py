@@ -59,6 +59,16 @@ def test_help_needs_neither_torch_nor_grpc_nor_a_service():
             ["UNSUPPORTED_METHOD", "fedit"],
         ),
         (
+            ["config", "check", "examples/quickstart.toml", "--set", "plugins.fedprux.mu=1"],
+            2,
+            ["there is no plug-in 'fedprux'", "Did you mean 'fedprox'?"],
+        ),
+        (
+            ["config", "check", "examples/quickstart.toml", "--set", "plugins.scaffold.mode=exact"],
+            2,
+            ["UNSUPPORTED_METHOD", "plug-in scaffold", "training.optimizer is adamw"],
+        ),
+        (
             ["run", "examples/quickstart.toml", "--set", "workers.count=2"],
             2,
             ["workers.count is 2", "rounds.min_workers"],

@@ -14,6 +14,7 @@ from fedlora.adapters.spec import TaskType
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import PluginDefaults, Traits
+from fedlora.plugins.clip import Clip
 from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.scaffold import Mode
@@ -62,6 +63,15 @@ def test_both_factors_are_wanted_where_one_is_frozen_kept_or_chosen_from(method,
     assert "[plugins.fedprox]" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "declared", [{"kept": ("k",)}, {"sent": ("s",)}, {"given": ("g",)}, {"personal": True}]
+)
+def test_what_keeps_or_sends_tensors_of_its_own_wants_both_factors(declared):
+    with pytest.raises(FedLoraError, match=r"plug-in choosy .* ffa_lora freezes a factor"):
+        check(Choosy(asks=Traits(**declared)), "ffa_lora")
+    check(Choosy(asks=Traits(**declared)))
+
+
 @pytest.mark.parametrize("method", ["fedit", "flora_na", "optimal", "flora"])
 def test_methods_that_train_both_factors_take_fedprox(method):
     check(FedProx(), method)
@@ -72,6 +82,12 @@ def test_what_remembers_factors_needs_a_method_that_keeps_the_basis(method):
     with pytest.raises(FedLoraError, match=f"plug-in ditto remembers .* {method} with"):
         check(Ditto(), method)
     check(Ditto(), "fedit")
+
+
+def test_what_edits_updates_leaves_private_parts_alone():
+    with pytest.raises(FedLoraError, match=r"plug-in clip changes .* fedsa_lora keeps parts"):
+        check(Clip(), "fedsa_lora")
+    check(Clip(), "ffa_lora")
 
 
 def test_two_adapters_of_a_workers_own_are_refused_with_both_names():
