@@ -75,7 +75,7 @@ class StudyDisplay:
 
     def done(self, cell: Cell, result: CellResult) -> None:
         """A cell has a result."""
-        value = result.last(self._metric)
+        value = result.value(self._metric)
         figure = f"{self._metric} {value:.4g}, " if value is not None else ""
         self._tell(cell, f"{figure}{result.seconds:.0f} s")
 

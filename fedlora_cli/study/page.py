@@ -29,7 +29,7 @@ class _Found:
     by_seed: Mapping[int, CellResult]
 
     def values(self, metric: str) -> dict[int, float]:
-        last = {seed: result.last(metric) for seed, result in self.by_seed.items()}
+        last = {seed: result.value(metric) for seed, result in self.by_seed.items()}
         return {seed: value for seed, value in last.items() if value is not None}
 
 
@@ -103,7 +103,8 @@ def _made(cells: Sequence[Cell], known: Sequence[CellResult]) -> str:
 
 def _legend(study: Study) -> str:
     return (
-        "Each figure is that of the last round: mean ± standard deviation over seeds. Variants "
+        "Each figure is that of the last round, or where its name begins with mean of all: mean ± "
+        "standard deviation over seeds. Variants "
         f"are compared with `{study.baseline}` on {_words(study.metrics[0])} within each seed: "
         "mean difference [95 % confidence interval], and the two-sided p value of Student's "
         "paired t test, adjusted for the number of variants in the table (Holm). MB: what one "

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 from fedlora import __version__
 from fedlora.errors import FedLoraError, Reason
@@ -24,6 +25,8 @@ __all__ = ["CellResult", "Results", "result_of"]
 
 _DIGITS = 6
 """significant ones that are kept of a figure"""
+
+_MEAN = "mean_"
 
 _CERTIFIED = (
     "relative_error",
@@ -49,9 +52,13 @@ class CellResult:
     made_with: str
     """versions and processor"""
 
-    def last(self, metric: str) -> float | None:
-        """A figure of the last round; None where it has none of that name."""
-        return self.rounds[-1].get(metric)
+    def value(self, metric: str) -> float | None:
+        """A figure of the last round, or with "mean_" before its name of all; None for none."""
+        if metric in self.rounds[-1] or not metric.startswith(_MEAN):
+            return self.rounds[-1].get(metric)
+        name = metric.removeprefix(_MEAN)
+        found = [figures[name] for figures in self.rounds if name in figures]
+        return fmean(found) if found else None
 
     def bytes_to(self, metric: str, level: float) -> float | None:
         """Bytes in both directions until the metric is first that high; None if it never is."""

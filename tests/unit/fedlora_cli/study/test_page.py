@@ -84,6 +84,13 @@ def test_means_differences_and_bytes_are_those_worked_by_hand(study, tmp_path):
     assert drawing.count("<polyline") == 2
 
 
+def test_a_figure_is_of_the_last_round_or_of_all():
+    found = result(cell(0, 0), 0.25, 0.75)
+    assert found.value("test_accuracy") == 0.75
+    assert found.value("mean_test_accuracy") == 0.5
+    assert found.value("no_such") is found.value("mean_no_such") is None
+
+
 def test_a_study_of_which_nothing_was_run_says_so(study, tmp_path):
     text = page(study, tmp_path)
     assert "None of the 9 cells has been run." in text
