@@ -93,10 +93,10 @@ def score(
             counts.append(label_counts(logits, placed.targets))
     mean_loss, mean_correct = loss / len(examples), correct / len(examples)
     if not per_token:
-        told, predicted, present = (tuple(row) for row in torch.stack(counts).sum(0).tolist())
+        right, predicted, present = (tuple(row) for row in torch.stack(counts).sum(0).tolist())
         return Scores(
             metrics={"accuracy": mean_correct, "loss": mean_loss},
-            label_counts=LabelCounts(correct=told, predicted=predicted, present=present),
+            label_counts=LabelCounts(correct=right, predicted=predicted, present=present),
         )
     perplexity = math.exp(mean_loss) if mean_loss < _MOST_NATS else math.inf
     return Scores(

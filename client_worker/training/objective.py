@@ -99,9 +99,9 @@ def label_counts(logits_BV: Tensor, targets_B: Tensor) -> Tensor:
     """A classifier's hits and misses in a batch.
 
     Returns:
-        3 x V whole numbers: of each label the examples that were told rightly, that were told to be
-        of it, and that are.
+        3 x V whole numbers: of each label the examples predicted rightly, predicted to be of it,
+        and that are of it.
     """
-    told_B, width = logits_BV.argmax(-1), logits_BV.shape[-1]
-    chosen = (targets_B[told_B == targets_B], told_B, targets_B)
+    predicted_B, width = logits_BV.argmax(-1), logits_BV.shape[-1]
+    chosen = (targets_B[predicted_B == targets_B], predicted_B, targets_B)
     return torch.stack([torch.bincount(labels_N, minlength=width) for labels_N in chosen])

@@ -3,10 +3,10 @@
     F1_v = 2 c_v / (p_v + n_v)     macro-F1 is its mean over the labels with p_v + n_v > 0
     recall_v = c_v / n_v           balanced accuracy is its mean over the labels with n_v > 0
 
-of label v, c_v examples that were told rightly, p_v that were told to be of it, n_v that are of it.
+of label v, c_v examples predicted rightly, p_v predicted to be of it, n_v that are of it.
 
-A label that nobody has and nobody was told to have says nothing of the classifier and does not
-count; one that was told but is not there, or is there and was never told, counts with an F1 of 0.
+A label that no example has and none was predicted to have says nothing of the classifier and does
+not count; one that was predicted but is not there, or is there and never predicted, has an F1 of 0.
 (Opitz and Burst 2019, "Macro F1 and Macro F1", arXiv:1911.03347: this is their mean of F1 scores.)
 The mean of workers' macro-F1 is another number, in which a label counts as often as workers have
 it; so workers send the counts.
@@ -27,9 +27,9 @@ class LabelCounts:
     """Examples by label, in the order of the run's labels."""
 
     correct: tuple[int, ...]
-    """of the label, and told so"""
+    """of the label, and predicted so"""
     predicted: tuple[int, ...]
-    """told to be of the label"""
+    """predicted to be of the label"""
     present: tuple[int, ...]
     """of the label"""
 
@@ -57,7 +57,7 @@ class LabelCounts:
 
     @property
     def macro_f1(self) -> float:
-        """Mean F1, in [0, 1], of the labels that were there or told."""
+        """Mean F1, in [0, 1], of the labels that were there or predicted."""
         sums = zip(self.correct, self.predicted, self.present, strict=True)
         scores = [2 * c / (p + n) for c, p, n in sums if p + n]
         return sum(scores) / len(scores)

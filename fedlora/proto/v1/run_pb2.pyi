@@ -941,11 +941,11 @@ class LabelCounts(_message.Message):
     PRESENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def correct(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Examples of the label that were told so."""
+        """Examples of the label that were predicted so."""
 
     @_builtins.property
     def predicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Examples told to be of the label."""
+        """Examples predicted to be of the label."""
 
     @_builtins.property
     def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
