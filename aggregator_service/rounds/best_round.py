@@ -55,8 +55,9 @@ def out_of_patience(state: RunState, metrics: Mapping[str, float]) -> str:
         return ""
     least = rules.early_stopping_min_change
     by = f" by more than {least:g}" if least else ""
+    rounds = "1 round" if since == 1 else f"{since} rounds"
     return (
-        f"{gain.metric} has not become better{by} in {since} rounds, since round {gain.round} with "
+        f"{gain.metric} has not become better{by} in {rounds}, since round {gain.round} with "
         f"{gain.value:.4g}"
     )
 
