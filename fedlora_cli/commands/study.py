@@ -33,6 +33,9 @@ def study(
         list[str] | None, typer.Option(help="Run this variant only; may be repeated.")
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Run so many cells and stop; 0 runs all.")] = 0,
+    page_only: Annotated[
+        bool, typer.Option("--page-only", help="Run nothing: write the page of what there is.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the cells and leave.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines instead of bars.")] = False,
 ) -> None:
@@ -88,7 +91,7 @@ def study(
         devices=_devices(devices),
         display=StudyDisplay(missing, metric=design.metrics[0], plain=plain),
     )
-    if missing:
+    if missing and not page_only:
         code = runner.run(missing)
     page = write_page(design, cells, results, folder, command=f"fedlora study {study_file}")
     for failure in runner.failures:

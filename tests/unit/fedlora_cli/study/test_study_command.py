@@ -93,6 +93,9 @@ def test_a_cell_that_fails_is_told_and_tried_again_while_the_others_are_kept(stu
     kept = next((study / "runs/studies/tiny").glob("fedit-*"))
     assert (kept / "report.html").is_file()
     assert (kept / "final" / "adapter_config.json").is_file()
+    (study / "study" / "README.md").unlink()
+    start(study, "--page-only").communicate(timeout=60)
+    assert (study / "study" / "README.md").read_text() == page
     listed, _ = start(study, "--dry-run").communicate(timeout=60)
     assert [line.split()[0] for line in listed.splitlines()] == ["done", "to"]
 
