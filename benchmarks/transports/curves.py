@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from transports.adapters import SMALL, Adapter
 from transports.federation import rounds_of
-from transports.plots import Line, Panel, draw
 from transports.workers import Workers
 
 from aggregator_service.reporting.scale import format_number
+from fedlora_cli.study.plots import Line, Panel, draw
 
 __all__ = ["curves"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.tiny_run import write_tiny_run
 from typer.testing import CliRunner
 
 from fedlora.adapters.peft_files import read_peft_folder
@@ -21,51 +22,12 @@ from fedlora_cli.app import app
 
 ROOT = Path(__file__).parents[3]
 
-CONFIG = """
-[run]
-name = "tiny"
-[model]
-base = "random:bert"
-task = "sequence_classification"
-labels = ["a", "b"]
-[adapter]
-r = 2
-target_modules = ["query"]
-modules_to_save = ["classifier"]
-[method]
-name = "fedit"
-[rounds]
-num_rounds = 2
-[training]
-local_steps = 2
-batch_size = 4
-max_sequence_tokens = 16
-[data]
-path = "rows.jsonl"
-split_column = "split"
-[data.partition]
-scheme = "iid"
-num_slots = 2
-[workers]
-devices = ["cpu"]
-"""
-
 pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
 def config(tmp_path):
-    rows = [
-        {
-            "text": f"{'up' if i % 2 else 'down'} {i}",
-            "label": "ab"[i % 2],
-            "split": "test" if i % 4 == 0 else "train",
-        }
-        for i in range(40)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "tiny.toml").write_text(CONFIG)
-    return tmp_path / "tiny.toml"
+    return write_tiny_run(tmp_path)
 
 
 class Command:

@@ -5,36 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from support.tiny_run import write_tiny_run
 
 from fedlora.errors import FedLoraError
 from fedlora_cli.study.cells import cells_of
 from fedlora_cli.study.design import Condition, Study
 
-CONFIG = """
-[run]
-name = "tiny"
-[model]
-base = "random:bert"
-task = "sequence_classification"
-labels = ["a", "b"]
-[adapter]
-r = 2
-target_modules = ["query"]
-[method]
-name = "fedit"
-[data]
-path = "rows.jsonl"
-[data.partition]
-num_slots = 2
-"""
-
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "x", "label": "a"}\n')
-    file = tmp_path / "run.toml"
-    file.write_text(CONFIG)
-    return file
+    return write_tiny_run(tmp_path)
 
 
 def study(config, *settings, seeds=(0,)):
@@ -80,9 +60,9 @@ def test_names_places_devices_and_threads_do_not(config, tmp_path):
     assert keys(config, names) == [first]
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    for name in ("rows.jsonl", "run.toml"):
+    for name in ("rows.jsonl", "tiny.toml"):
         (moved / name).write_bytes((tmp_path / name).read_bytes())
-    assert keys(moved / "run.toml", {}) == [first]
+    assert keys(moved / "tiny.toml", {}) == [first]
 
 
 def test_other_data_is_another_cell(config, tmp_path):

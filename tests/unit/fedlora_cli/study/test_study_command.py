@@ -12,43 +12,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.tiny_run import write_tiny_run
 
 pytestmark = pytest.mark.timeout(300)
-
-CONFIG = """
-[run]
-name = "tiny"
-[model]
-base = "random:bert"
-task = "sequence_classification"
-labels = ["a", "b"]
-[adapter]
-r = 2
-target_modules = ["query"]
-[rounds]
-num_rounds = 1
-[training]
-local_steps = 1
-batch_size = 4
-max_sequence_tokens = 16
-[data]
-path = "rows.jsonl"
-split_column = "split"
-[data.partition]
-scheme = "iid"
-num_slots = 2
-[workers]
-devices = ["cpu"]
-"""
 
 STUDY = """
 [study]
 name = "tiny"
 title = "One works"
-config = "run.toml"
+config = "tiny.toml"
 seeds = [0]
 baseline = "fedit"
 metrics = ["test_accuracy"]
+[settings]
+rounds.num_rounds = 1
 [variants]
 fedit.method.name = "fedit"
 broken.adapter.target_modules = ["no_such_module"]
@@ -57,12 +34,7 @@ broken.adapter.target_modules = ["no_such_module"]
 
 @pytest.fixture
 def study(tmp_path):
-    rows = [
-        {"text": f"t {i}", "label": "ab"[i % 2], "split": "test" if i % 4 == 0 else "train"}
-        for i in range(64)
-    ]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "run.toml").write_text(CONFIG)
+    write_tiny_run(tmp_path)
     (tmp_path / "study.toml").write_text(STUDY)
     return tmp_path
 
