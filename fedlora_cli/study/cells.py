@@ -67,11 +67,13 @@ def cells_of(study: Study) -> tuple[Cell, ...]:
 
 
 def _cell(study: Study, condition: Condition, seed: int, digests: dict[str, str]) -> Cell:
-    settings = {**condition.settings, "run.seed": seed, "data.partition.seed": seed}
-    overrides = tuple(f"{name}={toml_value(value)}" for name, value in settings.items())
+    settings = [f"{name}={toml_value(value)}" for name, value in condition.settings.items()]
+    overrides = [*settings, f"run.seed={seed}"]
     try:
+        if load(study.config, overrides, environ={}).need_run().partition is not None:
+            overrides.append(f"data.partition.seed={seed}")
         config = load(study.config, overrides, environ={})
-        check(config)
+        _check(config)
     except FedLoraError as error:
         raise FedLoraError(
             error.reason, f"variant {condition.variant!r}: {error.message}", hint=error.hint
@@ -80,12 +82,12 @@ def _cell(study: Study, condition: Condition, seed: int, digests: dict[str, str]
         condition=condition,
         seed=seed,
         key=_key(config, digests),
-        overrides=overrides,
+        overrides=tuple(overrides),
         num_rounds=config.need_run().rounds.num_rounds,
     )
 
 
-def check(config: Config) -> None:
+def _check(config: Config) -> None:
     """Raises what the server and the command line would, before anything runs."""
     from aggregator_service.aggregation import registry
     from aggregator_service.aggregation.run_checks import check_run

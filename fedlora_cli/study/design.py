@@ -12,6 +12,7 @@ data for each worker, another first adapter, another order of examples. Variants
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ Settings = Mapping[str, Any]
 
 _CLIENTS = ("workers.count", "rounds.min_workers", "rounds.quorum", "data.partition.num_slots")
 """keys that the short word "clients" stands for"""
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""of a variant: folders of its cells are named after it"""
 
 
 class _Table(BaseModel):
@@ -111,6 +116,8 @@ def read_study(file: Path) -> Study:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise _invalid(file, "; ".join(faults)) from None
     table = read.study
+    if wrong := [name for name in read.variants if not _NAME.fullmatch(name)]:
+        raise _invalid(file, f"variant {wrong[0]!r}: expected letters, digits, '_' and '-'")
     unknown = {table.baseline, *itertools.chain(*(g.variants for g in read.grid))} - {
         *read.variants
     }

@@ -95,6 +95,13 @@ def test_a_cell_that_cannot_run_is_refused_before_any_has_begun(config, settings
     assert words in f"{caught.value.message} {caught.value.hint}"
 
 
+def test_workers_with_data_of_their_own_have_no_partition_to_seed(config):
+    text, _, rest = config.read_text().partition("[data.partition]")
+    config.write_text(text + rest[rest.index("[workers]") :])
+    (cell,) = cells_of(study(config, {}))
+    assert cell.overrides == ("run.seed=0",)
+
+
 def test_a_cell_says_how_to_run_it_over_grpc(config):
     (cell,) = cells_of(study(config, {"method.name": "optimal"}))
     assert 'method.name="optimal"' in cell.overrides

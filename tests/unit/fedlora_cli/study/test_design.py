@@ -84,6 +84,7 @@ def test_what_is_varied_wins_over_the_variant_and_that_over_the_settings(tmp_pat
         (HEAD.replace("[0, 1]", "[1, 1]") + VARIANTS, "twice"),
         (HEAD.replace("[0, 1]", "[]") + VARIANTS, "study.seeds"),
         (HEAD + VARIANTS + '[[grid]]\nvariants = ["fedavg"]\n', "there are: fedit, optimal"),
+        (HEAD + VARIANTS + '[variants."a b".method]\nname = "fedit"\n', "variant 'a b'"),
         ("[study", "no TOML"),
     ],
 )
