@@ -49,7 +49,7 @@ class Truncate:
 
     def properties(self, combined: Properties) -> Properties:
         """A new basis, and an error wherever the rank does not suffice."""
-        return replace(combined, exact=False, linear=False, keeps_basis=False, mixed_ranks=True)
+        return replace(combined, exact=False, linear=False, keeps_basis=False)
 
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
         """See `base.CompressionRule`."""

@@ -13,6 +13,8 @@ from support.runs import run_spec
 
 from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.compression.energy import Energy
+from aggregator_service.aggregation.compression.truncate import Truncate
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import NEAREST
 from aggregator_service.aggregation.methods.fedit import FedIT
@@ -209,3 +211,10 @@ def test_options_that_read_the_frozen_weights_need_them_and_their_family():
     assert "server.base_weights" in caught.value.hint
     with pytest.raises(FedLoraError, match="for adapters of kind hira, got lora"):
         check_kind(made, AdapterKind.LORA, has_base_weights=True)
+
+
+@pytest.mark.parametrize("rule", [Truncate(), Energy()], ids=lambda rule: rule.name)
+def test_a_compression_makes_no_method_take_the_ranks_it_refuses(rule):
+    for name in ("fedit", "flora_na"):
+        recipe = compose(METHODS[name], compression=rule)
+        assert recipe.properties.mixed_ranks is METHODS[name].properties.mixed_ranks
