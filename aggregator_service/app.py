@@ -31,7 +31,8 @@ from aggregator_service.transport.server import GrpcServer
 from aggregator_service.uploads import Uploads
 from fedlora.exit_codes import ExitCode
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
-from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.phase import RunPhase
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Limits
 
 __all__ = ["Aggregator", "serve"]

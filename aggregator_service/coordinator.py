@@ -41,8 +41,9 @@ from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RoundReport, Run, RunEvent
-from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import (
     AdapterHeader,
     Capabilities,

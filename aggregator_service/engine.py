@@ -34,10 +34,12 @@ from aggregator_service.stored_versions import StoredVersions
 from aggregator_service.worker_copies import WorkerCopy, servable_blob, worker_copy
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import Selection
 from fedlora.runs.report import Certificate
+from fedlora.runs.rounds import RoundEngine
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import RoundEngine, RunPhase, RunSpec
+from fedlora.runs.spec import RunSpec
 
 __all__ = ["AggregationEngine", "resolve_device"]
 

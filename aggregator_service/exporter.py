@@ -27,7 +27,7 @@ from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.worker_copies import servable_blob
 from fedlora.runs.report import EventType, RoundReport, RunEvent
-from fedlora.runs.spec import FinalVersion
+from fedlora.runs.rounds import FinalVersion
 
 __all__ = ["RunExporter"]
 

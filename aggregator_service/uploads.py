@@ -37,8 +37,8 @@ from fedlora.adapters.names import Part, parse_key, split_extra
 from fedlora.codecs.updates import create_codec
 from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import plan_for
-from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
 from fedlora.wire.stream import Chunk, Commit
 

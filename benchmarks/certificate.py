@@ -37,8 +37,8 @@ from certificates.page import write_page
 from certificates.rounds import Cell, Round, train
 
 from aggregator_service.aggregation import driver, registry
+from fedlora.runs.method import Gauge, MethodSpec
 from fedlora.runs.report import Certificate
-from fedlora.runs.spec import Gauge, MethodSpec
 
 MIDDLE = Cell(alpha=0.3, clients=10, rank=8)
 NEIGHBOURS = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["FedLoraError", "Reason"]
+__all__ = ["FedLoraError", "Reason", "invalid_argument"]
 
 
 class Reason(enum.StrEnum):
@@ -121,3 +121,8 @@ class FedLoraError(Exception):
 
 def _rebuild(reason: Reason, message: str, hint: str, retry_seconds: float) -> FedLoraError:
     return FedLoraError(reason, message, hint=hint, retry_seconds=retry_seconds)
+
+
+def invalid_argument(message: str, hint: str = "") -> FedLoraError:
+    """The error of a value that cannot be meant."""
+    return FedLoraError(Reason.INVALID_ARGUMENT, message, hint=hint)

@@ -17,8 +17,8 @@ from types import FrameType
 from fedlora.config import CONFIG_VARIABLE, Config, LocalWorkers
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RunEvent
-from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Role
 from fedlora_cli.display import Display
 from fedlora_cli.processes import (

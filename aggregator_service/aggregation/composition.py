@@ -36,8 +36,8 @@ from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import Plugin, Traits
+from fedlora.runs.method import Gauge
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import Gauge
 
 __all__ = ["Recipe", "compose", "gauges_of"]
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from aggregator_service.aggregation.spare_components import filled
 from fedlora.adapters.factors import LoraFactors
 from fedlora.numerics import ProductSVD, qr_core_svd
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 __all__ = ["NEAREST", "closest_a", "in_gauge", "sorted_factors"]
 

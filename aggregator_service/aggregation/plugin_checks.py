@@ -12,7 +12,8 @@ from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import Traits
 from fedlora.runs.plan import RoundPlan, Selection
-from fedlora.runs.spec import OptimizerName, RunSpec
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import OptimizerName
 
 __all__ = ["check_plugins"]
 

@@ -58,8 +58,8 @@ from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins
 from fedlora.runs.installed import METHODS_GROUP, installed
+from fedlora.runs.method import MethodSpec, OptionValue, RuleSpec
 from fedlora.runs.options import suggest, with_options
-from fedlora.runs.spec import MethodSpec, OptionValue, RuleSpec
 
 __all__ = [
     "COMPRESSIONS",

@@ -23,9 +23,10 @@ from aggregator_service.reporting.style import STYLE
 from aggregator_service.reporting.tables import round_table, settings_list, worker_table
 from fedlora import __version__
 from fedlora.config import run_entries
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import CertificateEntry, RoundReport, Run
+from fedlora.runs.rounds import FinalVersion
 from fedlora.runs.score_names import is_cost
-from fedlora.runs.spec import FinalVersion, RunPhase
 
 __all__ = ["report_html"]
 

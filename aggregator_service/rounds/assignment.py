@@ -11,10 +11,10 @@ from aggregator_service.rounds.manifests import (
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import RoundPlan, plan_for
 from fedlora.runs.report import WorkerState
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Directive, Task, TaskKind, UpdateHeader
 
 __all__ = [

@@ -19,8 +19,9 @@ from aggregator_service.rounds.tasks_in_hand import (
     is_complete,
     open_round,
 )
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
-from fedlora.runs.spec import BelowQuorum, RoundEngine, RunPhase
+from fedlora.runs.rounds import BelowQuorum, RoundEngine
 
 __all__ = [
     "advance",

@@ -66,8 +66,8 @@ from aggregator_service.rounds.membership import (
 from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.rounds.tasks_in_hand import stand_in
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, WorkerState
-from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["TABLE", "pending_effects", "step"]

@@ -20,8 +20,8 @@ import random
 from collections.abc import Sequence
 
 from aggregator_service.rounds.state import RunState
+from fedlora.runs.rounds import RoundRules, Sampling
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import RoundRules, Sampling
 
 __all__ = ["cohort_size", "sample"]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.codecs.spec import CodecSpec
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import RoundPlan, plan_for
 from fedlora.runs.report import BestRound, WorkerState
-from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, Role
 
 __all__ = ["AdapterRecord", "Assignment", "RunState", "UpdateRecord", "WorkerRecord"]

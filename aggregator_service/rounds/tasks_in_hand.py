@@ -16,7 +16,7 @@ from dataclasses import replace
 from aggregator_service.rounds.sampling import cohort_size, sample
 from aggregator_service.rounds.state import Assignment, RunState
 from fedlora.runs.report import WorkerState
-from fedlora.runs.spec import RoundEngine
+from fedlora.runs.rounds import RoundEngine
 
 __all__ = ["assign", "drop_late", "hand_out", "is_complete", "open_round", "stand_in"]
 

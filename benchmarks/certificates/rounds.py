@@ -31,8 +31,9 @@ from aggregator_service.aggregation import driver, registry
 from client_worker.data.config import DataConfig
 from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
+from fedlora.runs.method import Gauge, MethodSpec
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import Gauge, MethodSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import EvaluationScope, EvaluationSplit
 from fedlora.tensors.safetensors_io import decode, encode
 

@@ -34,9 +34,10 @@ from client_worker.training.trainer import LocalTrainer
 from fedlora.codecs.spec import CodecSpec
 from fedlora.codecs.updates import create_codec
 from fedlora.config import load_config
+from fedlora.runs.method import MethodSpec
 from fedlora.runs.plan import plan_for
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import MethodSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import (
     EvaluationScope,
     EvaluationSplit,

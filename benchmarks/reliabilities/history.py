@@ -16,6 +16,7 @@ from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecor
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import (
     Certificate,
     CertificateEntry,
@@ -26,8 +27,10 @@ from fedlora.runs.report import (
     WorkerEvaluation,
     WorkerState,
 )
-from fedlora.runs.spec import RoundRules, RunPhase, RunSpec, TrainingSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, EvaluationScope, EvaluationSplit
+from fedlora.runs.training import TrainingSpec
 from fedlora.tensors.manifest import DataType
 
 __all__ = ["LAYERS", "layout_of", "spec_of", "write_history"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
-from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec, TrainingSpec
+from fedlora.runs.method import MethodSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import TrainingSpec
 
 __all__ = ["LARGE", "MEGABYTE", "MIDDLE", "SMALL", "TINY", "Adapter", "run_of"]
 

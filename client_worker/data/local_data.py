@@ -14,8 +14,8 @@ from client_worker.data.readers import read_examples
 from client_worker.data.rows import FILE_SUFFIXES, Row, read_hub_splits, read_rows
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.partition import PartitionScheme, PartitionSpec
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import PartitionScheme, PartitionSpec
 from fedlora.runs.tasks import DataSlot
 
 __all__ = ["LocalData", "load_local_data"]

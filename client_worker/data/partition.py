@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from client_worker.data.portable_random import PortableRandom
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.partition import PartitionScheme, PartitionSpec
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import PartitionScheme, PartitionSpec
 
 __all__ = ["partition"]
 

@@ -33,7 +33,7 @@ from client_worker.training.schedule import round_factor, step_factor
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import LocalHooks
 from fedlora.runs.seeds import derive_seed
-from fedlora.runs.spec import OptimizerName, TrainingSpec
+from fedlora.runs.training import OptimizerName, TrainingSpec
 
 __all__ = ["Course", "RoundResult", "TaskAbandoned", "train_round"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedlora.runs.spec import LearningRateSchedule
+from fedlora.runs.training import LearningRateSchedule
 
 __all__ = ["FINAL_SHARE", "round_factor", "step_factor"]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from fedlora.adapters.axis import Axis
 from fedlora.adapters.names import Part
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import LearningRateSchedule, TrainingSpec
+from fedlora.runs.training import LearningRateSchedule, TrainingSpec
 
 __all__ = ["Stage", "personal_axis", "personal_stage", "refinement", "round_stage"]
 

@@ -14,7 +14,8 @@ from fedlora.config.sections import (
     run_sections,
 )
 from fedlora.config.sources import Origin, OriginKind
-from fedlora.runs.spec import RuleSpec, RunSpec
+from fedlora.runs.method import RuleSpec
+from fedlora.runs.spec import RunSpec
 
 __all__ = ["run_entries"]
 

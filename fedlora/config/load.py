@@ -36,14 +36,11 @@ from fedlora.config.sources import (
 )
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins
-from fedlora.runs.spec import (
-    MethodSpec,
-    PartitionSpec,
-    RoundRules,
-    RuleSpec,
-    RunSpec,
-    TrainingSpec,
-)
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.partition import PartitionSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import TrainingSpec
 
 __all__ = ["CONFIG_VARIABLE", "Config", "ConfigEntry", "load_config"]
 

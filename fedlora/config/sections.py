@@ -16,14 +16,11 @@ from fedlora.adapters.spec import AdapterSpec, BaseModel
 from fedlora.codecs.spec import CodecSpec
 from fedlora.config.keys import Key, keys_of
 from fedlora.plugins import Plugin, known_plugins
-from fedlora.runs.spec import (
-    MethodSpec,
-    PartitionSpec,
-    RoundRules,
-    RuleSpec,
-    RunSpec,
-    TrainingSpec,
-)
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.partition import PartitionSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import TrainingSpec
 
 __all__ = [
     "METHOD_RULES",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from fedlora.runs.spec import TrainingSpec
+from fedlora.runs.training import TrainingSpec
 
 if TYPE_CHECKING:
     # A configuration is read without torch.

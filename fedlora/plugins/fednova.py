@@ -32,7 +32,7 @@ from typing import ClassVar
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins.base import Ending, LocalHooks, LocalRound, PluginDefaults, Traits
-from fedlora.runs.spec import OptimizerName
+from fedlora.runs.training import OptimizerName
 
 __all__ = ["FedNova"]
 

@@ -13,8 +13,8 @@ from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.scaffold import Scaffold
 from fedlora.runs.installed import PLUGINS_GROUP, installed
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.options import suggest, with_options
-from fedlora.runs.spec import RuleSpec
 
 __all__ = ["PLUGINS", "create_plugins", "known_plugins"]
 

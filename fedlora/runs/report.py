@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedlora.adapters.spec import AdapterLayout
-from fedlora.runs.spec import RunPhase, RunSpec
+from fedlora.runs.phase import RunPhase
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation
 
 __all__ = [

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.label_counts import LabelCounts
+from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.plan import RoundPlan, WorkerFeature
-from fedlora.runs.spec import PartitionSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.tensors.manifest import DataType, TensorManifest
 
 __all__ = [

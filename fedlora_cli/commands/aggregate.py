@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from aggregator_service.aggregation.base_weights import BaseWeights
     from aggregator_service.aggregation.cohort_files import Contribution
     from fedlora.adapters.peft_files import AdapterFolder
+    from fedlora.runs.method import MethodSpec, OptionValue
     from fedlora.runs.report import Certificate, CertificateEntry
-    from fedlora.runs.spec import MethodSpec, OptionValue
     from fedlora.tensors.manifest import DataType
 
 __all__ = ["aggregate"]
@@ -227,7 +227,7 @@ def _method(
     gauge: str = "own",
 ) -> MethodSpec:
     """The method and its rules; an option with a rule's name before a dot is the rule's."""
-    from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
+    from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
 
     if gauge not in {*Gauge}:
         raise FedLoraError(

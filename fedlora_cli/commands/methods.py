@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from aggregator_service.aggregation.weighting.base import WeightingRule
     from fedlora.plugins import Plugin
-    from fedlora.runs.spec import Gauge
+    from fedlora.runs.method import Gauge
 
     Rule = CompressionRule | Plugin | ServerOptimizer | WeightingRule
 
@@ -335,7 +335,7 @@ def _options(cls: type) -> list[dict[str, object]]:
 def _print_table(rows: list[Method]) -> None:
     from rich.table import Table
 
-    from fedlora.runs.spec import Gauge
+    from fedlora.runs.method import Gauge
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("method", "error", "mixed ranks", "in a run", "take it when", "paper"):

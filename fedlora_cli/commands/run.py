@@ -40,7 +40,7 @@ def run(
     """
     from fedlora.errors import FedLoraError, Reason
     from fedlora.exit_codes import ExitCode
-    from fedlora.runs.spec import RunPhase
+    from fedlora.runs.phase import RunPhase
     from fedlora_cli.configuration import load, need_service
     from fedlora_cli.console import errors
     from fedlora_cli.display import display_for

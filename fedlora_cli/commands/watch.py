@@ -23,8 +23,8 @@ def watch(
 ) -> None:
     """Follow a run until it has ended. Ctrl-C leaves the run alone."""
     from fedlora.exit_codes import ExitCode
+    from fedlora.runs.phase import RunPhase
     from fedlora.runs.report import EventType
-    from fedlora.runs.spec import RunPhase
     from fedlora_cli.admin_client import AdminClient
     from fedlora_cli.console import output
     from fedlora_cli.display import display_for

@@ -28,7 +28,7 @@ from client_worker.training.trainer import LocalTrainer
 from fedlora.config import Config, LocalWorkers
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.tasks import Registration, Role
 from fedlora.telemetry import bind_context
 from fedlora_cli.processes import describe_exit

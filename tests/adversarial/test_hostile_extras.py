@@ -15,7 +15,8 @@ from support.runs import run_spec
 from torch import Tensor
 
 from fedlora.adapters.names import extra_key
-from fedlora.runs.spec import MethodSpec, RuleSpec, RunSpec
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.spec import RunSpec
 
 Bend = Callable[[dict[str, Tensor]], None]
 

@@ -72,6 +72,6 @@ def field_help_of_exit_codes() -> dict[str, str]:
 
 def test_config_keys_of_flags_are_documented_fields():
     # A guard for the guard: field docstrings are really read.
-    from fedlora.runs.spec import RoundRules
+    from fedlora.runs.rounds import RoundRules
 
     assert field_help(RoundRules)["num_rounds"] == "rounds of the run"

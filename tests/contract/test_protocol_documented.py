@@ -9,8 +9,8 @@ import pytest
 
 from aggregator_service.rounds.machine import TABLE
 from fedlora.rpc.status import STATUS_OF_REASON
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
-from fedlora.runs.spec import RunPhase
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 

@@ -22,7 +22,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.spec import AdaptedModule
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.phase import RunPhase
 
 WIDE = replace(
     LAYOUT,

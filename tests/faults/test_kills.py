@@ -18,7 +18,7 @@ from support.kill_history import LEAST_ACKNOWLEDGED, History, judge, live_throug
 from support.runs import run_spec
 
 from aggregator_service.failpoints import Failpoint
-from fedlora.runs.spec import RoundEngine
+from fedlora.runs.rounds import RoundEngine
 
 NAMES = tuple(f"w-{i:02d}" for i in range(12))
 SPEC = run_spec(method="flora_na", num_rounds=6, num_workers=len(NAMES), evaluate=False)

@@ -33,7 +33,8 @@ from aggregator_service.transport import server as transport_server
 from aggregator_service.transport.federation_servicer import FederationServicer
 from fedlora.exit_codes import ExitCode
 from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.runs.spec import MethodSpec, RuleSpec, RunSpec
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.spec import RunSpec
 
 SCRIPT = Path(__file__).parents[1] / "support" / "worker_process.py"
 SPECS = {

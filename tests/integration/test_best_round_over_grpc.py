@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from fedlora.proto.v1 import admin_pb2, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.runs.spec import FinalVersion
+from fedlora.runs.rounds import FinalVersion
 from fedlora_cli.app import app
 
 NAMES = ("w-0", "w-1")

@@ -29,7 +29,8 @@ from fedlora.codecs.updates import coded_manifest, coded_update, create_codec
 from fedlora.exit_codes import ExitCode
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.report import RoundReport
-from fedlora.runs.spec import RoundEngine, RunSpec
+from fedlora.runs.rounds import RoundEngine
+from fedlora.runs.spec import RunSpec
 from fedlora.tensors.manifest import DataType, TensorInfo, TensorManifest
 
 ROUNDS = 3

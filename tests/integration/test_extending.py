@@ -25,7 +25,7 @@ from fedlora.config import load_config
 from fedlora.config.sections import run_sections
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins, known_plugins
-from fedlora.runs.spec import RuleSpec
+from fedlora.runs.method import RuleSpec
 from fedlora_cli.commands.methods import methods
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text()

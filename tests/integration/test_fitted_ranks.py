@@ -18,7 +18,7 @@ from client_worker.app import run_worker
 from client_worker.config import WorkerConfig, WorkerRank
 from client_worker.data.config import DataConfig
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.spec import RunPhase
+from fedlora.runs.phase import RunPhase
 
 RUN = classifier_spec("random:bert")
 

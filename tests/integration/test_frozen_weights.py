@@ -19,7 +19,7 @@ from fedlora.adapters.names import Part, part_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError
 from fedlora.proto.v1 import admin_pb2, run_pb2
-from fedlora.runs.spec import MethodSpec
+from fedlora.runs.method import MethodSpec
 from fedlora.tensors.manifest import DataType
 
 FROZEN = {

@@ -35,8 +35,9 @@ from fedlora.adapters.names import Factor, Part, lora_key, parse_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.proto.v1 import admin_pb2, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
 from fedlora.runs.plan import RoundPlan, Selection, plan_for
-from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Role
 from fedlora.tensors.manifest import DataType
 from fedlora.wire.convert import from_message

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from client_worker.adaptation.base_model import load_base
 from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.spec import AdapterKind, BaseModel
-from fedlora.runs.spec import RuleSpec, RunSpec
+from fedlora.runs.method import RuleSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import EvaluationScope
 from fedlora_cli.app import app
 

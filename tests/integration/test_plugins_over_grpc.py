@@ -15,7 +15,9 @@ from support.worker_harness import worker
 from support.worker_runs import classifier_spec
 
 from fedlora.exit_codes import ExitCode
-from fedlora.runs.spec import OptimizerName, RuleSpec, RunSpec
+from fedlora.runs.method import RuleSpec
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import OptimizerName
 
 
 def run_with(bert: Path, *plugins: RuleSpec, method: str = "fedit", **training) -> RunSpec:

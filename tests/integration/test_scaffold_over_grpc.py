@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fedlora.adapters.extras import extras_of, without_extras
 from fedlora.plugins.scaffold import Mode
-from fedlora.runs.spec import MethodSpec, OptimizerName, RuleSpec, RunSpec
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import OptimizerName
 
 OPTIMIZERS = {
     Mode.EXACT: {"optimizer": OptimizerName.SGD, "learning_rate": 0.5},

@@ -13,7 +13,8 @@ from support.runs import run_spec
 
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.proto.v1 import admin_pb2, federation_pb2, run_pb2
-from fedlora.runs.spec import LateUpdates, RoundEngine, RunSpec
+from fedlora.runs.rounds import LateUpdates, RoundEngine
+from fedlora.runs.spec import RunSpec
 
 TRAIN = federation_pb2.TASK_KIND_TRAIN
 

@@ -22,7 +22,7 @@ from aggregator_service.aggregation.registry import METHODS, create_recipe
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import Gauge, MethodSpec
+from fedlora.runs.method import Gauge, MethodSpec
 
 CHOSEN = [gauge for gauge in Gauge if gauge is not Gauge.OWN]
 PAIRS = list(itertools.product(sorted(METHODS), CHOSEN))

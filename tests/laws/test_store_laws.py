@@ -19,8 +19,8 @@ from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecor
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.sqlite import SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.method import MethodSpec
 from fedlora.runs.report import EventType, RunEvent, WorkerState
-from fedlora.runs.spec import MethodSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, EvaluationScope, EvaluationSplit
 
 STORES: dict[str, Callable[[Path], StateStore]] = {

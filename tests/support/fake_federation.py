@@ -22,7 +22,9 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
 from fedlora.rpc.channel import SERVER_OPTIONS
 from fedlora.rpc.status import to_status
-from fedlora.runs.spec import PartitionSpec, RoundRules, RunSpec
+from fedlora.runs.partition import PartitionSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import (
     Acknowledgement,
     AdapterHeader,

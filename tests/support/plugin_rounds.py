@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedlora.plugins import LocalHooks, LocalRound, Plugin
-from fedlora.runs.spec import OptimizerName, TrainingSpec
+from fedlora.runs.training import OptimizerName, TrainingSpec
 
 __all__ = ["HEAD", "A", "B", "descend", "random_tensors", "seen"]
 

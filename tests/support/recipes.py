@@ -16,8 +16,8 @@ from aggregator_service.aggregation.registry import METHODS, create_recipe
 from aggregator_service.aggregation.scalar_als import ScalarProblem
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
+from fedlora.runs.method import MethodSpec
 from fedlora.runs.plan import Selection, plan_for
-from fedlora.runs.spec import MethodSpec
 
 
 def whole_adapter_methods() -> list[str]:

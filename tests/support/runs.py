@@ -17,9 +17,13 @@ from aggregator_service.rounds.machine import step
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
 from fedlora.codecs.spec import CodecName
+from fedlora.runs.method import MethodSpec
+from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.plan import RoundPlan, WorkerFeature
-from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunSpec, TrainingSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Role
+from fedlora.runs.training import TrainingSpec
 from fedlora.tensors.manifest import DataType, TensorInfo
 
 LAYOUT = AdapterLayout(

@@ -6,6 +6,9 @@ import math
 from dataclasses import replace
 
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout, AdapterSpec, BaseModel, TaskType
+from fedlora.runs.method import MethodSpec
+from fedlora.runs.partition import PartitionSpec
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import (
     Certificate,
     CertificateEntry,
@@ -16,7 +19,8 @@ from fedlora.runs.report import (
     WorkerInfo,
     WorkerState,
 )
-from fedlora.runs.spec import MethodSpec, PartitionSpec, RoundRules, RunPhase, RunSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Evaluation, EvaluationScope, EvaluationSplit
 
 WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")

@@ -23,8 +23,10 @@ from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.exit_codes import ExitCode
+from fedlora.runs.method import MethodSpec
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import MethodSpec, RoundRules, RunSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Registration, Role
 
 __all__ = ["Finished", "federate", "of_part", "parts_in", "run_of", "same", "stored", "trainer_in"]

@@ -12,7 +12,9 @@ from support.tiny_models import TEXTS
 from client_worker.data.config import DataConfig
 from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.spec import AdapterSpec, BaseModel, TaskType
-from fedlora.runs.spec import RoundRules, RunSpec, TrainingSpec
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import TrainingSpec
 
 LABELS = ("admin", "games", "net")
 

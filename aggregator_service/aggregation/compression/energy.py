@@ -38,7 +38,7 @@ from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import ProductSVD, decompose_to, effective_rank
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 __all__ = ["Energy"]
 

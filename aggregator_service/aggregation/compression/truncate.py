@@ -25,7 +25,7 @@ from aggregator_service.aggregation.spare_components import filled, fresh
 from fedlora.adapters.stacked import block_product
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import Core, decompose
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 __all__ = ["Core", "Truncate"]
 

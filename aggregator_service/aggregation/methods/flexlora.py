@@ -39,7 +39,7 @@ from aggregator_service.aggregation.factor_means import owners_weight
 from aggregator_service.aggregation.module_cohort import ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 __all__ = ["FlexLoRA", "Partition"]
 

@@ -19,7 +19,8 @@ from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
-from fedlora.runs.spec import BelowQuorum, RunPhase
+from fedlora.runs.phase import RunPhase
+from fedlora.runs.rounds import BelowQuorum
 
 
 @dataclass

@@ -24,8 +24,9 @@ from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import BestRound, EventType, RoundReport, RunEvent
-from fedlora.runs.spec import FinalVersion, RunPhase
+from fedlora.runs.rounds import FinalVersion
 
 NAME = "test"
 FINAL = 6

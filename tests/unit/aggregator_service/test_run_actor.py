@@ -24,8 +24,8 @@ from aggregator_service.run_actor import RunActor
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, RoundReport, RunEvent
-from fedlora.runs.spec import RunPhase
 from fedlora.runs.tasks import TaskKind
 
 

@@ -15,8 +15,9 @@ from client_worker.private_parts import PrivateParts
 from fedlora.adapters.extras import extra_manifest
 from fedlora.adapters.shape import AdapterShape
 from fedlora.adapters.spec import AdapterKind
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import RuleSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Limits, Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType
 

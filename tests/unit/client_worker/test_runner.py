@@ -23,8 +23,9 @@ from client_worker.session import State
 from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
+from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import PartitionSpec, RunSpec
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import EvaluationScope, Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import decode, encode

@@ -17,8 +17,8 @@ from aggregator_service.rounds.ports import Transaction
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
-from fedlora.runs.spec import RunPhase
 from fedlora_cli.admin_client import AdminClient
 from fedlora_cli.app import app
 from fedlora_cli.server_error import ServerError

@@ -10,8 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from aggregator_service.aggregation.registry import METHODS
+from fedlora.runs.method import Gauge
 from fedlora.runs.options import options
-from fedlora.runs.spec import Gauge
 from fedlora_cli.commands.methods import markdown, methods
 
 ROOT = Path(__file__).resolve().parents[3]

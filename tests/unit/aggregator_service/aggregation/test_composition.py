@@ -30,7 +30,7 @@ from aggregator_service.aggregation.run_checks import check_kind, check_run
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
+from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
 
 
 def recipe(name, *, gauge="own", **rules):

@@ -10,7 +10,7 @@ from support.reference import EPS, relative_error
 from aggregator_service.aggregation.gauge import MAX_CONDITION, in_gauge
 from aggregator_service.aggregation.spare_components import FRESH_ROW_NORM
 from fedlora.adapters.factors import LoraFactors
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 GAUGES = [gauge for gauge in Gauge if gauge is not Gauge.OWN]
 every_gauge = pytest.mark.parametrize("gauge", GAUGES)

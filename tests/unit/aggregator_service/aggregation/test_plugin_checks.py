@@ -18,7 +18,9 @@ from fedlora.plugins.clip import Clip
 from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.scaffold import Mode
-from fedlora.runs.spec import LateUpdates, MethodSpec, OptimizerName, RoundEngine, RuleSpec
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.rounds import LateUpdates, RoundEngine
+from fedlora.runs.training import OptimizerName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

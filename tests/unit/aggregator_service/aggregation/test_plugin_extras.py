@@ -18,7 +18,7 @@ from aggregator_service.aggregation.servable import servable_rank, write_servabl
 from aggregator_service.aggregation.slicing import slice_adapter
 from fedlora.adapters.extras import extras_of, without_extras
 from fedlora.adapters.names import Part, extra_key
-from fedlora.runs.spec import MethodSpec, RuleSpec
+from fedlora.runs.method import MethodSpec, RuleSpec
 
 RECIPE = create_recipe(
     MethodSpec(name="fedit", weighting=RuleSpec(name="uniform")), [RuleSpec(name="scaffold")]

@@ -9,8 +9,8 @@ from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.optimal import Optimal
 from aggregator_service.aggregation.registry import METHODS, create, create_recipe
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.runs.options import options
-from fedlora.runs.spec import MethodSpec, RuleSpec
 
 
 def test_rows_are_methods_with_the_defaults_of_their_options():

@@ -25,7 +25,7 @@ from aggregator_service.aggregation.stale_updates import (
 )
 from fedlora.adapters.names import PREFIX, Factor, Part, lora_key
 from fedlora.adapters.spec import AdapterKind
-from fedlora.runs.spec import Gauge, MethodSpec, RuleSpec
+from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
 
 HEAD = {"classifier.weight": (3, 7)}
 SCALING = 2.0

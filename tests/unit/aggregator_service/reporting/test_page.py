@@ -12,8 +12,9 @@ from support.sample_run import sample_certificate, sample_round, sample_run, sam
 
 from aggregator_service.reporting import report_html
 from fedlora.adapters.spec import BaseModel
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import BestRound
-from fedlora.runs.spec import FinalVersion, RunPhase
+from fedlora.runs.rounds import FinalVersion
 
 ROUNDS = [sample_round(i) for i in range(1, 7)]
 

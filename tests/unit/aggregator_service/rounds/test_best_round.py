@@ -16,8 +16,10 @@ from aggregator_service.rounds.summary import describe
 from aggregator_service.store.records import dump, load
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.method import MethodSpec, RuleSpec
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import BestRound, EventType
-from fedlora.runs.spec import FinalVersion, MethodSpec, RuleSpec, RunPhase
+from fedlora.runs.rounds import FinalVersion
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 JUDGED = {"best_by": "test_accuracy"}

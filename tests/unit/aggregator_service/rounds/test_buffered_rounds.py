@@ -8,7 +8,8 @@ from support.runs import MachineDriver, run_spec
 from aggregator_service.rounds.assignment import task_for
 from aggregator_service.rounds.events import DeadlineChecked, EvaluationReported, WorkerLost
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import LateUpdates, RoundEngine, RoundRules, RunPhase, Sampling
+from fedlora.runs.phase import RunPhase
+from fedlora.runs.rounds import LateUpdates, RoundEngine, RoundRules, Sampling
 from fedlora.runs.tasks import TaskKind
 
 FOUR = ("a", "b", "c", "d")

@@ -29,9 +29,10 @@ from aggregator_service.rounds.state import AdapterRecord
 from fedlora.adapters.names import Part
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
-from fedlora.runs.spec import BelowQuorum, RunPhase
+from fedlora.runs.rounds import BelowQuorum
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Role, TaskKind
 
 GLOBAL_TEST = Evaluation(

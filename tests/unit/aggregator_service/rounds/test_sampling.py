@@ -8,7 +8,7 @@ from support.runs import MachineDriver, run_spec
 
 from aggregator_service.rounds.sampling import cohort_size, sample
 from aggregator_service.rounds.state import RunState
-from fedlora.runs.spec import RoundRules, Sampling
+from fedlora.runs.rounds import RoundRules, Sampling
 
 NAMES = tuple(f"w-{i}" for i in range(6))
 

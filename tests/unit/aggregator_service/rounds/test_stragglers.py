@@ -20,8 +20,9 @@ from aggregator_service.rounds.events import (
     WorkerReturned,
 )
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
-from fedlora.runs.spec import BelowQuorum, LateUpdates, RoundEngine, RunPhase, Sampling
+from fedlora.runs.rounds import BelowQuorum, LateUpdates, RoundEngine, Sampling
 from fedlora.runs.tasks import Directive, TaskKind
 
 EIGHT = tuple(f"w-{i}" for i in range(8))

@@ -24,8 +24,8 @@ from aggregator_service.store.migrations import SCHEMA_VERSION
 from aggregator_service.store.sqlite import SqliteStateStore
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, WorkerState
-from fedlora.runs.spec import RunPhase
 
 ROOT = Path(__file__).parents[4]
 RELEASED = {1: ROOT / "tests" / "data" / "state_schema_1.sql"}

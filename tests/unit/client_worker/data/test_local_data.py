@@ -10,7 +10,7 @@ from client_worker.data.config import DataConfig
 from client_worker.data.local_data import load_local_data
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import PartitionScheme, PartitionSpec
+from fedlora.runs.partition import PartitionScheme, PartitionSpec
 from fedlora.runs.tasks import DataSlot
 
 

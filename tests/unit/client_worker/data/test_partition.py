@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from client_worker.data.partition import partition
 from fedlora.errors import FedLoraError
-from fedlora.runs.spec import PartitionScheme, PartitionSpec
+from fedlora.runs.partition import PartitionScheme, PartitionSpec
 
 EXPECTED_IID = ((0, 2, 7), (8, 10, 11), (1, 3, 9), (4, 5, 6))
 EXPECTED_DIRICHLET = ((7,), (0, 2, 3, 6, 8, 9), (5,), (1, 4, 10, 11))

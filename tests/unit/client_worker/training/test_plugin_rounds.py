@@ -13,8 +13,9 @@ from client_worker.training.plugin_rounds import local_round, snapshot
 from client_worker.training.stages import round_stage
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import OptimizerName, RuleSpec, TrainingSpec
+from fedlora.runs.training import OptimizerName, TrainingSpec
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from client_worker.training.schedule import round_factor, step_factor
-from fedlora.runs.spec import LearningRateSchedule as Schedule
+from fedlora.runs.training import LearningRateSchedule as Schedule
 
 
 @pytest.mark.parametrize("schedule", [Schedule.LINEAR, Schedule.COSINE])

@@ -9,7 +9,7 @@ from fedlora.adapters.axis import Axis
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import LearningRateSchedule, TrainingSpec
+from fedlora.runs.training import LearningRateSchedule, TrainingSpec
 
 TRAINING = TrainingSpec(learning_rate=2e-4, local_epochs=3.0, local_steps=9, batch_size=5)
 

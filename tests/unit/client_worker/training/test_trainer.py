@@ -27,8 +27,8 @@ from fedlora.adapters.shape import AdapterShape
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.label_counts import LabelCounts
+from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.plan import RoundPlan
-from fedlora.runs.spec import PartitionSpec
 from fedlora.runs.tasks import DataSlot, EvaluationScope, EvaluationSplit
 from fedlora.tensors.manifest import FLOATS, DataType, TensorManifest
 

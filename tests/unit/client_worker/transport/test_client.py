@@ -13,7 +13,7 @@ from client_worker.transport.calls import transfer_seconds
 from client_worker.transport.client import FederationClient
 from fedlora.adapters.names import Part
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import PartitionSpec
+from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.tasks import (
     Acknowledgement,
     Capabilities,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedlora.config.keys import REQUIRED, did_you_mean, keys_of, parse_literal
-from fedlora.runs.spec import BelowQuorum, RoundRules, RunSpec
+from fedlora.runs.rounds import BelowQuorum, RoundRules
+from fedlora.runs.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)

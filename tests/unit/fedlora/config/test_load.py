@@ -10,7 +10,10 @@ import pytest
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.config import CONFIG_VARIABLE, LocalWorkers, OriginKind, load_config, run_entries
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import Gauge, LearningRateSchedule, PartitionScheme, RunSpec
+from fedlora.runs.method import Gauge
+from fedlora.runs.partition import PartitionScheme
+from fedlora.runs.spec import RunSpec
+from fedlora.runs.training import LearningRateSchedule
 from fedlora.tensors.manifest import DataType
 
 RUN = """

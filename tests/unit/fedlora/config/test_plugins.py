@@ -6,7 +6,7 @@ import pytest
 
 from fedlora.config import load_config, run_entries, toml_text
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import RuleSpec
+from fedlora.runs.method import RuleSpec
 
 RUN = """
 [run]

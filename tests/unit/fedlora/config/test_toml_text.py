@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.sample_run import sample_spec
 
 from fedlora.config import load_config, run_entries, toml_text, toml_value
-from fedlora.runs.spec import LearningRateSchedule
+from fedlora.runs.training import LearningRateSchedule
 
 plain = st.one_of(
     st.booleans(),

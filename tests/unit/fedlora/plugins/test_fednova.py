@@ -10,7 +10,7 @@ from fedlora.errors import FedLoraError
 from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.proximal import Space
-from fedlora.runs.spec import OptimizerName
+from fedlora.runs.training import OptimizerName
 
 GRADIENT = random_tensors(4)
 

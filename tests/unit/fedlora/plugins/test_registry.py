@@ -6,7 +6,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import PLUGINS, create_plugins
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.proximal import Space
-from fedlora.runs.spec import RuleSpec
+from fedlora.runs.method import RuleSpec
 
 
 def test_options_are_those_of_the_dataclass():

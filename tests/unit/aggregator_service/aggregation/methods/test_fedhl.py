@@ -20,7 +20,7 @@ from aggregator_service.aggregation.weighting.base import UpdateFacts, Weighting
 from aggregator_service.aggregation.weighting.truncation_error import Form, TruncationError
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.spec import Gauge
+from fedlora.runs.method import Gauge
 
 
 def first_slice(factors: LoraFactors, rank: int) -> LoraFactors:
