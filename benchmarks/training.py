@@ -27,6 +27,7 @@ from client_worker.data.config import DataConfig
 from client_worker.device import resolve_device, torch_device, verify_device
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.precision import Precision
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part
 from fedlora.config import load_config
@@ -106,7 +107,7 @@ def _batches(run: RunSpec, data: EncodedData, pad_id: int) -> Sequence[Batch]:
 
 def _ours(trainer: LocalTrainer, precision: Precision) -> float:
     began = time.perf_counter()
-    trainer.train(round=1, seed=_SEED, on_progress=lambda *_: None, should_abandon=lambda: False)
+    trainer.train(RoundWork(round=1, seed=_SEED))
     _wait(precision)
     return time.perf_counter() - began
 

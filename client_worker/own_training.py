@@ -6,15 +6,13 @@ plug-ins' memory. Where published versions are scored, it is scored as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import structlog
 from torch import Tensor
 
 from client_worker.loading import LoadedTrainer
 from client_worker.plugin_memory import PluginMemory, own_adapter_of
-from client_worker.ports import OnProgress
 from client_worker.stop import StopRequest
+from client_worker.training.round_work import RoundWork
 from fedlora.adapters.extras import extras_of
 from fedlora.adapters.names import extra_key
 from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration, Task, TaskKind
@@ -41,30 +39,21 @@ class OwnTraining:
         task: Task,
         loaded: LoadedTrainer,
         registration: Registration,
-        *,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
+        work: RoundWork,
     ) -> dict[str, Tensor]:
         """What is to be kept of a round; nothing for a run without such an adapter.
 
         The model has the worker's own adapter in it afterwards.
 
         Raises:
-            TaskAbandoned: once `should_abandon` says so.
+            TaskAbandoned: once `work.should_abandon` says so.
         """
         name = own_adapter_of(loaded.assignment[0])
         if not name or task.kind is not TaskKind.TRAIN:
             return {}
         before = extras_of(self._memory.before(task, loaded, registration), name)
         loaded.trainer.load_adapter(loaded.held.tensors)
-        own = loaded.trainer.train_own(
-            before or None,
-            round=task.round,
-            seed=task.seed,
-            plan=task.plan,
-            on_progress=on_progress,
-            should_abandon=should_abandon,
-        )
+        own = loaded.trainer.train_own(work, before or None)
         log.info("own_adapter_trained")
         return {extra_key(name, key): tensor for key, tensor in own.items()}
 

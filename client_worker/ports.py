@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from client_worker.training.round_work import RoundWork
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import RunSpec
@@ -120,10 +121,6 @@ class Outcome(Protocol):
         ...
 
 
-OnProgress = Callable[[int, int, Mapping[str, float]], None]
-"""told steps done, steps in all, metrics"""
-
-
 class Trainer(Protocol):
     """The model with its adapter, and the data."""
 
@@ -157,46 +154,22 @@ class Trainer(Protocol):
         """Puts an adapter into the model; `private` takes the place of some of its tensors."""
         ...
 
-    def train(
-        self,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        extras: Mapping[str, torch.Tensor],
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> Outcome:
+    def train(self, work: RoundWork, extras: Mapping[str, torch.Tensor]) -> Outcome:
         """One round of local training, of the parts that the plan says and no other.
 
         `extras` are what plug-ins have kept, and what they are given beside the adapter.
 
         Raises:
-            TaskAbandoned: soon after `should_abandon` has returned True.
+            TaskAbandoned: soon after `work.should_abandon` has returned True.
         """
         ...
 
-    def refine(
-        self,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> Outcome:
+    def refine(self, work: RoundWork) -> Outcome:
         """The stage on a server's own data, after a round; as `train`."""
         ...
 
     def personalise(
-        self,
-        own: Mapping[str, torch.Tensor] | None,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
+        self, work: RoundWork, own: Mapping[str, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """Trains magnitudes of B from `own`, or from B's, and returns them by module; as `train`.
 
@@ -205,14 +178,7 @@ class Trainer(Protocol):
         ...
 
     def train_own(
-        self,
-        own: Mapping[str, torch.Tensor] | None,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
+        self, work: RoundWork, own: Mapping[str, torch.Tensor] | None
     ) -> dict[str, torch.Tensor]:
         """Trains an adapter of the worker's own from `own`, or from the global one in the model.
 

@@ -6,7 +6,6 @@ word that the task no longer counts. What is trained, sent and kept is the task'
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Mapping
@@ -24,12 +23,13 @@ from client_worker.own_adapter import OwnAdapter
 from client_worker.own_training import OwnTraining
 from client_worker.parts import personal_manifest, pick, private_manifest, sent_manifest
 from client_worker.plugin_memory import PluginMemory
-from client_worker.ports import Federation, OnProgress
+from client_worker.ports import Federation
 from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
 from client_worker.training.loop import TaskAbandoned
+from client_worker.training.round_work import OnProgress, RoundWork
 from fedlora.errors import Reason
 from fedlora.runs.tasks import (
     Acknowledgement,
@@ -124,13 +124,7 @@ class TaskWork:
         self._loader.bring(task, loaded, registration)
         try:
             update, kept = self._trained(task, loaded, registration)
-            own = self._own_training.trained(
-                task,
-                loaded,
-                registration,
-                on_progress=self._reporting(task),
-                should_abandon=self._should_abandon,
-            )
+            own = self._own_training.trained(task, loaded, registration, self._work(task))
         except TaskAbandoned:
             self._abandon()
             return
@@ -210,16 +204,11 @@ class TaskWork:
         remembered = self._memory.before(task, loaded, registration)
         loaded.began_from, loaded.pristine = None, False
         refines = task.kind is TaskKind.REFINE
-        extras = {**loaded.held.extras, **remembered}
-        train = functools.partial(loaded.trainer.train, extras=extras)
-        begin = loaded.trainer.refine if refines else train
-        outcome = begin(
-            round=task.round,
-            seed=task.seed,
-            plan=task.plan,
-            on_progress=self._reporting(task),
-            should_abandon=self._should_abandon,
-        )
+        if refines:
+            outcome = loaded.trainer.refine(self._work(task))
+        else:
+            extras = {**loaded.held.extras, **remembered}
+            outcome = loaded.trainer.train(self._work(task), extras)
         metrics = _finite(outcome.metrics)
         rank = loaded.trainer.rank
         log.info("trained", num_examples=outcome.num_examples, rank=rank, metrics=metrics)
@@ -248,12 +237,7 @@ class TaskWork:
         before = self._personal.before(registration.run_id, task, manifest)
         loaded.began_from, loaded.pristine = None, False
         magnitudes = loaded.trainer.personalise(
-            before.tensors if before else None,
-            round=task.round,
-            seed=task.seed,
-            plan=task.plan,
-            on_progress=self._reporting(task),
-            should_abandon=self._should_abandon,
+            self._work(task), before.tensors if before else None
         )
         self._personal.keep(registration.run_id, task, magnitudes)
         log.info("personalised", begun_in_round=before.round if before else None)
@@ -265,6 +249,15 @@ class TaskWork:
         if self._own.is_kept:
             adapter = {**loaded.base_change, **loaded.trainer.trained_values()}
             self._own.keep(loaded.assignment[0], task, loaded.held.version, adapter)
+
+    def _work(self, task: Task) -> RoundWork:
+        return RoundWork(
+            round=task.round,
+            seed=task.seed,
+            plan=task.plan,
+            on_progress=self._reporting(task),
+            should_abandon=self._should_abandon,
+        )
 
     def _reporting(self, task: Task) -> OnProgress:
         return lambda step, steps, metrics: self._progress.offer(

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from aggregator_service.aggregation import driver, registry
 from client_worker.data.config import DataConfig
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import LocalTrainer
 from fedlora.config import load_config
 from fedlora.runs.method import Gauge, MethodSpec
@@ -168,12 +169,8 @@ def _train_round(
     weights, losses = [], []
     for slot, worker in enumerate(workers):
         worker.load_adapter(given)
-        outcome = worker.train(
-            round=number,
-            seed=derive_seed(run.seed, number, "train", slot),
-            on_progress=lambda *_: None,
-            should_abandon=lambda: False,
-        )
+        seed = derive_seed(run.seed, number, "train", slot)
+        outcome = worker.train(RoundWork(round=number, seed=seed))
         weights.append(outcome.num_examples)
         losses.append(outcome.metrics["train_loss"])
         _write(here / f"worker-{slot:02d}.safetensors", worker.adapter())

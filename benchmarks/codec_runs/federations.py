@@ -30,6 +30,7 @@ from client_worker.data.config import DataConfig
 from client_worker.held import HeldAdapter
 from client_worker.loading import LoadedTrainer
 from client_worker.private_parts import PrivateParts
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import LocalTrainer
 from fedlora.codecs.spec import CodecSpec
 from fedlora.codecs.updates import create_codec
@@ -260,12 +261,8 @@ def _update(
 
 
 def _train(run: RunSpec, number: int, party: Party) -> None:
-    party.trainer.train(
-        round=number,
-        seed=derive_seed(run.seed, number, "train", party.slot),
-        on_progress=lambda *_: None,
-        should_abandon=lambda: False,
-    )
+    seed = derive_seed(run.seed, number, "train", party.slot)
+    party.trainer.train(RoundWork(round=number, seed=seed))
 
 
 def _product_error(update: driver.Contribution, party: Party, start: Path, run: RunSpec) -> float:

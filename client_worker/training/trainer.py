@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -27,6 +27,7 @@ from client_worker.training.plugin_rounds import (
 from client_worker.training.precision import Precision
 from client_worker.training.rank_pruning import Tail
 from client_worker.training.round_metrics import RoundMetrics
+from client_worker.training.round_work import RoundWork
 from client_worker.training.stages import (
     Stage,
     personal_axis,
@@ -45,11 +46,6 @@ from fedlora.runs.tasks import DataSlot, Evaluation, EvaluationScope, Evaluation
 from fedlora.tensors.manifest import DataType
 
 __all__ = ["LocalTrainer", "TaskAbandoned", "TrainingOutcome"]
-
-_WHOLE = RoundPlan()
-
-OnProgress = Callable[[int, int, Mapping[str, float]], None]
-"""told steps done, steps in all, metrics"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,54 +175,34 @@ class LocalTrainer:
         """
         self._model.load_state(tensors, private)
 
-    def train(
-        self,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan = _WHOLE,
-        extras: Mapping[str, Tensor] | None = None,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> TrainingOutcome:
+    def train(self, work: RoundWork, extras: Mapping[str, Tensor] | None = None) -> TrainingOutcome:
         """One round of local training, from the adapter that is in the model.
 
         Args:
-            round: counted from 1; decides the learning rate.
-            seed: of everything random in the round.
-            plan: which parts are trained, the others stay bit for bit; A and B if none is given.
+            work: what to train, and when to end.
             extras: what the run's plug-ins have kept, and are given beside the adapter, by key.
-            on_progress: called after each step with steps done, steps in all, metrics.
-            should_abandon: asked before each step.
 
         Raises:
-            TaskAbandoned: once `should_abandon` says so; the adapter is then half trained.
+            TaskAbandoned: once `work.should_abandon` says so; the adapter is then half trained.
             FedLoraError: NOT_FINITE if the loss is not.
         """
         self._precision.forget_peak()
         figures = RoundMetrics(
-            plan,
+            work.plan,
             lambda: losses(
                 self._model.module,
                 self._data.train,
                 precision=self._precision,
                 pad_id=self._model.pad_id,
                 per_token=self._per_token,
-                should_abandon=should_abandon,
+                should_abandon=work.should_abandon,
             ),
         )
         a, b = self._model.factors(Part.A), self._model.factors(Part.B)
-        tail = Tail(plan, self.rank, a, b)
-        stage = round_stage(self._run.training, plan)
+        tail = Tail(work.plan, self.rank, a, b)
+        stage = round_stage(self._run.training, work.plan)
         hooks = self._hooks(stage, extras or {})
-        outcome = self._stretch(
-            stage,
-            round=round,
-            seed=seed,
-            on_progress=on_progress,
-            should_abandon=should_abandon,
-            hooks=(tail.hooks, *hooks.values()),
-        )
+        outcome = self._stretch(work, stage, hooks=(tail.hooks, *hooks.values()))
         with torch.no_grad():
             ends = {name: hook.end() for name, hook in hooks.items() if hook.end is not None}
             for hook in hooks.values():
@@ -241,95 +217,45 @@ class LocalTrainer:
             kept_extras=kept,
         )
 
-    def refine(
-        self,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> TrainingOutcome:
-        """The stage on a server's own data, after a round; arguments and errors as `train`."""
-        return self._stretch(
-            refinement(self._run.training, plan),
-            round=round,
-            seed=seed,
-            on_progress=on_progress,
-            should_abandon=should_abandon,
-        )
+    def refine(self, work: RoundWork) -> TrainingOutcome:
+        """The stage on a server's own data, after a round; errors as `train`."""
+        return self._stretch(work, refinement(self._run.training, work.plan))
 
-    def personalise(
-        self,
-        own: Mapping[str, Tensor] | None,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> dict[str, Tensor]:
-        """Trains this worker's own magnitudes of B on the adapter that is in the model.
+    def personalise(self, work: RoundWork, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Trains this worker's own magnitudes of B on the adapter in the model; errors as `train`.
 
         Args:
+            work: what to train, and when to end.
             own: what the stage before this one returned; None begins with B's own.
-            round: see `train`, as the other arguments and errors.
-            seed: see `train`.
-            plan: see `train`.
-            on_progress: see `train`.
-            should_abandon: see `train`.
 
         Returns:
             The magnitudes by path of the module, one a vector of B: on the CPU, in float32.
         """
-        stage = personal_stage(self._run.training, plan)
-        dim = personal_axis(plan).summed(Part.B)
+        stage = personal_stage(self._run.training, work.plan)
+        dim = personal_axis(work.plan).summed(Part.B)
         magnitudes = magnitude_stand_ins(self._model.factors(Part.B), own, dim=dim)
-        self._stretch(
-            stage,
-            [magnitudes],
-            round=round,
-            seed=seed,
-            on_progress=on_progress,
-            should_abandon=should_abandon,
-        )
+        self._stretch(work, stage, [magnitudes])
         return {path: b_N.detach().to("cpu", copy=True) for path, b_N in magnitudes.trained.items()}
 
-    def train_own(
-        self,
-        own: Mapping[str, Tensor] | None,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
-    ) -> dict[str, Tensor]:
-        """Trains this worker's own adapter beside the global one, which is in the model.
+    def train_own(self, work: RoundWork, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Trains this worker's own adapter beside the global one in the model; errors as `train`.
 
         Args:
+            work: what to train, and when to end.
             own: what the round before returned; None begins with the global adapter.
-            round: see `train`, as the other arguments and errors.
-            seed: see `train`.
-            plan: see `train`.
-            on_progress: see `train`.
-            should_abandon: see `train`.
 
         Returns:
             Its tensors by their names in PEFT: on the CPU, in float32.
         """
-        stage = round_stage(self._run.training, plan)
+        stage = round_stage(self._run.training, work.plan)
         tensors = self._model.named(stage.parts, full_modules=stage.full_modules)
         given = snapshot(tensors)
         for name, values in (own or {}).items():
             tensors[name].data.copy_(values)
         seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
         self._stretch(
+            replace(work, seed=derive_seed(work.seed, "own")),
             stage,
-            round=round,
-            seed=derive_seed(seed, "own"),
-            on_progress=on_progress,
-            should_abandon=should_abandon,
             hooks=[plugin.personal(seen) for plugin in self._plugins if plugin.traits.personal],
         )
         return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
@@ -344,13 +270,10 @@ class LocalTrainer:
 
     def _stretch(
         self,
+        work: RoundWork,
         stage: Stage,
         stand_ins: Sequence[StandIns] = (),
         *,
-        round: int,
-        seed: int,
-        on_progress: OnProgress,
-        should_abandon: Callable[[], bool],
         hooks: Sequence[LocalHooks] = (),
     ) -> TrainingOutcome:
         """Trains what a stage says, or what stands in for it."""
@@ -366,12 +289,12 @@ class LocalTrainer:
             (trained or factors, head),
             self._data.train,
             stage.training,
-            Course(round=round, num_rounds=self._run.rounds.num_rounds, seed=seed),
+            Course(round=work.round, num_rounds=self._run.rounds.num_rounds, seed=work.seed),
             precision=self._precision,
             pad_id=self._model.pad_id,
             per_token=self._per_token,
-            on_progress=on_progress,
-            should_abandon=should_abandon,
+            on_progress=work.on_progress,
+            should_abandon=work.should_abandon,
             lora_b=self._model.factors(Part.B).values(),
             offsets_V=self._offsets_V,
             stand_ins=stand_ins,

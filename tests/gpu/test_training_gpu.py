@@ -19,6 +19,7 @@ from support.worker_runs import (
 
 from client_worker.data.config import DataConfig
 from client_worker.training import precision
+from client_worker.training.round_work import RoundWork
 from fedlora.adapters.spec import Quantization
 from fedlora.runs.tasks import EvaluationScope
 
@@ -32,10 +33,11 @@ def losses_on(device, run, path) -> list[float]:
     trainer = trainer_for(run, DataConfig(path=str(path)), device=device)
     losses = []
     trainer.train(
-        round=1,
-        seed=1,
-        on_progress=lambda step, total, metrics: losses.append(metrics["train_loss"]),
-        should_abandon=lambda: False,
+        RoundWork(
+            round=1,
+            seed=1,
+            on_progress=lambda step, total, metrics: losses.append(metrics["train_loss"]),
+        )
     )
     return losses
 
@@ -71,9 +73,7 @@ def test_adapters_leave_the_device_and_return_unchanged(tmp_path):
     run = worker_run(classifier_spec(save_tiny_bert(tmp_path / "bert")))
     data = DataConfig(path=str(write_jsonl(tmp_path / "a.jsonl", labelled_rows(24))))
     trainer = trainer_for(run, data, device="cuda:0")
-    outcome = trainer.train(
-        round=1, seed=1, on_progress=lambda *_: None, should_abandon=lambda: False
-    )
+    outcome = trainer.train(RoundWork(round=1, seed=1))
     sent = trainer.adapter()
     assert {t.device.type for t in sent.values()} == {"cpu"}
     trainer.load_adapter(sent)

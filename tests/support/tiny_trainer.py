@@ -6,11 +6,11 @@ import math
 import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
 from client_worker.training.loop import TaskAbandoned
+from client_worker.training.round_work import RoundWork
 from fedlora.adapters.names import Part, extra_key, parse_key
 from fedlora.adapters.spec import AdaptedModule, AdapterLayout
 from fedlora.runs.plan import RoundPlan
@@ -89,29 +89,20 @@ class TinyTrainer:
         self._tensors = {name: tensor.clone() for name, tensor in laid_over.items()}
         self.loads.append(float(next(iter(self._tensors.values())).sum()))
 
-    def train(
-        self,
-        *,
-        round: int,
-        seed: int,
-        plan: RoundPlan,
-        extras: Mapping[str, torch.Tensor],
-        on_progress: Callable[[int, int, Mapping[str, float]], None],
-        should_abandon: Callable[[], bool],
-    ) -> TinyOutcome:
+    def train(self, work: RoundWork, extras: Mapping[str, torch.Tensor]) -> TinyOutcome:
         step = 0
-        while step < STEPS or round >= self._endless_from:
+        while step < STEPS or work.round >= self._endless_from:
             step += 1
             self._on_step(step)
-            if should_abandon():
+            if work.should_abandon():
                 raise TaskAbandoned
-            on_progress(step, STEPS, {"loss": 1.0 / step, "odd": float("nan")})
-        noise = adapter(seed=seed, rank=self.registration.rank)
-        parts = {*plan.trained, *plan.private}
+            work.on_progress(step, STEPS, {"loss": 1.0 / step, "odd": float("nan")})
+        noise = adapter(seed=work.seed, rank=self.registration.rank)
+        parts = {*work.plan.trained, *work.plan.private}
         for name, tensor in self._tensors.items():
             if parse_key(name).part in parts:
                 self._tensors[name] = tensor + self._share(name) * noise[name]
-        self.trained.append((round, seed))
+        self.trained.append((work.round, work.seed))
         metrics = {"train_loss": 0.5, "train_seconds": 0.1, "grad_norm": float("inf")}
         return TinyOutcome(num_examples=64, metrics=metrics)
 
@@ -139,13 +130,11 @@ class CoupledTrainer(TinyTrainer):
     So a part that is sent shows what became of one that is not.
     """
 
-    def train(
-        self, *, plan: RoundPlan, extras: Mapping[str, torch.Tensor], **task: Any
-    ) -> TinyOutcome:
+    def train(self, work: RoundWork, extras: Mapping[str, torch.Tensor]) -> TinyOutcome:
         """As ever; in a run with SCAFFOLD with its control variates, as one step at rate 1."""
         given = dict(self._tensors)
-        outcome = super().train(plan=plan, extras=extras, **task)
-        if not plan.sent_extras:
+        outcome = super().train(work, extras)
+        if not work.plan.sent_extras:
             return outcome
         sent, kept = {}, {}
         for name, tensor in self._tensors.items():

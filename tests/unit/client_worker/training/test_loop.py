@@ -16,6 +16,7 @@ from support.worker_runs import (
 )
 
 from client_worker.data.config import DataConfig
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import TaskAbandoned
 from fedlora.errors import FedLoraError, Reason
 
@@ -32,12 +33,8 @@ class Round:
 def train(run, path, *, round=1, seed=3, held_out=0.0) -> Round:
     trainer = trainer_for(run, DataConfig(path=str(path), held_out_fraction=held_out))
     steps = []
-    outcome = trainer.train(
-        round=round,
-        seed=seed,
-        on_progress=lambda *step: steps.append(step),
-        should_abandon=lambda: False,
-    )
+    work = RoundWork(round=round, seed=seed, on_progress=lambda *step: steps.append(step))
+    outcome = trainer.train(work)
     return Round(trainer.adapter(), outcome, steps)
 
 
@@ -155,7 +152,7 @@ def test_b_learns_faster_than_a_by_the_ratio(bert, labelled):
             for name, t in trainer.adapter().items()
         }
         trainer.load_adapter(before)
-        trainer.train(round=1, seed=3, on_progress=lambda *_: None, should_abandon=lambda: False)
+        trainer.train(RoundWork(round=1, seed=3))
         after = trainer.adapter()
         return {n: float((after[n] - before[n]).abs().max()) for n in after}
 
@@ -185,10 +182,12 @@ def test_training_stops_within_a_step_once_it_is_to_be_abandoned(bert, labelled)
     done = []
     with pytest.raises(TaskAbandoned):
         trainer.train(
-            round=1,
-            seed=1,
-            on_progress=lambda step, *_: done.append(step),
-            should_abandon=lambda: len(done) == 2,
+            RoundWork(
+                round=1,
+                seed=1,
+                on_progress=lambda step, *_: done.append(step),
+                should_abandon=lambda: len(done) == 2,
+            )
         )
     assert done == [1, 2]
 
@@ -198,5 +197,5 @@ def test_a_loss_that_is_no_number_ends_the_round(bert, labelled):
     broken = {n: torch.full_like(t, torch.nan) for n, t in trainer.adapter().items()}
     trainer.load_adapter(broken)
     with pytest.raises(FedLoraError, match="loss is nan in step 1 of round 2") as caught:
-        trainer.train(round=2, seed=1, on_progress=lambda *_: None, should_abandon=lambda: False)
+        trainer.train(RoundWork(round=2, seed=1))
     assert caught.value.reason is Reason.NOT_FINITE

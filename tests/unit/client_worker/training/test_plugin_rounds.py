@@ -10,6 +10,7 @@ from support.worker_runs import classifier_spec, labelled_rows, trainer_for, wor
 
 from client_worker.data.config import DataConfig
 from client_worker.training.plugin_rounds import local_round, snapshot
+from client_worker.training.round_work import RoundWork
 from client_worker.training.stages import round_stage
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError
@@ -27,9 +28,7 @@ def data(tmp_path_factory):
 def trained(run, data, *plugins: RuleSpec, rounds: int = 1) -> dict[str, torch.Tensor]:
     trainer = trainer_for(replace(run, plugins=plugins), data)
     for round in range(1, rounds + 1):
-        trainer.train(
-            round=round, seed=3, on_progress=lambda *_: None, should_abandon=lambda: False
-        )
+        trainer.train(RoundWork(round=round, seed=3))
     return trainer.trained_values()
 
 

@@ -20,6 +20,7 @@ from client_worker.data.config import DataConfig
 from client_worker.data.encoding import IGNORED
 from client_worker.parts import personal_manifest
 from client_worker.training.evaluate import score
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import TaskAbandoned
 from fedlora.adapters.axis import Axis
 from fedlora.adapters.names import Part, parse_key, part_key
@@ -54,9 +55,8 @@ def trainer(bert, labelled):
     return trainer_for(worker_run(classifier_spec(bert)), labelled)
 
 
-def one_round(trainer, **changes):
-    options = {"round": 1, "seed": 1, "on_progress": lambda *_: None}
-    return trainer.train(**{**options, "should_abandon": lambda: False, **changes})
+def one_round(trainer, extras=None, **changes):
+    return trainer.train(RoundWork(**{"round": 1, "seed": 1, **changes}), extras)
 
 
 def test_a_workers_own_scores_are_those_of_its_held_out_rows(trainer):
@@ -356,9 +356,8 @@ STAGES = {
 }
 
 
-def beside(trainer, call, *arguments, plan):
-    options = {"round": 1, "seed": 5, "on_progress": lambda *_: None}
-    return call(*arguments, plan=plan, should_abandon=lambda: False, **options)
+def beside(call, *arguments, plan):
+    return call(RoundWork(round=1, seed=5, plan=plan), *arguments)
 
 
 def trained_once(bert, labelled, kind=AdapterKind.LORA):
@@ -374,7 +373,7 @@ def test_a_refinement_turns_the_directions_and_changes_nothing_else(bert, labell
     trainer = trained_once(bert, labelled, kind)
     before = trainer.adapter()
     plan = RoundPlan(trained=(Part.A,), settings={**STAGES, "axis": float(axis.code)})
-    outcome = beside(trainer, trainer.refine, plan=plan)
+    outcome = beside(trainer.refine, plan=plan)
     after = trainer.adapter()
     assert outcome.num_steps == 4
     assert moved(before, after) == {Part.A}
@@ -387,7 +386,7 @@ def test_a_refinement_turns_the_directions_and_changes_nothing_else(bert, labell
 def test_a_refinement_without_an_axis_moves_the_part_itself(bert, labelled):
     trainer = trained_once(bert, labelled)
     before = trainer.adapter()
-    beside(trainer, trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
+    beside(trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
     after = trainer.adapter()
     assert moved(before, after) == {Part.A}
     name = next(n for n in before if "lora_A" in n)
@@ -400,7 +399,7 @@ def test_the_personal_stage_changes_bs_magnitudes_and_nothing_else(bert, labelle
     trainer = trained_once(bert, labelled, kind)
     before = trainer.adapter()
     plan = RoundPlan(settings={**STAGES, "axis": float(axis.code)})
-    own = beside(trainer, trainer.personalise, None, plan=plan)
+    own = beside(trainer.personalise, None, plan=plan)
     after = trainer.adapter()
     assert moved(before, after) == {Part.B}
     dim = axis.summed("b")
@@ -421,17 +420,17 @@ def test_the_next_personal_stage_begins_with_the_magnitudes_of_the_last(bert, la
     trainer = trained_once(bert, labelled)
     published = trainer.adapter()
     still = RoundPlan(settings={**STAGES, "personal_learning_rate": 1e-12})
-    own = beside(trainer, trainer.personalise, None, plan=RoundPlan(settings=STAGES))
+    own = beside(trainer.personalise, None, plan=RoundPlan(settings=STAGES))
     personal = trainer.adapter()
     trainer.load_adapter(published)
-    beside(trainer, trainer.personalise, own, plan=still)
+    beside(trainer.personalise, own, plan=still)
     for name, tensor in trainer.adapter().items():
         torch.testing.assert_close(tensor, personal[name], atol=1e-6, rtol=1e-5)
 
 
 def test_a_round_after_the_stages_trains_the_full_modules_again(bert, labelled):
     trainer = trained_once(bert, labelled)
-    beside(trainer, trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
+    beside(trainer.refine, plan=RoundPlan(trained=(Part.A,), settings=STAGES))
     before = trainer.adapter()
     one_round(trainer)
     assert moved(before, trainer.adapter()) == {Part.A, Part.B, None}
