@@ -16,6 +16,25 @@ class AggregatorConfig:
 
     address: str = "127.0.0.1:8400"
     """host:port to serve on, port 0 for any free one; 127.0.0.1 is this machine only"""
+    identity_dir: Path | None = None
+    """folder with ca.crt, tls.crt and tls.key: calls are encrypted, and only those that the
+    authority has certified are answered. They are read again when they change (docs/security.md)"""
+    tokens_file: Path | None = None
+    """bearer tokens in place of client certificates, written by `fedlora pki bearer`; read again
+    when it changes"""
+    insecure: bool = False
+    """serve without identity_dir beyond this machine: whoever reaches the port may read all that is
+    sent, and without tokens_file do everything"""
+    authority_dir: Path | None = None
+    """folder with the authority's ca.crt and ca.key: the server certifies workers that bring a join
+    token, and renews certificates; needs identity_dir"""
+    enrolment_address: str = ""
+    """host:port where join tokens are taken, encrypted but without a certificate; none if empty"""
+    certificate_days: float = 30.0
+    """how long a certificate is good that this server signs"""
+    health_address: str = ""
+    """host:port for health checks in plain text and nothing else, such as a kubelet's; none if
+    empty"""
     state_dir: Path = Path("fedlora-state")
     """database and adapters; one process owns it"""
     take_over: bool = False
@@ -77,6 +96,7 @@ class AggregatorConfig:
             "max_concurrent_rpcs",
             "min_bytes_per_second",
             "min_rate_seconds",
+            "certificate_days",
         ):
             if not getattr(self, name) > 0:
                 raise FedLoraError(
@@ -97,6 +117,19 @@ class AggregatorConfig:
                     Reason.INVALID_CONFIG,
                     f"server.{name} must not be negative, got {getattr(self, name)}",
                 )
+        if self.authority_dir is not None and self.identity_dir is None:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "server.authority_dir is set without server.identity_dir: nobody could show a "
+                "certificate",
+                hint="Set server.identity_dir; `fedlora pki init` makes both",
+            )
+        if self.enrolment_address and self.authority_dir is None:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "server.enrolment_address is set without server.authority_dir, which signs",
+                hint="Set server.authority_dir; `fedlora pki init` makes one",
+            )
         if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,

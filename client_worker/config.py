@@ -30,6 +30,13 @@ class WorkerConfig:
 
     server: str = "127.0.0.1:8400"
     """host:port of the aggregator"""
+    identity_dir: Path | None = None
+    """folder with ca.crt, tls.crt and tls.key, from `fedlora worker enroll`: how the worker knows
+    its server and proves its name. Beside token_file, ca.crt alone will do (docs/security.md)"""
+    token_file: Path | None = None
+    """a bearer token in place of a certificate, for servers that take them"""
+    insecure: bool = False
+    """talk in plain text to a server on another machine"""
     name: str = ""
     """name the worker keeps over restarts, unlike that of any other; host and device if empty"""
     run_name: str = ""

@@ -44,7 +44,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(DOMAIN, SHARED),
     "fedlora.proto": (),
     "fedlora.wire": (*SHARED, "fedlora.proto"),
-    "fedlora.rpc": (*SHARED, "fedlora.proto", "fedlora.wire"),
+    "fedlora.rpc": (*SHARED, "fedlora.proto", "fedlora.wire", "fedlora.identity"),
+    "fedlora.identity": ERRORS,
     "fedlora.config": SHARED,
     "fedlora.telemetry": SHARED,
     # the aggregator: pure floors, then the modules of the package itself (coordinator and what it
@@ -132,6 +133,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
         "fedlora.config", "aggregator_service.store", "aggregator_service.reporting",
         "fedlora_cli.study",
     ),
+    "cryptography": ("fedlora.identity",),
     "pydantic_settings": ("fedlora.config",),
     "typer": ("fedlora_cli",),
     "rich": ("fedlora_cli",),

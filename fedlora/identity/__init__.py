@@ -1,0 +1,1 @@
+"""Who is who in a federation, by certificate: names, certificates, and their files."""
