@@ -22,6 +22,7 @@ from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.enrolment import Enrolment
 from aggregator_service.exporter import RunExporter
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
@@ -30,6 +31,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.transport.server import GrpcServer
 from aggregator_service.uploads import Uploads
 from fedlora.exit_codes import ExitCode
+from fedlora.identity.folder import read_authority
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.spec import RunSpec
@@ -61,7 +63,9 @@ class Aggregator:
         self._run = run
         self._listens = listens
         self.address = ""
-        """host:port it serves on, once entered"""
+        """host:port it serves on, once entered, as the next two"""
+        self.enrolment_address = ""
+        self.health_address = ""
         self._fenced = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -102,6 +106,13 @@ class Aggregator:
                 exporter.restore(actor.state)
             if self._run is not None:
                 await self.coordinator.create_run(self._run, start=True)
+            self.enrolment = Enrolment(
+                store,
+                read_authority(config.authority_dir) if config.authority_dir else None,
+                certificate_days=config.certificate_days,
+                wall=time.time,
+            )
+            await self.enrolment.open()
             admission = Admission(admission_rules(config), time.monotonic)
             self.uploads = Uploads(self.coordinator, admission, pace_rules(config))
             if self._listens:
@@ -110,9 +121,11 @@ class Aggregator:
         return self
 
     async def _listen(self, opened: contextlib.AsyncExitStack) -> None:
-        server = GrpcServer(self.coordinator, self.uploads, self._config)
-        self.address = await server.start()
+        server = GrpcServer(self.coordinator, self.uploads, self.enrolment, self._config)
         opened.push_async_callback(server.stop)
+        self.address = await server.start()
+        self.enrolment_address = server.enrolment_address
+        self.health_address = server.health_address
         if self._config.port_file is not None:
             _write_atomically(self._config.port_file, self.address)
         log.info("serving", address=self.address, state_dir=str(self._config.state_dir))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.run_checks import check_run
+from aggregator_service.caller import check_is_worker
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.reported_numbers import check_scores
@@ -288,6 +289,7 @@ class Coordinator:
     ) -> Registration:
         """Opens a session; NO_OPEN_RUN if there is nothing to join."""
         check_worker_name(name)
+        check_is_worker(name)
         if not 1 <= len(instance_id) <= 128:
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
@@ -330,6 +332,8 @@ class Coordinator:
 
     def _find_session(self, token: str) -> tuple[RunActor, str]:
         parsed = parse(token)
+        # Before anything is looked up: what there is of others is not for the caller to learn.
+        check_is_worker(parsed.worker)
         actor = self._runs.get(parsed.run_id)
         if actor is None:
             raise unknown_session()

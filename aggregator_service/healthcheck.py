@@ -1,8 +1,8 @@
 """`python -m aggregator_service.healthcheck [HOST:PORT]`: exit code 0 if the server takes calls.
 
 Asks the standard gRPC health service. It imports neither torch nor the configuration, so that a
-container can afford it every few seconds; the address is FEDLORA_SERVER__ADDRESS, as the image
-sets it.
+container can afford it every few seconds; the address is FEDLORA_SERVER__HEALTH_ADDRESS or
+FEDLORA_SERVER__ADDRESS, as the image sets them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> int:
     if len(sys.argv) > 1:
         address = sys.argv[1]
     else:
-        address = os.environ.get("FEDLORA_SERVER__ADDRESS", DEFAULT_ADDRESS)
+        # The address for health checks alone is in plain text, whatever the other is.
+        names = ("FEDLORA_SERVER__HEALTH_ADDRESS", "FEDLORA_SERVER__ADDRESS")
+        address = next((os.environ[n] for n in names if os.environ.get(n)), DEFAULT_ADDRESS)
     state = check(address)
     print(f"{address}: {state}")  # noqa: T201
     return 0 if state == "SERVING" else 1

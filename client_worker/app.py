@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -12,19 +13,25 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from client_worker.config import WorkerConfig, WorkerRank, default_name
+from client_worker.config import WorkerConfig, WorkerRank
 from client_worker.device import capabilities, resolve_device, verify_device
 from client_worker.memory import free_bytes
+from client_worker.own_name import own_name
 from client_worker.patience import Patience
 from client_worker.ports import RankLimit, Trainer, TrainerFactory
+from client_worker.renewal import Renewal
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
+from client_worker.transport.enrolment import enrol, renew
 from fedlora.codecs.spec import CodecName
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.identity.folder import CERTIFICATE
+from fedlora.identity.invitation import read_invitation
 from fedlora.plugins import known_plugins
+from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
@@ -54,7 +61,9 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
         # First of all: from here on the process sees its one device and no other.
         device = resolve_device(config.device)
         verify_device()
-        bind_context(worker=config.name or default_name(device))
+        _enrol_if_invited(config)
+        config = replace(config, name=own_name(config, device))
+        bind_context(worker=config.name)
         with ExitStack() as stack:
             stack.enter_context(stop.handling_signals() if ours else nullcontext())
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlora-worker-"))
@@ -67,6 +76,12 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
     except Exception:
         log.exception("internal_error")
         return ExitCode.INTERNAL
+
+
+def _enrol_if_invited(config: WorkerConfig) -> None:
+    folder, invitation = config.identity_dir, config.invitation
+    if folder is not None and invitation is not None and not (folder / CERTIFICATE).exists():
+        log.info("enrolled", identity=enrol(read_invitation(invitation), folder).uri)
 
 
 def offered(config: WorkerConfig) -> Capabilities:
@@ -100,10 +115,18 @@ def _work(
         )
 
     log.info("starting", server=config.server, device=device)
-    with FederationClient(config.server, guard=stop.cancelling) as federation:
+    security = ClientSecurity(
+        identity_dir=config.identity_dir, token_file=config.token_file, insecure=config.insecure
+    )
+    with ExitStack() as stack:
+        client = FederationClient(config.server, guard=stop.cancelling, dialler=security)
+        federation = stack.enter_context(client)
+        if config.identity_dir is not None and config.token_file is None:
+            renewing = functools.partial(renew, config.server, config.identity_dir)
+            stack.enter_context(Renewal(config.identity_dir, renewing))
         return Runner(
             config,
-            name=config.name or default_name(device),
+            name=config.name,
             federation=federation,
             create_trainer=create_trainer or create,
             capabilities=offered(config),

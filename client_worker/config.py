@@ -35,6 +35,9 @@ class WorkerConfig:
     its server and proves its name. Beside token_file, ca.crt alone will do (docs/security.md)"""
     token_file: Path | None = None
     """a bearer token in place of a certificate, for servers that take them"""
+    invitation: Path | None = None
+    """from `fedlora pki token`: exchanged for an identity at the first start, if identity_dir has
+    none yet"""
     insecure: bool = False
     """talk in plain text to a server on another machine"""
     name: str = ""
@@ -72,6 +75,12 @@ class WorkerConfig:
             )
         if self.name:
             check_worker_name(self.name)
+        if self.invitation is not None and self.identity_dir is None:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "worker.invitation is set without worker.identity_dir, where the identity would go",
+                hint="Set worker.identity_dir",
+            )
         for field in ("threads", "max_rank", "wait_for_server_seconds"):
             if getattr(self, field) < 0:
                 raise FedLoraError(

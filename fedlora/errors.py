@@ -72,6 +72,10 @@ class Reason(enum.StrEnum):
     """stored bytes that no longer have their digest"""
 
     # identity
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    """no identity that the server knows"""
+    PERMISSION_DENIED = "PERMISSION_DENIED"
+    """a known identity that may not do this"""
     UNKNOWN_SESSION = "UNKNOWN_SESSION"
     """no such session; register again"""
     SESSION_FENCED = "SESSION_FENCED"

@@ -9,10 +9,12 @@ from typing import Self, TypeVar
 import grpc
 
 from fedlora.errors import FedLoraError
+from fedlora.identity.members import Invite, Invited, Member, Revocation
+from fedlora.identity.names import AccessRole
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
-from fedlora.rpc.channel import dial
 from fedlora.rpc.payload_methods import export_adapter
+from fedlora.rpc.security import PLAIN_TEXT, ClientSecurity
 from fedlora.rpc.status import from_rpc_error
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
@@ -38,11 +40,12 @@ class AdminClient:
 
     Args:
         address: host:port of the aggregator.
+        security: what the caller has to show.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: ClientSecurity = PLAIN_TEXT) -> None:
         self.address = address
-        self._channel = dial(address)
+        self._channel = security.dial(address)
         self._stub = admin_pb2_grpc.AdminServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -135,6 +138,24 @@ class AdminClient:
             raise self._error(error) from None
         finally:
             stream.cancel()
+
+    def invite(self, role: AccessRole, name: str, *, seconds: float) -> Invited:
+        """A join token for a member."""
+        wish = to_message(Invite(role=role, name=name, seconds=seconds), pb.InviteRequest)
+        response = self._call(lambda: self._stub.Invite(wish, timeout=_UNARY_DEADLINE_SECONDS))
+        return from_message(response, Invited)
+
+    def revoke(self, role: AccessRole, name: str) -> None:
+        """Refuses what was issued to a member until now."""
+        wish = to_message(Revocation(role=role, name=name), pb.RevokeRequest)
+        self._call(lambda: self._stub.Revoke(wish, timeout=_UNARY_DEADLINE_SECONDS))
+
+    def members(self) -> tuple[Member, ...]:
+        """All whom the server has certified or revoked."""
+        response = self._call(
+            lambda: self._stub.ListMembers(pb.ListMembersRequest(), timeout=_UNARY_DEADLINE_SECONDS)
+        )
+        return tuple(from_message(m, Member) for m in response.members)
 
     def _run(self, call: Callable[[], object]) -> Run:
         response = self._call(call)

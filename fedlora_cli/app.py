@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,8 +16,10 @@ from fedlora_cli.commands import (
     backup,
     config,
     create,
+    enroll,
     export,
     methods,
+    pki,
     report,
     run,
     runs,
@@ -48,8 +51,9 @@ _FILES = "Adapters and configuration"
 app.command("run", rich_help_panel=_ONE_MACHINE)(run.run)
 app.command("study", rich_help_panel=_ONE_MACHINE)(study.study)
 app.command("serve", rich_help_panel=_MANY_MACHINES)(serve.serve)
-app.command("worker", rich_help_panel=_MANY_MACHINES)(worker.worker)
+app.add_typer(enroll.app, name="worker", rich_help_panel=_MANY_MACHINES)
 app.command("workers", rich_help_panel=_MANY_MACHINES)(worker.workers)
+app.add_typer(pki.app, name="pki", rich_help_panel=_MANY_MACHINES)
 app.command("backup", rich_help_panel=_MANY_MACHINES)(backup.backup)
 app.command("create", rich_help_panel=_MANY_MACHINES)(create.create)
 app.command("stop", rich_help_panel=_MANY_MACHINES)(create.stop)
@@ -70,6 +74,22 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
+    identity_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDLORA_IDENTITY_DIR",
+            help="Who you are to an aggregator: a folder with ca.crt, tls.crt and tls.key.",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(envvar="FEDLORA_TOKEN_FILE", help="A bearer token in place of a certificate."),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Plain text to an aggregator on another machine."),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -78,6 +98,11 @@ def _options(
     ] = False,
 ) -> None:
     del version
+    from fedlora.rpc.security import ClientSecurity
+
+    context.obj = ClientSecurity(
+        identity_dir=identity_dir, token_file=token_file, insecure=insecure
+    )
 
 
 def main() -> None:

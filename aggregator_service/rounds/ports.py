@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from aggregator_service.members import MemberStore
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
 
@@ -35,6 +36,11 @@ class StateStore(Protocol):
     When `commit` returns, the transaction survives SIGKILL and loss of power. Each raises
     FedLoraError OUT_OF_SPACE where there is no room, and then nothing has changed.
     """
+
+    @property
+    def members(self) -> MemberStore:
+        """Who has been invited, certified and revoked; of no run."""
+        ...
 
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """All runs with their clocks, oldest first."""

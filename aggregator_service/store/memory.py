@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
+from aggregator_service.members import Invitation
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from fedlora.errors import FedLoraError, Reason
+from fedlora.identity.members import Member
+from fedlora.identity.names import AccessRole
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
 
-__all__ = ["InMemoryStateStore"]
+__all__ = ["InMemoryMembers", "InMemoryStateStore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +40,57 @@ class _Tables:
         return _Tables(*(dict(getattr(self, f.name)) for f in fields(self)))
 
 
+class InMemoryMembers:
+    """A MemberStore (see `aggregator_service.members`) that ends with its process."""
+
+    def __init__(self) -> None:
+        self._invitations: dict[str, Invitation] = {}
+        self._members: dict[tuple[AccessRole, str], Member] = {}
+
+    def invite(self, invitation: Invitation) -> None:
+        """See MemberStore."""
+        self._invitations[invitation.token_digest] = invitation
+
+    def invitation(self, token_digest: str) -> Invitation | None:
+        """See MemberStore."""
+        return self._invitations.get(token_digest)
+
+    def redeem(self, invitation: Invitation, *, certified_until: float) -> bool:
+        """See MemberStore."""
+        if self._invitations[invitation.token_digest].key_digest:
+            return False
+        self._invitations[invitation.token_digest] = invitation
+        self.certify(invitation.role, invitation.name, until=certified_until)
+        return True
+
+    def certify(self, role: AccessRole, name: str, *, until: float) -> None:
+        """See MemberStore."""
+        self._members[role, name] = replace(self._member(role, name), certified_until=until)
+
+    def revoke(self, role: AccessRole, name: str, *, at: float) -> None:
+        """See MemberStore."""
+        self._members[role, name] = replace(self._member(role, name), revoked_at=at)
+        self._invitations = {
+            digest: i
+            for digest, i in self._invitations.items()
+            if i.key_digest or (i.role, i.name) != (role, name)
+        }
+
+    def members(self) -> tuple[Member, ...]:
+        """See MemberStore."""
+        return tuple(self._members[key] for key in sorted(self._members))
+
+    def _member(self, role: AccessRole, name: str) -> Member:
+        unknown = Member(role=role, name=name, certified_until=None, revoked_at=None)
+        return self._members.get((role, name), unknown)
+
+
 class InMemoryStateStore:
     """A StateStore (see `rounds.ports`) that ends with its process."""
 
     def __init__(self) -> None:
         self._tables = _Tables()
+        self.members = InMemoryMembers()
 
     def load_runs(self) -> tuple[tuple[RunState, float], ...]:
         """See StateStore."""

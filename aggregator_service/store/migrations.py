@@ -95,6 +95,27 @@ _VERSIONS: tuple[tuple[Step, ...], ...] = (
         take_states_apart,
     ),
     (name_blobs_by_blake3,),
+    (
+        """
+        CREATE TABLE invitations (
+            token_digest TEXT PRIMARY KEY,
+            role TEXT NOT NULL,
+            name TEXT NOT NULL,
+            expires_at REAL NOT NULL,
+            key_digest TEXT NOT NULL,
+            certificate_pem TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE members (
+            role TEXT NOT NULL,
+            name TEXT NOT NULL,
+            certified_until REAL,
+            revoked_at REAL,
+            PRIMARY KEY (role, name)
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 
 SCHEMA_VERSION = len(_VERSIONS)

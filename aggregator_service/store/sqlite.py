@@ -26,6 +26,7 @@ from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.files import mapped_errors
+from aggregator_service.store.members import SqliteMembers
 from aggregator_service.store.migrations import migrate
 from aggregator_service.store.records import dump, load
 from aggregator_service.store.run_states import RunStates
@@ -75,6 +76,8 @@ class SqliteStateStore:
                 migrate(self._db)
                 self._epoch = self._take_epoch()
                 self._states = RunStates(self._db)
+                self.members = SqliteMembers(self._db, self._owned_transaction)
+                """who has been invited, certified and revoked"""
         except BaseException:
             self._db.close()
             raise
@@ -87,8 +90,7 @@ class SqliteStateStore:
     def commit(self, transaction: Transaction) -> None:
         """See StateStore."""
         state, run_id = transaction.state, transaction.state.run_id
-        with self._transaction() as db:
-            self._check_epoch()
+        with self._owned_transaction() as db:
             self._states.write(state, transaction.clock)
             for event in transaction.events:
                 db.execute(
@@ -217,6 +219,13 @@ class SqliteStateStore:
                 f"a newer server (epoch {epoch}) owns the state, this one has epoch {self._epoch}",
                 hint="Go to the newer server",
             )
+
+    @contextlib.contextmanager
+    def _owned_transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that fails where a newer server owns the state."""
+        with self._transaction() as db:
+            self._check_epoch()
+            yield db
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

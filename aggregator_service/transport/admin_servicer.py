@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from aggregator_service.coordinator import Coordinator
+from aggregator_service.enrolment import Enrolment
 from aggregator_service.rounds.summary import describe
 from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.errors import Context, answering, streaming
 from fedlora.adapters.peft_files import adapter_config_json
+from fedlora.identity.members import Invite, Revocation
 from fedlora.proto.v1 import admin_pb2 as pb
 from fedlora.proto.v1 import admin_pb2_grpc, run_pb2
 from fedlora.runs.report import RunEvent
@@ -25,8 +27,9 @@ __all__ = ["AdminServicer"]
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Decodes, calls the coordinator, encodes."""
 
-    def __init__(self, coordinator: Coordinator, files: EncodedFiles) -> None:
+    def __init__(self, coordinator: Coordinator, enrolment: Enrolment, files: EncodedFiles) -> None:
         self._coordinator = coordinator
+        self._enrolment = enrolment
         self._files = files
 
     @answering
@@ -120,6 +123,23 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         async for message in self._files.messages(path, start_offset=0, total_bytes=total_bytes):
             yield message
         yield encode_commit(total_bytes, digest)
+
+    @answering
+    async def Invite(self, request: pb.InviteRequest, context: Context) -> pb.InviteResponse:
+        invited = await self._enrolment.invite(from_message(request, Invite))
+        return to_message(invited, pb.InviteResponse)
+
+    @answering
+    async def ListMembers(
+        self, request: pb.ListMembersRequest, context: Context
+    ) -> pb.ListMembersResponse:
+        members = await self._enrolment.members()
+        return pb.ListMembersResponse(members=[to_message(m, pb.Member) for m in members])
+
+    @answering
+    async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
+        await self._enrolment.revoke(from_message(request, Revocation))
+        return pb.RevokeResponse()
 
 
 def _event(event: RunEvent) -> pb.WatchRunResponse:

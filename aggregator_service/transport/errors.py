@@ -12,7 +12,7 @@ import structlog
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.status import to_status
 
-__all__ = ["Context", "answering", "streaming"]
+__all__ = ["Context", "abort", "answering", "streaming"]
 
 log = structlog.get_logger(__name__)
 
@@ -59,5 +59,10 @@ async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
         error = FedLoraError(
             Reason.INTERNAL, "internal error", hint="The server's log has the details"
         )
+    await abort(context, error)
+
+
+async def abort(context: Context, error: FedLoraError) -> NoReturn:
+    """Ends a call with an error that its peer may read."""
     status = to_status(error)
     await context.abort(status.code, status.details, status.trailing_metadata or ())

@@ -9,15 +9,26 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
+from aggregator_service.enrolment import Enrolment
 from aggregator_service.transport.admin_servicer import AdminServicer
+from aggregator_service.transport.callers import Callers, CertificateCallers, TokenCallers
 from aggregator_service.transport.encoded_files import EncodedFiles
+from aggregator_service.transport.encryption import ServerIdentity, check_exposure
 from aggregator_service.transport.federation_servicer import FederationServicer
+from aggregator_service.transport.guard import Guard
+from aggregator_service.transport.identity_servicer import EnrolmentServicer, IdentityServicer
 from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
 from fedlora.errors import FedLoraError, Reason
-from fedlora.proto.v1 import admin_pb2_grpc, federation_pb2_grpc
+from fedlora.proto.v1 import admin_pb2_grpc, federation_pb2_grpc, identity_pb2_grpc
 from fedlora.rpc.channel import SERVER_OPTIONS
-from fedlora.rpc.services import ADMIN_SERVICE, FEDERATION_SERVICE
+from fedlora.rpc.services import (
+    ADMIN_SERVICE,
+    FEDERATION_SERVICE,
+    HEALTH_SERVICE,
+    IDENTITY_SERVICE,
+    REFLECTION_SERVICE,
+)
 
 __all__ = ["GrpcServer"]
 
@@ -25,63 +36,71 @@ __all__ = ["GrpcServer"]
 class GrpcServer:
     """Serves a coordinator.
 
+    Its services are at one address; where the configuration says so, enrolment and plain health
+    checks are at addresses of their own.
+
     Health answers SERVING for "", FederationService and AdminService while calls are accepted and
     the disk takes what they bring, NOT_SERVING from the moment a stop begins.
 
     Args:
         coordinator: what is served.
         uploads: receives updates.
-        config: address, limits and grace.
+        enrolment: makes members, and knows who is revoked.
+        config: addresses, identity, limits and grace.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG for an identity that is of no use, or for plain text to other
+            machines that nobody asked for.
     """
 
     def __init__(
-        self, coordinator: Coordinator, uploads: Uploads, config: AggregatorConfig
+        self,
+        coordinator: Coordinator,
+        uploads: Uploads,
+        enrolment: Enrolment,
+        config: AggregatorConfig,
     ) -> None:
-        self._server = grpc.aio.server(
-            options=SERVER_OPTIONS, maximum_concurrent_rpcs=config.max_concurrent_rpcs
-        )
+        check_exposure(config)
+        folder = config.identity_dir
+        self._identity = ServerIdentity(folder) if folder is not None else None
         self._health = health.aio.HealthServicer()
-        self._grace = config.shutdown_grace_seconds
-        files = EncodedFiles()
-        federation = FederationServicer(coordinator, uploads, files)
-        admin = AdminServicer(coordinator, files)
-        federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, self._server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
-        add_payload_handlers(self._server, federation, admin)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        if config.reflection:
-            from grpc_reflection.v1alpha import reflection
-
-            names = (
-                FEDERATION_SERVICE,
-                ADMIN_SERVICE,
-                health.SERVICE_NAME,
-                reflection.SERVICE_NAME,
-            )
-            reflection.enable_server_reflection(names, self._server)
-        self._address = config.address
+        self._config = config
         self._coordinator = coordinator
+        self._enrolment = enrolment
         self._reporting: asyncio.Task[None] | None = None
+        self._server = self._main_server(uploads)
+        self._beside: list[grpc.aio.Server] = []
 
     async def start(self) -> str:
-        """Binds and serves; returns the address, with the port taken.
+        """Binds and serves; returns the main address, with the port taken.
 
         Raises:
-            FedLoraError: UNAVAILABLE if the address cannot be bound.
+            FedLoraError: INVALID_CONFIG if an address cannot be bound.
         """
-        host = self._address.rsplit(":", 1)[0]
-        try:
-            port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise FedLoraError(
-                Reason.INVALID_CONFIG,
-                f"cannot serve on {self._address!r}: {error}",
-                hint="Choose a free port, or 0 for any: server.address",
-            ) from error
+        config = self._config
+        credentials = None
+        if self._identity is not None:
+            wants_one = config.tokens_file is None
+            credentials = self._identity.credentials(asks_for_certificates=wants_one)
+        address = _bind(self._server, config.address, "server.address", credentials)
         await self._server.start()
+        if config.enrolment_address and self._identity is not None:
+            server = grpc.aio.server(options=SERVER_OPTIONS)
+            servicer = EnrolmentServicer(self._enrolment)
+            identity_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
+            credentials = self._identity.credentials(asks_for_certificates=False)
+            self.enrolment_address = await self._serve_beside(
+                server, config.enrolment_address, "server.enrolment_address", credentials
+            )
+        if config.health_address:
+            server = grpc.aio.server(options=SERVER_OPTIONS)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            self.health_address = await self._serve_beside(
+                server, config.health_address, "server.health_address", None
+            )
         await self._report()
         self._reporting = asyncio.get_running_loop().create_task(self._keep_reporting())
-        return f"{host}:{port}"
+        return address
 
     async def stop(self) -> None:
         """Refuses new calls, gives those in flight their grace, ends."""
@@ -90,7 +109,63 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         # Only work in flight gets the grace; who merely waits comes back by itself.
         self._coordinator.drain()
-        await self._server.stop(self._grace)
+        await self._server.stop(self._config.shutdown_grace_seconds)
+        for server in self._beside:
+            await server.stop(None)
+
+    enrolment_address = ""
+    """host:port where join tokens are taken; empty for none"""
+    health_address = ""
+    """host:port of plain health checks; empty for none"""
+
+    def _main_server(self, uploads: Uploads) -> grpc.aio.Server:
+        config = self._config
+        server = grpc.aio.server(
+            interceptors=(Guard(self._callers()),),
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+        )
+        files = EncodedFiles()
+        federation = FederationServicer(self._coordinator, uploads, files)
+        admin = AdminServicer(self._coordinator, self._enrolment, files)
+        identity = IdentityServicer(self._enrolment)
+        federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)
+        identity_pb2_grpc.add_IdentityServiceServicer_to_server(identity, server)
+        add_payload_handlers(server, federation, admin)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if config.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            names = (
+                FEDERATION_SERVICE,
+                ADMIN_SERVICE,
+                IDENTITY_SERVICE,
+                HEALTH_SERVICE,
+                REFLECTION_SERVICE,
+            )
+            reflection.enable_server_reflection(names, server)
+        return server
+
+    def _callers(self) -> Callers | None:
+        is_revoked = self._enrolment.is_revoked
+        if self._config.tokens_file is not None:
+            return TokenCallers(self._config.tokens_file, is_revoked)
+        if self._identity is not None:
+            return CertificateCallers(self._identity.files.identity.federation, is_revoked)
+        return None
+
+    async def _serve_beside(
+        self,
+        server: grpc.aio.Server,
+        wanted: str,
+        key: str,
+        credentials: grpc.ServerCredentials | None,
+    ) -> str:
+        address = _bind(server, wanted, key, credentials)
+        await server.start()
+        self._beside.append(server)
+        return address
 
     async def _keep_reporting(self) -> None:
         while True:
@@ -102,3 +177,21 @@ class GrpcServer:
         status = health_pb2.HealthCheckResponse
         for name in ("", FEDERATION_SERVICE, ADMIN_SERVICE):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+
+def _bind(
+    server: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None
+) -> str:
+    """Takes a port; returns the address with it."""
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"cannot serve on {address!r}: {error}",
+            hint=f"Choose a free port, or 0 for any: {key}",
+        ) from error
+    return f"{address.rsplit(':', 1)[0]}:{port}"

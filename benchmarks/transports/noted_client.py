@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from client_worker.transport.client import FederationClient
-from fedlora.rpc.channel import dial
+from fedlora.rpc.security import PLAIN_TEXT
 
 __all__ = ["NotedClient"]
 
@@ -23,7 +23,7 @@ class NotedClient(FederationClient):
 
     def __init__(self, address: str) -> None:
         self._notes = _Notes()
-        super().__init__(address, dial=lambda to: grpc.intercept_channel(dial(to), self._notes))
+        super().__init__(address, dialler=_Noting(self._notes))
 
     @property
     def last_byte_sent(self) -> float:
@@ -34,6 +34,19 @@ class NotedClient(FederationClient):
     def first_byte_received(self) -> float:
         """Of the latest download."""
         return self._notes.first_received
+
+
+class _Noting:
+    """Dials with notes being taken."""
+
+    def __init__(self, notes: _Notes) -> None:
+        self._notes = notes
+
+    def dial(self, address: str) -> grpc.Channel:
+        return grpc.intercept_channel(PLAIN_TEXT.dial(address), self._notes)
+
+    def stamp(self) -> object:
+        return PLAIN_TEXT.stamp()
 
 
 class _Notes(grpc.StreamUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):

@@ -8,13 +8,15 @@ every attempt by finding out how much is there, so that repeating them is resumi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import grpc
+import structlog
 
 from client_worker.transport.calls import (
     CONTROL_SECONDS,
@@ -31,8 +33,9 @@ from fedlora.digests import DIGEST_NAME
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import adapter_pb2, federation_pb2_grpc, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.rpc.channel import MAX_CHUNK_BYTES, dial
+from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.rpc.payload_methods import pull_adapter, push_update
+from fedlora.rpc.security import PLAIN_TEXT
 from fedlora.runs.tasks import (
     Acknowledgement,
     AdapterHeader,
@@ -51,7 +54,9 @@ from fedlora.tensors.safetensors_io import Payload
 from fedlora.wire.convert import from_message, to_message
 from fedlora.wire.payload import encode_chunk, encode_commit
 
-__all__ = ["FederationClient"]
+__all__ = ["Dialler", "FederationClient"]
+
+log = structlog.get_logger(__name__)
 
 M = TypeVar("M")
 
@@ -69,13 +74,25 @@ _POLL_MARGIN_SECONDS = 15.0
 """on top of a poll's own length"""
 
 
+class Dialler(Protocol):
+    """`fedlora.rpc.security.ClientSecurity`, or something around it."""
+
+    def dial(self, address: str) -> grpc.Channel:
+        """A channel to `host:port`."""
+        ...
+
+    def stamp(self) -> object:
+        """Changes whenever `dial` would show something else."""
+        ...
+
+
 class FederationClient:
     """One worker's channel to a server. Its methods may be called from several threads.
 
     Args:
         address: host:port.
         guard: `StopRequest.cancelling`, so that a signal ends any call but `leave`.
-        dial: opens the channel.
+        dialler: opens channels, another one once what the worker has to show has changed.
     """
 
     def __init__(
@@ -83,15 +100,14 @@ class FederationClient:
         address: str,
         *,
         guard: Guard = unguarded,
-        dial: Callable[[str], grpc.Channel] = dial,
+        dialler: Dialler = PLAIN_TEXT,
     ) -> None:
         self._guard = guard
         self._address = address
         self._min_bytes_per_second = Limits().min_bytes_per_second
-        self._channel = dial(address)
-        self._stub = federation_pb2_grpc.FederationServiceStub(self._channel)
-        self._push_update = push_update(self._channel)
-        self._pull_adapter = pull_adapter(self._channel)
+        self._dialler = dialler
+        self._dialling = threading.Lock()
+        self._connections = [_Connection(dialler, address)]
 
     def __enter__(self) -> Self:
         return self
@@ -105,8 +121,24 @@ class FederationClient:
         self.close()
 
     def close(self) -> None:
-        """Ends the channel and all calls under way."""
-        self._channel.close()
+        """Ends all channels and calls under way."""
+        for connection in self._connections:
+            connection.channel.close()
+
+    @property
+    def _stub(self) -> federation_pb2_grpc.FederationServiceStub:
+        return self._connection.stub
+
+    @property
+    def _connection(self) -> _Connection:
+        """The newest; calls on older ones come to their end."""
+        with self._dialling:
+            newest = self._connections[-1]
+            if newest.stamp != self._dialler.stamp():
+                newest = _Connection(self._dialler, self._address)
+                self._connections.append(newest)
+                log.info("redialled", server=self._address)
+            return newest
 
     # --- session -------------------------------------------------------------------------
 
@@ -213,7 +245,9 @@ class FederationClient:
             start_offset=offset,
             held_version=held_version,
         )
-        responses = self._pull_adapter(request, timeout=self._seconds_for(expected_bytes))
+        responses = self._connection.pull_adapter(
+            request, timeout=self._seconds_for(expected_bytes)
+        )
         with stream(responses, peer=self._address, guard=self._guard) as messages:
             header = read_header(next(messages, None))
             path = adapters.find(header) or adapters.receive(header, messages, partial)
@@ -249,7 +283,7 @@ class FederationClient:
             replace(header, start_offset=start), payload, min(max_chunk_bytes, MAX_CHUNK_BYTES)
         )
         seconds = self._seconds_for(payload.total_bytes - start)
-        response = self._call(self._push_update, messages, seconds=seconds)
+        response = self._call(self._connection.push_update, messages, seconds=seconds)
         return _checked(from_message(response, Acknowledgement), payload)
 
     def _seconds_for(self, num_bytes: int) -> float:
@@ -258,6 +292,17 @@ class FederationClient:
 
     def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
         return call(method, request, seconds=seconds, peer=self._address, guard=self._guard)
+
+
+class _Connection:
+    """A channel, and what is called over it."""
+
+    def __init__(self, dialler: Dialler, address: str) -> None:
+        self.stamp = dialler.stamp()
+        self.channel = dialler.dial(address)
+        self.stub = federation_pb2_grpc.FederationServiceStub(self.channel)
+        self.push_update = push_update(self.channel)
+        self.pull_adapter = pull_adapter(self.channel)
 
 
 def _upload(

@@ -8,6 +8,7 @@ a request nothing is taken over but the public key: who it is for, the authority
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,8 +34,11 @@ __all__ = [
     "Authority",
     "Certified",
     "Key",
+    "PublicKey",
     "authority_of",
     "certified",
+    "certified_of_pem",
+    "key_digest",
     "key_from_pem",
     "key_to_pem",
     "new_authority",
@@ -45,6 +50,7 @@ __all__ = [
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 """a private key; those made elsewhere may be RSA"""
+PublicKey: TypeAlias = ec.EllipticCurvePublicKey
 
 _AUTHORITY_URI = "spiffe://"
 """followed by the federation"""
@@ -79,7 +85,7 @@ class Authority:
     def issue(
         self,
         identity: Identity,
-        public_key: ec.EllipticCurvePublicKey,
+        public_key: PublicKey,
         *,
         now: dt.datetime,
         days: float,
@@ -170,15 +176,14 @@ def authority_of(certificate: x509.Certificate, key: Key) -> Authority:
     Raises:
         FedLoraError: INVALID_CONFIG for a certificate that is no authority's of a federation.
     """
-    (uri, *more) = _uris(certificate) or ("",)
-    if more or not uri.startswith(_AUTHORITY_URI):
+    uris = _uris(certificate)
+    federation = uris[0].removeprefix(_AUTHORITY_URI) if len(uris) == 1 else ""
+    if not federation or "/" in federation:
         raise FedLoraError(
             Reason.INVALID_CONFIG,
-            "the authority's certificate must have the one URI spiffe://FEDERATION, got "
-            f"{[uri, *more]}",
+            f"the authority's certificate must have the one URI spiffe://FEDERATION, got {uris}",
             hint="Make an authority with `fedlora pki init`",
         )
-    federation = check_segment("federation", uri.removeprefix(_AUTHORITY_URI))
     return Authority(federation=federation, certificate=certificate, key=key)
 
 
@@ -193,7 +198,7 @@ def request_for(key: Key) -> bytes:
     return request.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def read_request(pem: bytes) -> ec.EllipticCurvePublicKey:
+def read_request(pem: bytes) -> PublicKey:
     """The public key of a request, whose sender holds the private one.
 
     Raises:
@@ -227,6 +232,11 @@ def certified(certificate: x509.Certificate) -> Certified:
     )
 
 
+def certified_of_pem(pem: bytes) -> Certified:
+    """What a certificate in text says; ValueError if it is none."""
+    return certified(x509.load_pem_x509_certificate(pem))
+
+
 def to_pem(certificate: x509.Certificate) -> bytes:
     """A certificate as text."""
     return certificate.public_bytes(Encoding.PEM)
@@ -235,6 +245,12 @@ def to_pem(certificate: x509.Certificate) -> bytes:
 def key_to_pem(key: Key) -> bytes:
     """A private key as text, PKCS #8, not encrypted."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def key_digest(key: PublicKey) -> str:
+    """SHA-256 of a public key, hexadecimal."""
+    der = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
 
 
 def key_from_pem(pem: bytes) -> Key:

@@ -1,4 +1,4 @@
-"""Channel and server options, each with its reason, and how a client dials.
+"""Channel and server options, each with its reason.
 
 Sources: grpc's documentation of channel arguments; behaviour under faults measured with
 grpcio 1.85.1.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import grpc
-
 from fedlora.rpc.services import FEDERATION_SERVICE
 
 __all__ = [
@@ -19,7 +17,6 @@ __all__ = [
     "SERVER_OPTIONS",
     "STREAM_WINDOW_BYTES",
     "client_options",
-    "dial",
 ]
 
 MAX_CHUNK_BYTES = 1024**2
@@ -85,8 +82,3 @@ def client_options() -> list[tuple[str, int | str]]:
         ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.service_config", json.dumps(config)),
     ]
-
-
-def dial(address: str) -> grpc.Channel:
-    """A plain-text channel to `host:port`."""
-    return grpc.insecure_channel(address, options=client_options())

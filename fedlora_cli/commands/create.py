@@ -24,12 +24,12 @@ def create(
 
     Doing so again with the same configuration changes nothing.
     """
-    from fedlora_cli.admin_client import AdminClient
     from fedlora_cli.configuration import load
+    from fedlora_cli.connection import connect
     from fedlora_cli.console import output
 
     spec = load(config_file, overrides or ()).need_run()
-    with AdminClient(server) as client:
+    with connect(server) as client:
         run = client.create_run(spec, start=True)
     output().print(f"{run.spec.name} ({run.run_id}) is {run.phase.value}", highlight=False)
 
@@ -40,9 +40,9 @@ def stop(
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
     """End a run; what it has published stays."""
-    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.connection import connect
     from fedlora_cli.console import output
 
-    with AdminClient(server) as client:
+    with connect(server) as client:
         stopped = client.stop_run(run, reason)
     output().print(f"{stopped.spec.name} is {stopped.phase.value}", highlight=False)

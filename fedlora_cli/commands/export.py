@@ -64,10 +64,10 @@ def _export_version(
     run: str, out: Path, version: int | None, *, best: bool, server: str, as_json: bool
 ) -> None:
     from fedlora_cli.adapter_download import download_adapter
-    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.connection import connect
     from fedlora_cli.console import output, print_json
 
-    with AdminClient(server) as client:
+    with connect(server) as client:
         if best:
             version = _best_version(client.get_run(run))
         done = download_adapter(client.export_adapter(run, version), out)

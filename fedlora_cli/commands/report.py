@@ -45,9 +45,9 @@ def report(
         found, rounds = read_run(root), read_rounds(root)
         page = out or root / "report.html"
     else:
-        from fedlora_cli.admin_client import AdminClient
+        from fedlora_cli.connection import connect
 
-        with AdminClient(server) as client:
+        with connect(server) as client:
             found = client.get_run(run)
             rounds = tuple(
                 client.round_report(run, r.round) for r in client.list_rounds(found.run_id)

@@ -9,12 +9,12 @@ __all__ = ["runs"]
 
 def runs(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
     """List the runs of an aggregator."""
-    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.connection import connect
     from fedlora_cli.console import output, print_json
     from fedlora_cli.records import to_record
     from fedlora_cli.tables import runs_table
 
-    with AdminClient(server) as client:
+    with connect(server) as client:
         found = client.list_runs()
     if as_json:
         print_json([to_record(run) for run in found])

@@ -25,12 +25,12 @@ def watch(
     from fedlora.exit_codes import ExitCode
     from fedlora.runs.phase import RunPhase
     from fedlora.runs.report import EventType
-    from fedlora_cli.admin_client import AdminClient
+    from fedlora_cli.connection import connect
     from fedlora_cli.console import output
     from fedlora_cli.display import display_for
     from fedlora_cli.tables import rounds_table
 
-    with AdminClient(server) as client:
+    with connect(server) as client:
         found = client.get_run(run)
         rounds = found.spec.rounds.num_rounds
         with display_for(rounds, plain=plain, as_json=as_json) as display:

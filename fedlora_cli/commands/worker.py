@@ -29,9 +29,7 @@ def worker(
         str | None,
         typer.Option(help="A name it keeps over restarts. Default: host name and device."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu, cuda:N or cuda:GPU-<uuid>.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:N or cuda:GPU-UUID.")] = None,
     overrides: _Overrides = None,
 ) -> None:
     """Train for a federation until its run is over, on one device.

@@ -31,7 +31,8 @@ ROUNDS = ("aggregator_service.rounds",)
 STORE = ("aggregator_service.store",)
 REPORTING = ("aggregator_service.reporting",)
 COORDINATOR = tuple(
-    f"aggregator_service.{module}" for module in ("coordinator", "run_actor", "sessions", "uploads")
+    f"aggregator_service.{module}"
+    for module in ("coordinator", "run_actor", "sessions", "uploads", "enrolment")
 )
 ADAPTATION = ("client_worker.adaptation", "client_worker.device")
 DATA = ("client_worker.data",)
@@ -58,22 +59,28 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.clock": (),
     "aggregator_service.failpoints": (),
     "aggregator_service.aggregation": SHARED,
-    "aggregator_service.rounds": (*ERRORS, *DOMAIN),
+    "aggregator_service.members": ("fedlora.identity",),
+    "aggregator_service.caller": (*ERRORS, "fedlora.identity"),
+    "aggregator_service.rounds": (*ERRORS, *DOMAIN, "aggregator_service.members"),
     # fedlora.wire.stream is sans-io: the order of chunks is checked where they are written.
     "aggregator_service.store": (
         *SHARED, *ROUNDS, "fedlora.wire.stream", "aggregator_service.failpoints",
+        "fedlora.identity", "aggregator_service.members",
     ),
     "aggregator_service.reporting": (*SHARED, "fedlora.config", *ROUNDS),
     "aggregator_service": (
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",
         "aggregator_service.failpoints", "aggregator_service.shared_work", "fedlora.wire.stream",
+        "fedlora.identity", "aggregator_service.members", "aggregator_service.caller",
     ),
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,
-        "aggregator_service.config", "aggregator_service.shared_work",
+        "aggregator_service.config", "aggregator_service.shared_work", "fedlora.identity",
+        "aggregator_service.caller", "aggregator_service.members",
     ),
     "aggregator_service.shared_work": (),
     "aggregator_service.allocator": (),
+    "aggregator_service.local_identities": (*ERRORS, "fedlora.identity"),
     "aggregator_service.healthcheck": (),
     "aggregator_service.app": ("fedlora", "aggregator_service"),
     "aggregator_service.__main__": ("fedlora", "aggregator_service"),
@@ -83,9 +90,11 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "client_worker.adaptation": (*SHARED, "client_worker.device"),
     "client_worker.data": SHARED,
     "client_worker.training": (*SHARED, *ADAPTATION, *DATA),
-    "client_worker": (*SHARED, *EDGE, *DATA, *TRAINING, "client_worker.config"),
+    "client_worker": (
+        *SHARED, *EDGE, *DATA, *TRAINING, "fedlora.identity", "client_worker.config",
+    ),
     "client_worker.transport": (
-        *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", "client_worker.config",
+        *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", "fedlora.identity", "client_worker.config",
         "client_worker.ports",
     ),
     "client_worker.app": ("fedlora", "client_worker"),

@@ -17,9 +17,19 @@ from fedlora.adapters import names
 from fedlora.adapters import spec as adapters
 from fedlora.codecs import spec as codecs
 from fedlora.errors import FedLoraError, Reason
+from fedlora.identity import members
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
-from fedlora.runs import label_counts, plan, report, tasks
-from fedlora.runs import spec as runs
+from fedlora.runs import (
+    label_counts,
+    method,
+    partition,
+    plan,
+    report,
+    rounds,
+    spec,
+    tasks,
+    training,
+)
 from fedlora.tensors import manifest
 from fedlora.wire.convert import from_message, to_message
 
@@ -30,12 +40,16 @@ PAIRS = {
     adapters.AdapterSpec: adapter_pb2.AdapterSpec,
     adapters.AdaptedModule: adapter_pb2.AdaptedModule,
     adapters.AdapterLayout: adapter_pb2.AdapterLayout,
-    runs.MethodSpec: run_pb2.MethodSpec,
-    runs.RoundRules: run_pb2.RoundRules,
-    runs.TrainingSpec: run_pb2.TrainingSpec,
-    runs.PartitionSpec: run_pb2.PartitionSpec,
+    method.MethodSpec: run_pb2.MethodSpec,
+    rounds.RoundRules: run_pb2.RoundRules,
+    training.TrainingSpec: run_pb2.TrainingSpec,
+    partition.PartitionSpec: run_pb2.PartitionSpec,
     codecs.CodecSpec: run_pb2.CodecSpec,
-    runs.RunSpec: run_pb2.RunSpec,
+    spec.RunSpec: run_pb2.RunSpec,
+    members.Invite: admin_pb2.InviteRequest,
+    members.Invited: admin_pb2.InviteResponse,
+    members.Member: admin_pb2.Member,
+    members.Revocation: admin_pb2.RevokeRequest,
     label_counts.LabelCounts: run_pb2.LabelCounts,
     tasks.Evaluation: run_pb2.Evaluation,
     tasks.Capabilities: federation_pb2.Capabilities,
@@ -51,7 +65,7 @@ PAIRS = {
     report.CertificateEntry: run_pb2.CertificateEntry,
     report.Certificate: run_pb2.Certificate,
     report.UpdateReport: run_pb2.UpdateReport,
-    runs.RuleSpec: run_pb2.RuleSpec,
+    method.RuleSpec: run_pb2.RuleSpec,
     plan.RoundPlan: run_pb2.RoundPlan,
     report.WorkerEvaluation: run_pb2.WorkerEvaluation,
     report.RoundReport: run_pb2.RoundReport,
@@ -64,8 +78,8 @@ PAIRS = {
 # Fields whose values must fit together; anything else is filled by type.
 CHOSEN: dict[type, dict[str, Any]] = {
     adapters.AdapterSpec: {"lora_dropout": 0.25},
-    runs.RoundRules: {
-        "engine": runs.RoundEngine.BUFFERED,
+    rounds.RoundRules: {
+        "engine": rounds.RoundEngine.BUFFERED,
         "quorum": 2,
         "cohort_size": 0,
         "over_selection": 0.0,
@@ -73,18 +87,18 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "test_share": 0.5,
         "best_by": "held_out_loss",
     },
-    runs.TrainingSpec: {
+    training.TrainingSpec: {
         "warmup_fraction": 0.5,
         "batch_size": 8,
         "micro_batch_size": 4,
-        "optimizer": runs.OptimizerName.SGD,
+        "optimizer": training.OptimizerName.SGD,
         "momentum": 0.5,
     },
-    runs.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
+    spec.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
     codecs.CodecSpec: {"kept_share": 0.5},
-    runs.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "core": "qr"}},
+    method.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "core": "qr"}},
     plan.RoundPlan: {"private": (names.Part.MAGNITUDE,)},
-    runs.RuleSpec: {"options": {"cap": 0.5, "kind": "soft"}},
+    method.RuleSpec: {"options": {"cap": 0.5, "kind": "soft"}},
     report.RunEvent: {"detail": {"names": ["a"], "count": 2.0, "flag": True, "nothing": None}},
 }
 
@@ -153,17 +167,17 @@ def test_an_enum_that_is_unset_or_unknown_is_refused_not_read_as_a_default():
 
 
 def test_a_required_message_that_is_absent_is_refused():
-    message = to_message(example(runs.RunSpec), run_pb2.RunSpec)
+    message = to_message(example(spec.RunSpec), run_pb2.RunSpec)
     message.ClearField("adapter")
     with pytest.raises(FedLoraError, match="'adapter'"):
-        from_message(message, runs.RunSpec)
+        from_message(message, spec.RunSpec)
 
 
 def test_what_the_dataclass_refuses_is_refused_on_arrival():
-    message = to_message(example(runs.RunSpec), run_pb2.RunSpec)
+    message = to_message(example(spec.RunSpec), run_pb2.RunSpec)
     message.name = "../../etc/passwd"
     with pytest.raises(FedLoraError) as caught:
-        from_message(message, runs.RunSpec)
+        from_message(message, spec.RunSpec)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 

@@ -24,67 +24,82 @@ _sym_db = _symbol_database.Default()
 
 from fedlora.proto.v1 import adapter_pb2 as fedlora_dot_proto_dot_v1_dot_adapter__pb2
 from fedlora.proto.v1 import federation_pb2 as fedlora_dot_proto_dot_v1_dot_federation__pb2
+from fedlora.proto.v1 import identity_pb2 as fedlora_dot_proto_dot_v1_dot_identity__pb2
 from fedlora.proto.v1 import run_pb2 as fedlora_dot_proto_dot_v1_dot_run__pb2
 from fedlora.proto.v1 import tensor_pb2 as fedlora_dot_proto_dot_v1_dot_tensor__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64lora/proto/v1/admin.proto\x12\x10\x66\x65\x64lora.proto.v1\x1a\x1e\x66\x65\x64lora/proto/v1/adapter.proto\x1a!fedlora/proto/v1/federation.proto\x1a\x1a\x66\x65\x64lora/proto/v1/run.proto\x1a\x1d\x66\x65\x64lora/proto/v1/tensor.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\nWorkerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.fedlora.proto.v1.WorkerState\x12\x34\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1e.fedlora.proto.v1.Capabilities\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x16\n\tdata_slot\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bnum_updates\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\rB\x0c\n\n_data_slot\"\x93\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.fedlora.proto.v1.RunSpec\x12)\n\x05phase\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.RunPhase\x12\r\n\x05round\x18\x04 \x01(\r\x12\x1c\n\x0f\x61\x64\x61pter_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\x07workers\x18\x06 \x03(\x0b\x32\x1c.fedlora.proto.v1.WorkerInfo\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x34\n\x06layout\x18\t \x01(\x0b\x32\x1f.fedlora.proto.v1.AdapterLayoutH\x01\x88\x01\x01\x12.\n\x04\x62\x65st\x18\n \x01(\x0b\x32\x1b.fedlora.proto.v1.BestRoundH\x02\x88\x01\x01\x42\x12\n\x10_adapter_versionB\t\n\x07_layoutB\x07\n\x05_best\"\xb9\x01\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x04type\x18\x02 \x01(\x0e\x32\x1b.fedlora.proto.v1.EventType\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\'\n\x06\x64\x65tail\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"J\n\x10\x43reateRunRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.fedlora.proto.v1.RunSpec\x12\r\n\x05start\x18\x02 \x01(\x08\"7\n\x11\x43reateRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"\x1e\n\x0fStartRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"6\n\x10StartRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"-\n\x0eStopRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x0fStopRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"\x11\n\x0fListRunsRequest\"7\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.fedlora.proto.v1.Run\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"4\n\x0eGetRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\" \n\x11ListRoundsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"B\n\x12ListRoundsResponse\x12,\n\x05round\x18\x01 \x01(\x0b\x32\x1d.fedlora.proto.v1.RoundReport\"3\n\x15GetRoundReportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"G\n\x16GetRoundReportResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.fedlora.proto.v1.RoundReport\"F\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"=\n\x10WatchRunResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.fedlora.proto.v1.RunEvent\"U\n\x14\x45xportAdapterRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1c\n\x0f\x61\x64\x61pter_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_adapter_version\"x\n\x0c\x45xportHeader\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x1b\n\x13\x61\x64\x61pter_config_json\x18\x05 \x01(\t\"\xb8\x01\n\x15\x45xportAdapterResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedlora.proto.v1.ExportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.fedlora.proto.v1.PayloadChunkH\x00\x12\x31\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1f.fedlora.proto.v1.PayloadCommitH\x00\x42\t\n\x07message*\x8b\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x15\n\x11WORKER_STATE_LOST\x10\x03\x12\x15\n\x11WORKER_STATE_LEFT\x10\x04*\x92\x05\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_TYPE_RUN_CREATED\x10\x01\x12\x1a\n\x16\x45VENT_TYPE_RUN_STARTED\x10\x02\x12 \n\x1c\x45VENT_TYPE_WORKER_REGISTERED\x10\x03\x12\x1b\n\x17\x45VENT_TYPE_WORKER_READY\x10\x04\x12\x1a\n\x16\x45VENT_TYPE_WORKER_LOST\x10\x05\x12\x1a\n\x16\x45VENT_TYPE_WORKER_LEFT\x10\x06\x12\x1c\n\x18\x45VENT_TYPE_ROUND_STARTED\x10\x07\x12\x1f\n\x1b\x45VENT_TYPE_UPDATE_COMMITTED\x10\x08\x12\x1b\n\x17\x45VENT_TYPE_ROUND_CLOSED\x10\t\x12 \n\x1c\x45VENT_TYPE_ADAPTER_PUBLISHED\x10\n\x12\"\n\x1e\x45VENT_TYPE_EVALUATION_REPORTED\x10\x0b\x12\x1e\n\x1a\x45VENT_TYPE_ROUND_COMPLETED\x10\x0c\x12 \n\x1c\x45VENT_TYPE_CERTIFICATE_READY\x10\r\x12 \n\x1c\x45VENT_TYPE_DEADLINE_EXTENDED\x10\x0e\x12\x1c\n\x18\x45VENT_TYPE_RUN_COMPLETED\x10\x0f\x12\x1a\n\x16\x45VENT_TYPE_RUN_STOPPED\x10\x10\x12\x19\n\x15\x45VENT_TYPE_RUN_FAILED\x10\x11\x12\x1f\n\x1b\x45VENT_TYPE_SERVER_RESTARTED\x10\x12\x12\x1e\n\x1a\x45VENT_TYPE_TASK_REASSIGNED\x10\x13\x12\x1e\n\x1a\x45VENT_TYPE_WORKER_PROGRESS\x10@2\xa0\x06\n\x0c\x41\x64minService\x12T\n\tCreateRun\x12\".fedlora.proto.v1.CreateRunRequest\x1a#.fedlora.proto.v1.CreateRunResponse\x12Q\n\x08StartRun\x12!.fedlora.proto.v1.StartRunRequest\x1a\".fedlora.proto.v1.StartRunResponse\x12N\n\x07StopRun\x12 .fedlora.proto.v1.StopRunRequest\x1a!.fedlora.proto.v1.StopRunResponse\x12Q\n\x08ListRuns\x12!.fedlora.proto.v1.ListRunsRequest\x1a\".fedlora.proto.v1.ListRunsResponse\x12K\n\x06GetRun\x12\x1f.fedlora.proto.v1.GetRunRequest\x1a .fedlora.proto.v1.GetRunResponse\x12Y\n\nListRounds\x12#.fedlora.proto.v1.ListRoundsRequest\x1a$.fedlora.proto.v1.ListRoundsResponse0\x01\x12\x63\n\x0eGetRoundReport\x12\'.fedlora.proto.v1.GetRoundReportRequest\x1a(.fedlora.proto.v1.GetRoundReportResponse\x12S\n\x08WatchRun\x12!.fedlora.proto.v1.WatchRunRequest\x1a\".fedlora.proto.v1.WatchRunResponse0\x01\x12\x62\n\rExportAdapter\x12&.fedlora.proto.v1.ExportAdapterRequest\x1a\'.fedlora.proto.v1.ExportAdapterResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64lora/proto/v1/admin.proto\x12\x10\x66\x65\x64lora.proto.v1\x1a\x1e\x66\x65\x64lora/proto/v1/adapter.proto\x1a!fedlora/proto/v1/federation.proto\x1a\x1f\x66\x65\x64lora/proto/v1/identity.proto\x1a\x1a\x66\x65\x64lora/proto/v1/run.proto\x1a\x1d\x66\x65\x64lora/proto/v1/tensor.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x01\n\nWorkerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.fedlora.proto.v1.WorkerState\x12\x34\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32\x1e.fedlora.proto.v1.Capabilities\x12\x0c\n\x04rank\x18\x04 \x01(\r\x12\x16\n\tdata_slot\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x0bnum_updates\x18\x06 \x01(\r\x12\x11\n\tnum_tasks\x18\x07 \x01(\rB\x0c\n\n_data_slot\"\x93\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.fedlora.proto.v1.RunSpec\x12)\n\x05phase\x18\x03 \x01(\x0e\x32\x1a.fedlora.proto.v1.RunPhase\x12\r\n\x05round\x18\x04 \x01(\r\x12\x1c\n\x0f\x61\x64\x61pter_version\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12-\n\x07workers\x18\x06 \x03(\x0b\x32\x1c.fedlora.proto.v1.WorkerInfo\x12.\n\ncreated_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x34\n\x06layout\x18\t \x01(\x0b\x32\x1f.fedlora.proto.v1.AdapterLayoutH\x01\x88\x01\x01\x12.\n\x04\x62\x65st\x18\n \x01(\x0b\x32\x1b.fedlora.proto.v1.BestRoundH\x02\x88\x01\x01\x42\x12\n\x10_adapter_versionB\t\n\x07_layoutB\x07\n\x05_best\"\xb9\x01\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12)\n\x04type\x18\x02 \x01(\x0e\x32\x1b.fedlora.proto.v1.EventType\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0e\n\x06worker\x18\x05 \x01(\t\x12\'\n\x06\x64\x65tail\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\"J\n\x10\x43reateRunRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.fedlora.proto.v1.RunSpec\x12\r\n\x05start\x18\x02 \x01(\x08\"7\n\x11\x43reateRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"\x1e\n\x0fStartRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"6\n\x10StartRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"-\n\x0eStopRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x0fStopRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\"\x11\n\x0fListRunsRequest\"7\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.fedlora.proto.v1.Run\"\x1c\n\rGetRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"4\n\x0eGetRunResponse\x12\"\n\x03run\x18\x01 \x01(\x0b\x32\x15.fedlora.proto.v1.Run\" \n\x11ListRoundsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"B\n\x12ListRoundsResponse\x12,\n\x05round\x18\x01 \x01(\x0b\x32\x1d.fedlora.proto.v1.RoundReport\"3\n\x15GetRoundReportRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\"G\n\x16GetRoundReportResponse\x12-\n\x06report\x18\x01 \x01(\x0b\x32\x1d.fedlora.proto.v1.RoundReport\"F\n\x0fWatchRunRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"=\n\x10WatchRunResponse\x12)\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1a.fedlora.proto.v1.RunEvent\"U\n\x14\x45xportAdapterRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x1c\n\x0f\x61\x64\x61pter_version\x18\x02 \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_adapter_version\"x\n\x0c\x45xportHeader\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x01 \x01(\x04\x12\r\n\x05round\x18\x02 \x01(\r\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x1b\n\x13\x61\x64\x61pter_config_json\x18\x05 \x01(\t\"\xb8\x01\n\x15\x45xportAdapterResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fedlora.proto.v1.ExportHeaderH\x00\x12/\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1e.fedlora.proto.v1.PayloadChunkH\x00\x12\x31\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x1f.fedlora.proto.v1.PayloadCommitH\x00\x42\t\n\x07message\"Z\n\rInviteRequest\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.fedlora.proto.v1.AccessRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"T\n\x0eInviteResponse\x12\x12\n\njoin_token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x06Member\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.fedlora.proto.v1.AccessRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x33\n\x0f\x63\x65rtified_until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x14\n\x12ListMembersRequest\"@\n\x13ListMembersResponse\x12)\n\x07members\x18\x01 \x03(\x0b\x32\x18.fedlora.proto.v1.Member\"I\n\rRevokeRequest\x12*\n\x04role\x18\x01 \x01(\x0e\x32\x1c.fedlora.proto.v1.AccessRole\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x10\n\x0eRevokeResponse*\x8b\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14WORKER_STATE_JOINING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x15\n\x11WORKER_STATE_LOST\x10\x03\x12\x15\n\x11WORKER_STATE_LEFT\x10\x04*\x92\x05\n\tEventType\x12\x1a\n\x16\x45VENT_TYPE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VENT_TYPE_RUN_CREATED\x10\x01\x12\x1a\n\x16\x45VENT_TYPE_RUN_STARTED\x10\x02\x12 \n\x1c\x45VENT_TYPE_WORKER_REGISTERED\x10\x03\x12\x1b\n\x17\x45VENT_TYPE_WORKER_READY\x10\x04\x12\x1a\n\x16\x45VENT_TYPE_WORKER_LOST\x10\x05\x12\x1a\n\x16\x45VENT_TYPE_WORKER_LEFT\x10\x06\x12\x1c\n\x18\x45VENT_TYPE_ROUND_STARTED\x10\x07\x12\x1f\n\x1b\x45VENT_TYPE_UPDATE_COMMITTED\x10\x08\x12\x1b\n\x17\x45VENT_TYPE_ROUND_CLOSED\x10\t\x12 \n\x1c\x45VENT_TYPE_ADAPTER_PUBLISHED\x10\n\x12\"\n\x1e\x45VENT_TYPE_EVALUATION_REPORTED\x10\x0b\x12\x1e\n\x1a\x45VENT_TYPE_ROUND_COMPLETED\x10\x0c\x12 \n\x1c\x45VENT_TYPE_CERTIFICATE_READY\x10\r\x12 \n\x1c\x45VENT_TYPE_DEADLINE_EXTENDED\x10\x0e\x12\x1c\n\x18\x45VENT_TYPE_RUN_COMPLETED\x10\x0f\x12\x1a\n\x16\x45VENT_TYPE_RUN_STOPPED\x10\x10\x12\x19\n\x15\x45VENT_TYPE_RUN_FAILED\x10\x11\x12\x1f\n\x1b\x45VENT_TYPE_SERVER_RESTARTED\x10\x12\x12\x1e\n\x1a\x45VENT_TYPE_TASK_REASSIGNED\x10\x13\x12\x1e\n\x1a\x45VENT_TYPE_WORKER_PROGRESS\x10@2\x96\x08\n\x0c\x41\x64minService\x12T\n\tCreateRun\x12\".fedlora.proto.v1.CreateRunRequest\x1a#.fedlora.proto.v1.CreateRunResponse\x12Q\n\x08StartRun\x12!.fedlora.proto.v1.StartRunRequest\x1a\".fedlora.proto.v1.StartRunResponse\x12N\n\x07StopRun\x12 .fedlora.proto.v1.StopRunRequest\x1a!.fedlora.proto.v1.StopRunResponse\x12Q\n\x08ListRuns\x12!.fedlora.proto.v1.ListRunsRequest\x1a\".fedlora.proto.v1.ListRunsResponse\x12K\n\x06GetRun\x12\x1f.fedlora.proto.v1.GetRunRequest\x1a .fedlora.proto.v1.GetRunResponse\x12Y\n\nListRounds\x12#.fedlora.proto.v1.ListRoundsRequest\x1a$.fedlora.proto.v1.ListRoundsResponse0\x01\x12\x63\n\x0eGetRoundReport\x12\'.fedlora.proto.v1.GetRoundReportRequest\x1a(.fedlora.proto.v1.GetRoundReportResponse\x12S\n\x08WatchRun\x12!.fedlora.proto.v1.WatchRunRequest\x1a\".fedlora.proto.v1.WatchRunResponse0\x01\x12\x62\n\rExportAdapter\x12&.fedlora.proto.v1.ExportAdapterRequest\x1a\'.fedlora.proto.v1.ExportAdapterResponse0\x01\x12K\n\x06Invite\x12\x1f.fedlora.proto.v1.InviteRequest\x1a .fedlora.proto.v1.InviteResponse\x12Z\n\x0bListMembers\x12$.fedlora.proto.v1.ListMembersRequest\x1a%.fedlora.proto.v1.ListMembersResponse\x12K\n\x06Revoke\x12\x1f.fedlora.proto.v1.RevokeRequest\x1a .fedlora.proto.v1.RevokeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedlora.proto.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=2297
-  _globals['_WORKERSTATE']._serialized_end=2436
-  _globals['_EVENTTYPE']._serialized_start=2439
-  _globals['_EVENTTYPE']._serialized_end=3097
-  _globals['_WORKERINFO']._serialized_start=240
-  _globals['_WORKERINFO']._serialized_end=458
-  _globals['_RUN']._serialized_start=461
-  _globals['_RUN']._serialized_end=864
-  _globals['_RUNEVENT']._serialized_start=867
-  _globals['_RUNEVENT']._serialized_end=1052
-  _globals['_CREATERUNREQUEST']._serialized_start=1054
-  _globals['_CREATERUNREQUEST']._serialized_end=1128
-  _globals['_CREATERUNRESPONSE']._serialized_start=1130
-  _globals['_CREATERUNRESPONSE']._serialized_end=1185
-  _globals['_STARTRUNREQUEST']._serialized_start=1187
-  _globals['_STARTRUNREQUEST']._serialized_end=1217
-  _globals['_STARTRUNRESPONSE']._serialized_start=1219
-  _globals['_STARTRUNRESPONSE']._serialized_end=1273
-  _globals['_STOPRUNREQUEST']._serialized_start=1275
-  _globals['_STOPRUNREQUEST']._serialized_end=1320
-  _globals['_STOPRUNRESPONSE']._serialized_start=1322
-  _globals['_STOPRUNRESPONSE']._serialized_end=1375
-  _globals['_LISTRUNSREQUEST']._serialized_start=1377
-  _globals['_LISTRUNSREQUEST']._serialized_end=1394
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1396
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1451
-  _globals['_GETRUNREQUEST']._serialized_start=1453
-  _globals['_GETRUNREQUEST']._serialized_end=1481
-  _globals['_GETRUNRESPONSE']._serialized_start=1483
-  _globals['_GETRUNRESPONSE']._serialized_end=1535
-  _globals['_LISTROUNDSREQUEST']._serialized_start=1537
-  _globals['_LISTROUNDSREQUEST']._serialized_end=1569
-  _globals['_LISTROUNDSRESPONSE']._serialized_start=1571
-  _globals['_LISTROUNDSRESPONSE']._serialized_end=1637
-  _globals['_GETROUNDREPORTREQUEST']._serialized_start=1639
-  _globals['_GETROUNDREPORTREQUEST']._serialized_end=1690
-  _globals['_GETROUNDREPORTRESPONSE']._serialized_start=1692
-  _globals['_GETROUNDREPORTRESPONSE']._serialized_end=1763
-  _globals['_WATCHRUNREQUEST']._serialized_start=1765
-  _globals['_WATCHRUNREQUEST']._serialized_end=1835
-  _globals['_WATCHRUNRESPONSE']._serialized_start=1837
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1898
-  _globals['_EXPORTADAPTERREQUEST']._serialized_start=1900
-  _globals['_EXPORTADAPTERREQUEST']._serialized_end=1985
-  _globals['_EXPORTHEADER']._serialized_start=1987
-  _globals['_EXPORTHEADER']._serialized_end=2107
-  _globals['_EXPORTADAPTERRESPONSE']._serialized_start=2110
-  _globals['_EXPORTADAPTERRESPONSE']._serialized_end=2294
-  _globals['_ADMINSERVICE']._serialized_start=3100
-  _globals['_ADMINSERVICE']._serialized_end=3900
+  _globals['_WORKERSTATE']._serialized_start=2859
+  _globals['_WORKERSTATE']._serialized_end=2998
+  _globals['_EVENTTYPE']._serialized_start=3001
+  _globals['_EVENTTYPE']._serialized_end=3659
+  _globals['_WORKERINFO']._serialized_start=273
+  _globals['_WORKERINFO']._serialized_end=491
+  _globals['_RUN']._serialized_start=494
+  _globals['_RUN']._serialized_end=897
+  _globals['_RUNEVENT']._serialized_start=900
+  _globals['_RUNEVENT']._serialized_end=1085
+  _globals['_CREATERUNREQUEST']._serialized_start=1087
+  _globals['_CREATERUNREQUEST']._serialized_end=1161
+  _globals['_CREATERUNRESPONSE']._serialized_start=1163
+  _globals['_CREATERUNRESPONSE']._serialized_end=1218
+  _globals['_STARTRUNREQUEST']._serialized_start=1220
+  _globals['_STARTRUNREQUEST']._serialized_end=1250
+  _globals['_STARTRUNRESPONSE']._serialized_start=1252
+  _globals['_STARTRUNRESPONSE']._serialized_end=1306
+  _globals['_STOPRUNREQUEST']._serialized_start=1308
+  _globals['_STOPRUNREQUEST']._serialized_end=1353
+  _globals['_STOPRUNRESPONSE']._serialized_start=1355
+  _globals['_STOPRUNRESPONSE']._serialized_end=1408
+  _globals['_LISTRUNSREQUEST']._serialized_start=1410
+  _globals['_LISTRUNSREQUEST']._serialized_end=1427
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1429
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1484
+  _globals['_GETRUNREQUEST']._serialized_start=1486
+  _globals['_GETRUNREQUEST']._serialized_end=1514
+  _globals['_GETRUNRESPONSE']._serialized_start=1516
+  _globals['_GETRUNRESPONSE']._serialized_end=1568
+  _globals['_LISTROUNDSREQUEST']._serialized_start=1570
+  _globals['_LISTROUNDSREQUEST']._serialized_end=1602
+  _globals['_LISTROUNDSRESPONSE']._serialized_start=1604
+  _globals['_LISTROUNDSRESPONSE']._serialized_end=1670
+  _globals['_GETROUNDREPORTREQUEST']._serialized_start=1672
+  _globals['_GETROUNDREPORTREQUEST']._serialized_end=1723
+  _globals['_GETROUNDREPORTRESPONSE']._serialized_start=1725
+  _globals['_GETROUNDREPORTRESPONSE']._serialized_end=1796
+  _globals['_WATCHRUNREQUEST']._serialized_start=1798
+  _globals['_WATCHRUNREQUEST']._serialized_end=1868
+  _globals['_WATCHRUNRESPONSE']._serialized_start=1870
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1931
+  _globals['_EXPORTADAPTERREQUEST']._serialized_start=1933
+  _globals['_EXPORTADAPTERREQUEST']._serialized_end=2018
+  _globals['_EXPORTHEADER']._serialized_start=2020
+  _globals['_EXPORTHEADER']._serialized_end=2140
+  _globals['_EXPORTADAPTERRESPONSE']._serialized_start=2143
+  _globals['_EXPORTADAPTERRESPONSE']._serialized_end=2327
+  _globals['_INVITEREQUEST']._serialized_start=2329
+  _globals['_INVITEREQUEST']._serialized_end=2419
+  _globals['_INVITERESPONSE']._serialized_start=2421
+  _globals['_INVITERESPONSE']._serialized_end=2505
+  _globals['_MEMBER']._serialized_start=2508
+  _globals['_MEMBER']._serialized_end=2675
+  _globals['_LISTMEMBERSREQUEST']._serialized_start=2677
+  _globals['_LISTMEMBERSREQUEST']._serialized_end=2697
+  _globals['_LISTMEMBERSRESPONSE']._serialized_start=2699
+  _globals['_LISTMEMBERSRESPONSE']._serialized_end=2763
+  _globals['_REVOKEREQUEST']._serialized_start=2765
+  _globals['_REVOKEREQUEST']._serialized_end=2838
+  _globals['_REVOKERESPONSE']._serialized_start=2840
+  _globals['_REVOKERESPONSE']._serialized_end=2856
+  _globals['_ADMINSERVICE']._serialized_start=3662
+  _globals['_ADMINSERVICE']._serialized_end=4708
 # @@protoc_insertion_point(module_scope)

@@ -79,6 +79,21 @@ class AdminServiceStub:
                 request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterRequest.SerializeToString,
                 response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterResponse.FromString,
                 _registered_method=True)
+        self.Invite = channel.unary_unary(
+                '/fedlora.proto.v1.AdminService/Invite',
+                request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+                response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteResponse.FromString,
+                _registered_method=True)
+        self.ListMembers = channel.unary_unary(
+                '/fedlora.proto.v1.AdminService/ListMembers',
+                request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersRequest.SerializeToString,
+                response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersResponse.FromString,
+                _registered_method=True)
+        self.Revoke = channel.unary_unary(
+                '/fedlora.proto.v1.AdminService/Revoke',
+                request_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+                response_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -145,6 +160,26 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Invite(self, request, context):
+        """Makes a join token, with which one member enrols once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMembers(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Revoke(self, request, context):
+        """Refuses from now on what was issued to a member until now. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +227,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ExportAdapter,
                     request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterRequest.FromString,
                     response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterResponse.SerializeToString,
+            ),
+            'Invite': grpc.unary_unary_rpc_method_handler(
+                    servicer.Invite,
+                    request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteRequest.FromString,
+                    response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteResponse.SerializeToString,
+            ),
+            'ListMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMembers,
+                    request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersRequest.FromString,
+                    response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersResponse.SerializeToString,
+            ),
+            'Revoke': grpc.unary_unary_rpc_method_handler(
+                    servicer.Revoke,
+                    request_deserializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeRequest.FromString,
+                    response_serializer=fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -437,6 +487,87 @@ class AdminService:
             '/fedlora.proto.v1.AdminService/ExportAdapter',
             fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterRequest.SerializeToString,
             fedlora_dot_proto_dot_v1_dot_admin__pb2.ExportAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Invite(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlora.proto.v1.AdminService/Invite',
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteRequest.SerializeToString,
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.InviteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlora.proto.v1.AdminService/ListMembers',
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersRequest.SerializeToString,
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.ListMembersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Revoke(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedlora.proto.v1.AdminService/Revoke',
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeRequest.SerializeToString,
+            fedlora_dot_proto_dot_v1_dot_admin__pb2.RevokeResponse.FromString,
             options,
             channel_credentials,
             insecure,

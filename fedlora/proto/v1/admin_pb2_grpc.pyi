@@ -48,6 +48,11 @@ class AdminServiceStub:
     """
     ExportAdapter: _grpc.UnaryStreamMultiCallable[_admin_pb2.ExportAdapterRequest, _admin_pb2.ExportAdapterResponse]
     """Streams one version of the global adapter with the PEFT configuration that belongs to it."""
+    Invite: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InviteRequest, _admin_pb2.InviteResponse]
+    """Makes a join token, with which one member enrols once."""
+    ListMembers: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMembersRequest, _admin_pb2.ListMembersResponse]
+    Revoke: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.RevokeResponse]
+    """Refuses from now on what was issued to a member until now. Idempotent."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -69,6 +74,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     ExportAdapter: _aio.UnaryStreamMultiCallable[_admin_pb2.ExportAdapterRequest, _admin_pb2.ExportAdapterResponse]  # type: ignore[assignment]
     """Streams one version of the global adapter with the PEFT configuration that belongs to it."""
+    Invite: _aio.UnaryUnaryMultiCallable[_admin_pb2.InviteRequest, _admin_pb2.InviteResponse]  # type: ignore[assignment]
+    """Makes a join token, with which one member enrols once."""
+    ListMembers: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMembersRequest, _admin_pb2.ListMembersResponse]  # type: ignore[assignment]
+    Revoke: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeRequest, _admin_pb2.RevokeResponse]  # type: ignore[assignment]
+    """Refuses from now on what was issued to a member until now. Idempotent."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -141,5 +151,28 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.ExportAdapterResponse], _abc.AsyncIterator[_admin_pb2.ExportAdapterResponse]]:
         """Streams one version of the global adapter with the PEFT configuration that belongs to it."""
+
+    @_abc_1.abstractmethod
+    def Invite(
+        self,
+        request: _admin_pb2.InviteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.InviteResponse, _abc.Awaitable[_admin_pb2.InviteResponse]]:
+        """Makes a join token, with which one member enrols once."""
+
+    @_abc_1.abstractmethod
+    def ListMembers(
+        self,
+        request: _admin_pb2.ListMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListMembersResponse, _abc.Awaitable[_admin_pb2.ListMembersResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Revoke(
+        self,
+        request: _admin_pb2.RevokeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RevokeResponse, _abc.Awaitable[_admin_pb2.RevokeResponse]]:
+        """Refuses from now on what was issued to a member until now. Idempotent."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,93 @@
+"""Becomes a member of a federation, and stays one: the key is made here and never leaves."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import grpc
+
+from client_worker.transport.calls import CONTROL_SECONDS
+from fedlora.errors import FedLoraError, Reason
+from fedlora.identity.certificates import certified_of_pem, new_key, request_for
+from fedlora.identity.folder import read_authorities, write_identity
+from fedlora.identity.invitation import InvitationFile
+from fedlora.identity.names import Identity
+from fedlora.proto.v1 import identity_pb2 as pb
+from fedlora.proto.v1 import identity_pb2_grpc
+from fedlora.rpc.channel import client_options
+from fedlora.rpc.security import ClientSecurity
+from fedlora.rpc.status import from_rpc_error
+
+__all__ = ["enrol", "renew"]
+
+
+def enrol(invitation: InvitationFile, folder: Path) -> Identity:
+    """Redeems an invitation, and writes the identity that it is exchanged for.
+
+    Args:
+        invitation: good still, and not redeemed.
+        folder: gets ca.crt, tls.crt and tls.key.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG for an invitation that has expired; UNAUTHENTICATED for one
+            that the server does not take; UNAVAILABLE if there is no answer.
+    """
+    if invitation.expires_at <= time.time():
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"the invitation for {invitation.name!r} has expired",
+            hint="Ask the federation's operator for another: `fedlora pki token`",
+        )
+    key = new_key()
+    authorities = invitation.authorities_pem.encode()
+    credentials = grpc.ssl_channel_credentials(authorities)
+    options = client_options()
+    with grpc.secure_channel(invitation.enrolment, credentials, options=options) as channel:
+        try:
+            answer = identity_pb2_grpc.EnrolmentServiceStub(channel).Enrol(
+                pb.EnrolRequest(
+                    join_token=invitation.join_token, certificate_request=request_for(key)
+                ),
+                timeout=CONTROL_SECONDS,
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer=invitation.enrolment) from error
+    write_identity(
+        folder, authorities_pem=authorities, certificates_pem=answer.certificate, key=key
+    )
+    return _identity(answer.certificate)
+
+
+def renew(server: str, folder: Path) -> float:
+    """Replaces the identity of a folder by one with a new key.
+
+    Args:
+        server: host:port.
+        folder: with an identity that is still good.
+
+    Returns:
+        The end of the new certificate, in seconds since 1970.
+    """
+    key = new_key()
+    with ClientSecurity(identity_dir=folder).dial(server) as channel:
+        try:
+            answer = identity_pb2_grpc.IdentityServiceStub(channel).Renew(
+                pb.RenewRequest(certificate_request=request_for(key)), timeout=CONTROL_SECONDS
+            )
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer=server) from error
+    write_identity(
+        folder,
+        authorities_pem=read_authorities(folder),
+        certificates_pem=answer.certificate,
+        key=key,
+    )
+    return certified_of_pem(answer.certificate).not_after
+
+
+def _identity(pem: bytes) -> Identity:
+    identity = certified_of_pem(pem).identity
+    if identity is None:
+        raise FedLoraError(Reason.INTERNAL, "the server's certificate names nobody")
+    return identity
