@@ -122,8 +122,10 @@ class Enrolment:
         """
         digest = token_digest(token)
         invitation = await self._store.call(lambda s: s.members.invitation(digest))
-        if invitation is None or invitation.expires_at <= self._wall():
-            raise not_authenticated()
+        if invitation is None:
+            raise _refused("an unknown token")
+        if invitation.expires_at <= self._wall():
+            raise _refused("an expired token", invitation)
         public_key = read_request(request_pem)
         certificate_pem, until = await self._issue(invitation.role, invitation.name, public_key)
         redeemed = replace(
@@ -134,7 +136,7 @@ class Enrolment:
             return certificate_pem
         first = await self._store.call(lambda s: s.members.invitation(digest))
         if first is None or first.key_digest != redeemed.key_digest:
-            raise not_authenticated()
+            raise _refused("a token that was redeemed, or revoked, before", invitation)
         return first.certificate_pem.encode()
 
     async def renew(self, role: AccessRole, name: str, request_pem: bytes) -> bytes:
@@ -172,6 +174,11 @@ class Enrolment:
                 hint="Set server.authority_dir, or use `fedlora pki issue` where the authority is",
             )
         return self._authority
+
+
+def _refused(why: str, invitation: Invitation | None = None) -> FedLoraError:
+    log.warning("enrolment_refused", why=why, name=invitation.name if invitation else "")
+    return not_authenticated()
 
 
 def not_authenticated() -> FedLoraError:

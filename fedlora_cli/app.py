@@ -74,7 +74,6 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    context: typer.Context,
     identity_dir: Annotated[
         Path | None,
         typer.Option(
@@ -99,9 +98,10 @@ def _options(
 ) -> None:
     del version
     from fedlora.rpc.security import ClientSecurity
+    from fedlora_cli.connection import SECURITY
 
-    context.obj = ClientSecurity(
-        identity_dir=identity_dir, token_file=token_file, insecure=insecure
+    SECURITY.set(
+        ClientSecurity(identity_dir=identity_dir, token_file=token_file, insecure=insecure)
     )
 
 

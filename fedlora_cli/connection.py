@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import click
+from contextvars import ContextVar
 
-from fedlora.rpc.security import ClientSecurity
+from fedlora.rpc.security import PLAIN_TEXT, ClientSecurity
 from fedlora_cli.admin_client import AdminClient
 
-__all__ = ["connect", "security"]
+__all__ = ["SECURITY", "connect"]
+
+SECURITY: ContextVar[ClientSecurity] = ContextVar("security", default=PLAIN_TEXT)
+"""what the command line was given to show"""
 
 
 def connect(address: str) -> AdminClient:
     """A connection to `host:port` with what the command line was given to show."""
-    return AdminClient(address, security())
-
-
-def security() -> ClientSecurity:
-    """What the command line was given to show."""
-    found = click.get_current_context().find_object(ClientSecurity)
-    return found or ClientSecurity()
+    return AdminClient(address, SECURITY.get())

@@ -77,6 +77,15 @@ _REASON_OF_BARE_STATUS = {
 }
 
 
+# What gRPC says where one side is encrypted and the other is not, or a certificate is refused: with
+# TLS 1.3 the client has finished by then, and sees no more than a connection that closes (measured).
+_ENCRYPTION_SIGNS = ("Socket closed", "handshake")
+_ENCRYPTION_HINT = (
+    "If it is up, one of you talks plain text and the other does not, or you know different "
+    "authorities: see docs/security.md, and FEDLORA_IDENTITY_DIR or worker.identity_dir"
+)
+
+
 def to_status(error: FedLoraError) -> grpc.Status:
     """The status that tells a peer about `error`."""
     info = error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN)
@@ -116,4 +125,5 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str) -> FedLoraError:
     code = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else _C.UNKNOWN
     reason = _REASON_OF_BARE_STATUS.get(code, Reason.INTERNAL)
     text = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
-    return FedLoraError(reason, f"{peer} answered {code.name}: {text or 'no detail'}")
+    hint = _ENCRYPTION_HINT if any(words in (text or "") for words in _ENCRYPTION_SIGNS) else ""
+    return FedLoraError(reason, f"{peer} answered {code.name}: {text or 'no detail'}", hint=hint)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -19,7 +18,7 @@ _DEFAULT = "run"
 class _WorkerGroup(TyperGroup):
     """`fedlora worker CONFIG` is `fedlora worker run CONFIG`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Puts the default command's name before what is not the name of one."""
         if not args or args[0] not in self.commands:
             args = [_DEFAULT, *args]

@@ -100,10 +100,10 @@ def token(
     """
     from fedlora.identity.folder import read_authorities
     from fedlora.identity.invitation import InvitationFile, write_invitation
-    from fedlora_cli.connection import connect, security
+    from fedlora_cli.connection import SECURITY, connect
     from fedlora_cli.console import output
 
-    own = security().identity_dir
+    own = SECURITY.get().identity_dir
     if own is None:
         raise _no_identity()
     authorities = read_authorities(own).decode()

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support.identities import Federation
+from support.identities import Federation, moment
 
 from fedlora.errors import FedLoraError, Reason
-from fedlora.identity.certificates import new_key, to_pem
+from fedlora.identity.certificates import key_to_pem, new_key, to_pem
 from fedlora.identity.folder import read_authority, read_identity, stamp, write_identity
 from fedlora.identity.names import AccessRole, Identity
 from fedlora.identity.setup import init_federation, issue_to
@@ -55,8 +55,6 @@ def test_a_key_of_another_certificate_is_refused(folder: Path, federation, monke
 
 def test_a_certificate_without_a_name_is_refused(folder: Path, federation):
     (folder / "tls.crt").write_bytes(to_pem(federation.authority.certificate))
-    from fedlora.identity.certificates import key_to_pem
-
     (folder / "tls.key").write_bytes(key_to_pem(federation.authority.key))
     assert "names nobody of a federation" in refusal(folder)
 
@@ -66,14 +64,12 @@ def test_a_reader_never_sees_half_a_renewal(folder: Path, federation):
     done = threading.Event()
 
     def renew() -> None:
-        import datetime as dt
-
         for _ in range(30):
             key = new_key()
             certificate = federation.authority.issue(
                 identity,
                 key.public_key(),
-                now=dt.datetime.now(dt.UTC).replace(microsecond=0),
+                now=moment(0),
                 days=1,
             )
             write_identity(

@@ -34,7 +34,7 @@ def test_what_is_this_machines_own_business(address: str, ours: bool):
 def test_plain_text_goes_to_another_machine_only_when_asked_for():
     ClientSecurity().dial("127.0.0.1:1").close()
     ClientSecurity(insecure=True).dial("a.example:1").close()
-    with pytest.raises(FedLoraError, match="a.example:1 is another machine") as caught:
+    with pytest.raises(FedLoraError, match=r"a\.example:1 is another machine") as caught:
         ClientSecurity().dial("a.example:1")
     assert caught.value.reason is Reason.INVALID_CONFIG
 
