@@ -128,7 +128,13 @@ class Aggregator:
         self.health_address = server.health_address
         if self._config.port_file is not None:
             _write_atomically(self._config.port_file, self.address)
-        log.info("serving", address=self.address, state_dir=str(self._config.state_dir))
+        log.info(
+            "serving",
+            address=self.address,
+            enrolment=self.enrolment_address,
+            health=self.health_address,
+            state_dir=str(self._config.state_dir),
+        )
 
     async def __aexit__(self, *_: object) -> None:
         """Drains, then releases everything in the order of dependence."""

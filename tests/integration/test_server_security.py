@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from support.federation import ScriptedWorker, config, reason_of, serving
-from support.identities import Federation
+from support.identities import Federation, channel_of
 from support.runs import run_spec
 
 from aggregator_service.app import Aggregator
@@ -134,3 +134,21 @@ async def test_a_worker_goes_on_over_a_new_connection_once_its_identity_has_chan
                 return len(client._connections)
 
         assert await asyncio.to_thread(twice) == 2
+
+
+async def test_a_worker_cannot_pose_as_the_server(tmp_path: Path):
+    federation = Federation(tmp_path)
+    folder, victim = (federation.member(AccessRole.WORKER, name) for name in ("w-1", "w-2"))
+    pair = ((folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes())
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    try:
+        async with channel_of(victim, f"127.0.0.1:{port}") as channel:
+            stub = federation_pb2_grpc.FederationServiceStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ScriptedWorker(stub, "w-2").register()
+    finally:
+        await server.stop(None)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "unsupported certificate purpose" in (caught.value.details() or "")
