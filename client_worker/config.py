@@ -49,6 +49,10 @@ class WorkerConfig:
     refines what rounds came to, for methods that have such a stage"""
     device: str = "auto"
     """auto, cpu, cuda:N or cuda:GPU-<uuid>; one device and one only"""
+    share_device: bool = False
+    """whether other workers that say so too may use the same CUDA device; else it is this one's"""
+    device_lock_dir: Path = Path("/tmp/fedlora-devices")  # noqa: S108 - one for all of a host
+    """folder of the locks that keep workers of one host off each other's CUDA devices"""
     data: DataConfig
     """the section [data]"""
     threads: int = 0
