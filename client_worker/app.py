@@ -105,6 +105,7 @@ def offered(config: WorkerConfig) -> Capabilities:
         codecs=tuple(CodecName),
         plugins=tuple(known_plugins()),
         role=config.role,
+        preferred_data_slot=config.data_slot,
     )
 
 

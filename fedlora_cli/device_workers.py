@@ -202,9 +202,12 @@ class DeviceWorkers:
 
 def _own_variables(name: str, place: Place) -> dict[str, str]:
     """What one worker is told and the others are not."""
-    return {
+    variables = {
         "FEDLORA_WORKER__NAME": name,
         "FEDLORA_WORKER__DEVICE": place.worker_device,
         # Set before its Python starts, so that nothing it loads can see another device.
         VISIBLE: place.device.uuid if place.device else "",
     }
+    if place.index is not None:
+        variables["FEDLORA_WORKER__DATA_SLOT"] = str(place.index)
+    return variables
