@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 
 from client_worker.config import WorkerConfig, WorkerRank
 from client_worker.device import capabilities, pinned_uuid, resolve_device, verify_device
@@ -85,6 +86,11 @@ def run_worker(
         # Its text says all there is to say: a traceback would only bury it.
         log.error("gone", reason=str(error), exit_code=int(code))  # noqa: TRY400
         return code
+    except torch.OutOfMemoryError as error:
+        # Outside of passes that can be made smaller (client_worker.training.micro_batch).
+        said = str(error).partition("\n")[0]
+        log.error("gone", reason=f"the device is too small: {said}", exit_code=int(ExitCode.DEVICE))  # noqa: TRY400
+        return ExitCode.DEVICE
     except Exception:
         log.exception("internal_error")
         return ExitCode.INTERNAL
