@@ -5,6 +5,7 @@ NVML and CUDA are stood in for at their boundary (`support.nvml`, `support.gpu_w
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,15 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 from support import nvml
 from support.federation import connected
-from support.nvml import Gpu
+from support.nvml import Gpu, StandInNvml
 from support.processes import ServerProcess
 from support.runs import run_spec
 from support.waiting import until
 
-from fedlora.devices import device_lock
+from fedlora.devices import NvmlDevices, device_lock
+from fedlora.exit_codes import ExitCode
 from fedlora.proto.v1 import admin_pb2
+from fedlora_cli.configuration import load
+from fedlora_cli.device_choice import select_places
+from fedlora_cli.device_workers import DeviceWorkers
 
 SCRIPT = Path(__file__).parents[1] / "support" / "device_workers_process.py"
 
@@ -160,6 +166,35 @@ async def test_a_worker_that_sees_another_device_is_refused_and_the_others_go_on
         assert f"expected the device {GPUS[0].uuid}, got {GPUS[1].uuid}" in gone["reason"]
         assert workers.worker(NAMES[1]).is_running()
         assert len(workers.events(NAMES[0], "gone")) == 1
+
+
+def test_a_terminal_shows_each_worker_and_how_its_device_does(tmp_path, monkeypatch):
+    variables = nvml.environment(GPUS) | {
+        # Refused, each: the end of the supervisor is then near.
+        "STAND_IN_CUDA": "GPU-other",
+        "FEDLORA_WORKER__DEVICE_LOCK_DIR": str(tmp_path / "locks"),
+        "FEDLORA_DATA__PATH": "unused",
+    }
+    variables["PYTHONPATH"] += os.pathsep + str(SCRIPT.parents[1])
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    machine = NvmlDevices(StandInNvml(GPUS, silent={GPUS[1].uuid}))
+    screen = io.StringIO()
+    pool = DeviceWorkers(
+        load(None),
+        select_places("0,1", machine, {}),
+        devices=machine,
+        name_prefix="node",
+        log_dir=tmp_path,
+        program="support.gpu_worker",
+        console=Console(file=screen, force_terminal=True, width=160),
+    )
+    assert pool.run() == ExitCode.DEVICE
+    (reading, *_) = [line for line in screen.getvalue().splitlines() if "runs as" in line]
+    assert reading.split()[0] == NAMES[0]
+    assert "1.0 / 4.0       50  40" in reading
+    (silent, *_) = [line for line in screen.getvalue().splitlines() if f"{NAMES[1]}  1" in line]
+    assert silent.split()[-3:] == ["–"] * 3
 
 
 async def test_a_worker_that_sees_more_than_one_device_is_refused(tmp_path):

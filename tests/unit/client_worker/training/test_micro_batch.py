@@ -93,7 +93,9 @@ def test_a_step_that_fails_in_its_second_pass_leaves_nothing_of_its_first(llama,
             expected._micro_batch.most = 1
 
     # Texts of a step are sorted by length, so its first pass fits and its second does not.
-    has_room = lambda rows, tokens: rows == 1 or tokens < lengths[-1]
+    def has_room(rows, tokens):
+        return rows == 1 or tokens < lengths[-1]
+
     with small_device(trainer.module, has_room) as device:
         trainer.train(replace(WORK, on_progress=note))
     assert device.fitted[0][0] == 3

@@ -44,8 +44,7 @@ def holder(folder, *, uuid: str = UUID, shared: bool = False) -> Iterator[subpro
 
 def test_a_device_that_another_process_holds_is_refused_with_the_way_to_find_it(tmp_path):
     with holder(tmp_path), pytest.raises(FedLoraError) as caught:
-        with device_lock(UUID, tmp_path, wait_seconds=0):
-            pass
+        device_lock(UUID, tmp_path, wait_seconds=0).__enter__()
     assert caught.value.reason is Reason.DEVICE_UNAVAILABLE
     assert f"fuser -v {tmp_path / UUID}" in str(caught.value)
 
