@@ -17,7 +17,7 @@ from rich.live import Live
 from fedlora.config import CONFIG_VARIABLE, Config, OriginKind, toml_text
 from fedlora.devices import Devices, Reading
 from fedlora.devices.base import VISIBLE
-from fedlora.errors import FedLoraError
+from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.console import errors
 from fedlora_cli.device_choice import Place, worker_names
@@ -65,6 +65,8 @@ class DeviceWorkers:
         devices: of this machine.
         name_prefix: of the workers' names.
         log_dir: where their output goes.
+        identities: folder with a folder for each worker's name, its `worker.identity_dir`; None
+            leaves that to the configuration, which can only know one.
         program: the module that each process runs.
         console: where news and, on a terminal, the table go.
     """
@@ -77,6 +79,7 @@ class DeviceWorkers:
         devices: Devices,
         name_prefix: str,
         log_dir: Path,
+        identities: Path | None = None,
         program: str = "client_worker",
         console: Console | None = None,
     ) -> None:
@@ -85,6 +88,7 @@ class DeviceWorkers:
         self._names = worker_names(name_prefix, places)
         self._devices = devices
         self._log_dir = log_dir
+        self._identities = _checked(identities, config, places)
         self._program = program
         self._console = console or errors()
         self._stop_requests = 0
@@ -132,7 +136,7 @@ class DeviceWorkers:
         }
         for name, place in zip(self._names, self._places, strict=True):
             log = self._log_dir / f"{name}.log"
-            environment = shared | _own_variables(name, place)
+            environment = shared | _own_variables(name, place, self._identities)
             process = ManagedProcess(name, self._program, environment=environment, log=log)
             process.start()
             self._say(f"{name} started, log {log}")
@@ -200,7 +204,18 @@ class DeviceWorkers:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _own_variables(name: str, place: Place) -> dict[str, str]:
+def _checked(identities: Path | None, config: Config, places: tuple[Place, ...]) -> Path | None:
+    one = [key for key in ("identity_dir", "token_file") if config.section("worker").get(key)]
+    if identities is None and one and len(places) > 1:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"worker.{one[0]} is one worker's, and there are {len(places)} to be started",
+            hint="Use --identities DIR with a folder for each name; --list tells the names",
+        )
+    return identities
+
+
+def _own_variables(name: str, place: Place, identities: Path | None) -> dict[str, str]:
     """What one worker is told and the others are not."""
     variables = {
         "FEDLORA_WORKER__NAME": name,
@@ -210,4 +225,6 @@ def _own_variables(name: str, place: Place) -> dict[str, str]:
     }
     if place.index is not None:
         variables["FEDLORA_WORKER__DATA_SLOT"] = str(place.index)
+    if identities is not None:
+        variables["FEDLORA_WORKER__IDENTITY_DIR"] = str((identities / name).absolute())
     return variables

@@ -68,6 +68,13 @@ def workers(
         typer.Option(help="Prefix of the workers' names. Default: the host name."),
     ] = None,
     log_dir: Annotated[Path, typer.Option(help="Where the workers' output goes.")] = Path("logs"),
+    identities: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a folder for each worker's name: its worker.identity_dir."),
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Print names, devices and their UUIDs, and end.")
+    ] = False,
     overrides: _Overrides = None,
 ) -> None:
     """Keep one worker process per device running until the run is over.
@@ -80,7 +87,7 @@ def workers(
 
     from fedlora.devices import NvmlDevices
     from fedlora_cli.configuration import load, need_service
-    from fedlora_cli.device_choice import select_places
+    from fedlora_cli.device_choice import select_places, worker_names
     from fedlora_cli.device_workers import DeviceWorkers
 
     need_service("client_worker", "worker")
@@ -89,11 +96,18 @@ def workers(
         flags.append(f"worker.server={server}")
     config = load(config_file, flags)
     machine = NvmlDevices()
+    places = select_places(devices, machine)
+    prefix = name or socket.gethostname()
+    if only_list:
+        for worker_name, place in zip(worker_names(prefix, places), places, strict=True):
+            print(worker_name, place.device.number if place.device else "-", place.worker_device)
+        return
     pool = DeviceWorkers(
         config,
-        select_places(devices, machine),
+        places,
         devices=machine,
-        name_prefix=name or socket.gethostname(),
+        name_prefix=prefix,
         log_dir=log_dir,
+        identities=identities,
     )
     raise typer.Exit(pool.run())

@@ -17,7 +17,7 @@ def main() -> int:
     from fedlora_cli.device_choice import select_places
     from fedlora_cli.device_workers import DeviceWorkers
 
-    devices, log_dir = sys.argv[1:]
+    devices, log_dir, *identities = sys.argv[1:]
     machine = NvmlDevices()
     return DeviceWorkers(
         load(None, []),
@@ -25,6 +25,7 @@ def main() -> int:
         devices=machine,
         name_prefix="node",
         log_dir=Path(log_dir),
+        identities=Path(identities[0]) if identities else None,
         program="support.gpu_worker",
     ).run()
 

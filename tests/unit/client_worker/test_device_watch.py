@@ -33,9 +33,11 @@ class Device:
 
 
 def told_of(device: Device) -> list[dict[str, object]]:
-    with structlog.testing.capture_logs() as lines:
-        with DeviceWatch(device, worker="w", interval_seconds=0):
-            assert device.last_asked.wait(30)
+    with (
+        structlog.testing.capture_logs() as lines,
+        DeviceWatch(device, worker="w", interval_seconds=0),
+    ):
+        assert device.last_asked.wait(30)
     return lines
 
 

@@ -120,10 +120,12 @@ def test_magnitudes_that_stand_in_for_factors_are_trained_to_the_same_bits(bert,
 
 def test_the_size_is_kept_for_the_rounds_that_follow_and_told_once(bert, labelled):
     trainer = trainer_for(worker_run(classifier_spec(bert), batch_size=8), labelled)
-    with small_device(trainer.module, rows_up_to(2)) as device:
-        with structlog.testing.capture_logs() as lines:
-            trainer.train(WORK)
-            outcome = trainer.train(replace(WORK, round=2))
+    with (
+        small_device(trainer.module, rows_up_to(2)) as device,
+        structlog.testing.capture_logs() as lines,
+    ):
+        trainer.train(WORK)
+        outcome = trainer.train(replace(WORK, round=2))
     assert device.refused[:2] == [device.refused[0], (4, device.refused[1][1])]
     assert len(device.refused) == 2
     assert outcome.metrics["micro_batch_size"] == 2
