@@ -205,7 +205,11 @@ class DeviceWorkers:
 
 
 def _checked(identities: Path | None, config: Config, places: tuple[Place, ...]) -> Path | None:
-    one = [key for key in ("identity_dir", "token_file") if config.section("worker").get(key)]
+    one = [
+        key
+        for key in ("identity_dir", "invitation", "token_file")
+        if config.section("worker").get(key)
+    ]
     if identities is None and one and len(places) > 1:
         raise FedLoraError(
             Reason.INVALID_CONFIG,
