@@ -63,10 +63,16 @@ class Host:
 
 @contextmanager
 def host(
-    folder: Path, devices: str, *, server: str = "127.0.0.1:1", log: str = "logs", **variables: str
+    folder: Path,
+    devices: str,
+    *,
+    server: str = "127.0.0.1:1",
+    identities: Path | None = None,
+    **variables: str,
 ) -> Iterator[Host]:
     """The supervisor of some devices of a machine with `GPUS`."""
     given = nvml.environment(GPUS)
+    given_identities = [identities] if identities else []
     tests = str(SCRIPT.parents[1])
     environment = {
         **os.environ,
@@ -80,14 +86,14 @@ def host(
         **variables,
     }
     with subprocess.Popen(
-        [sys.executable, str(SCRIPT), devices, str(folder / log)],
+        [sys.executable, str(SCRIPT), devices, str(folder / "logs"), *map(str, given_identities)],
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
     ) as process:
         try:
-            yield Host(folder / log, process)
+            yield Host(folder / "logs", process)
         finally:
             process.kill()
 
@@ -166,6 +172,15 @@ async def test_a_worker_that_sees_another_device_is_refused_and_the_others_go_on
         assert f"expected the device {GPUS[0].uuid}, got {GPUS[1].uuid}" in gone["reason"]
         assert workers.worker(NAMES[1]).is_running()
         assert len(workers.events(NAMES[0], "gone")) == 1
+
+
+async def test_each_worker_proves_its_own_name(tmp_path):
+    with host(tmp_path, "0,2", identities=tmp_path / "identities") as workers:
+        _, said = workers.process.communicate(timeout=90)
+    assert workers.process.returncode == 2, said
+    for name in (NAMES[0], NAMES[2]):
+        (gone,) = workers.events(name, "gone")
+        assert str(tmp_path / "identities" / name) in gone["reason"]
 
 
 def test_a_terminal_shows_each_worker_and_how_its_device_does(tmp_path, monkeypatch):
