@@ -56,7 +56,7 @@ class Precision:
             torch.cuda.set_rng_state(generators[1], self.device)
 
     def release_memory(self) -> None:
-        """Gives back what was freed: cut up for larger tensors, it would not serve smaller ones."""
+        """Gives unused memory back to the device, so that what comes need not fit its pieces."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

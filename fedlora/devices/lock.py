@@ -62,10 +62,12 @@ def device_lock(
 
 
 def _make(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        # As /tmp is: every user's workers lock here, and none removes another's file.
-        folder.chmod(0o1777)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return
+    # As /tmp is: every user's workers lock here, and none removes another's file.
+    folder.chmod(0o1777)
 
 
 def _open(file: Path) -> int:
