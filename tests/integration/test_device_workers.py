@@ -161,6 +161,15 @@ async def test_a_device_that_is_taken_is_refused_and_its_worker_not_started_agai
     assert "starting it again" not in said
 
 
+async def test_workers_that_say_they_share_a_device_are_on_it_together(tmp_path):
+    with (
+        device_lock(GPUS[0].uuid, tmp_path / "locks", shared=True),
+        host(tmp_path, "0", FEDLORA_WORKER__SHARE_DEVICE="true") as workers,
+    ):
+        await until(lambda: workers.events(NAMES[0]), seconds=90)
+    assert workers.events(NAMES[0])[0]["event"] == "starting"
+
+
 async def test_a_worker_that_sees_another_device_is_refused_and_the_others_go_on(tmp_path):
     with host(tmp_path, "0,1", STAND_IN_CUDA=GPUS[1].uuid) as workers:
         await until(
