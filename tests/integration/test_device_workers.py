@@ -166,8 +166,7 @@ async def test_workers_that_say_they_share_a_device_are_on_it_together(tmp_path)
         device_lock(GPUS[0].uuid, tmp_path / "locks", shared=True),
         host(tmp_path, "0", FEDLORA_WORKER__SHARE_DEVICE="true") as workers,
     ):
-        await until(lambda: workers.events(NAMES[0]), seconds=90)
-    assert workers.events(NAMES[0])[0]["event"] == "starting"
+        await until(lambda: workers.events(NAMES[0], "starting"), seconds=90)
 
 
 async def test_a_worker_that_sees_another_device_is_refused_and_the_others_go_on(tmp_path):
