@@ -128,6 +128,9 @@ async def test_a_killed_worker_comes_back_on_its_device_and_sigterm_lets_all_lea
     ):
         here = NAMES[:2]
         await until(lambda: all(workers.events(n, "ready") for n in here), seconds=90)
+        for name, gpu in zip(here, GPUS[:2], strict=True):
+            # What its Python began with, before anything could be loaded.
+            assert workers.worker(name).environ()["CUDA_VISIBLE_DEVICES"] == gpu.uuid
         workers.worker(here[0]).send_signal(signal.SIGKILL)
         await until(lambda: len(workers.events(here[0], "ready")) == 2, seconds=90)
         assert len(workers.events(here[1], "starting")) == 1
