@@ -6,15 +6,17 @@ import functools
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+import torch
 
 from client_worker.config import WorkerConfig, WorkerRank
-from client_worker.device import capabilities, resolve_device, verify_device
+from client_worker.device import capabilities, pinned_uuid, resolve_device, verify_device
+from client_worker.device_watch import DeviceWatch
 from client_worker.memory import free_bytes
 from client_worker.own_name import own_name
 from client_worker.patience import Patience
@@ -26,6 +28,7 @@ from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from client_worker.transport.enrolment import enrol, renew
 from fedlora.codecs.spec import CodecName
+from fedlora.devices import Devices, NvmlDevices, device_lock
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.identity.folder import CERTIFICATE
@@ -44,12 +47,18 @@ __all__ = ["offered", "run_worker"]
 log = structlog.get_logger(__name__)
 
 
-def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = None) -> int:
+def run_worker(
+    config: WorkerConfig,
+    *,
+    create_trainer: TrainerFactory | None = None,
+    devices: Devices | None = None,
+) -> int:
     """Works for a server until the run is over, a signal comes, or something ends it.
 
     Args:
         config: settings of the process.
         create_trainer: what is trained; `LocalTrainer` by default.
+        devices: of this machine; NVML's if None.
 
     Returns:
         The exit code (docs/worker.md).
@@ -58,14 +67,18 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
     # Python lets only the main thread take signals; in another they are the caller's business.
     ours = threading.current_thread() is threading.main_thread()
     try:
+        devices = devices or NvmlDevices()
         # First of all: from here on the process sees its one device and no other.
-        device = resolve_device(config.device)
-        verify_device()
-        _enrol_if_invited(config)
-        config = replace(config, name=own_name(config, device))
-        bind_context(worker=config.name)
+        device = resolve_device(config.device, devices)
         with ExitStack() as stack:
+            # Before CUDA starts, which would take memory of the device if it is another worker's.
+            stack.enter_context(_own_device(config))
+            verify_device()
+            _enrol_if_invited(config)
+            config = replace(config, name=own_name(config, device))
+            bind_context(worker=config.name)
             stack.enter_context(stop.handling_signals() if ours else nullcontext())
+            stack.enter_context(_watched(devices, config.name))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlora-worker-"))
             return _work(config, device, stop, Path(scratch), create_trainer)
     except FedLoraError as error:
@@ -73,6 +86,11 @@ def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = 
         # Its text says all there is to say: a traceback would only bury it.
         log.error("gone", reason=str(error), exit_code=int(code))  # noqa: TRY400
         return code
+    except torch.OutOfMemoryError as error:
+        # Outside of passes that can be made smaller (client_worker.training.micro_batch).
+        said = str(error).partition("\n")[0]
+        log.error("gone", reason=f"the device is too small: {said}", exit_code=int(ExitCode.DEVICE))  # noqa: TRY400
+        return ExitCode.DEVICE
     except Exception:
         log.exception("internal_error")
         return ExitCode.INTERNAL
@@ -93,6 +111,7 @@ def offered(config: WorkerConfig) -> Capabilities:
         codecs=tuple(CodecName),
         plugins=tuple(known_plugins()),
         role=config.role,
+        preferred_data_slot=config.data_slot,
     )
 
 
@@ -139,6 +158,22 @@ def _work(
             scratch=scratch,
             rank_limit=_rank_limit(config, device) if config.rank is WorkerRank.AUTO else None,
         ).run()
+
+
+def _own_device(config: WorkerConfig) -> AbstractContextManager[None]:
+    """Holds the device that was chosen, against other workers of this host."""
+    uuid = pinned_uuid()
+    if not uuid:
+        return nullcontext()
+    return device_lock(uuid, config.device_lock_dir, shared=config.share_device)
+
+
+def _watched(devices: Devices, worker: str) -> AbstractContextManager[object]:
+    """Tells of the device that was chosen, for as long as the worker is on it."""
+    uuid = pinned_uuid()
+    if not uuid:
+        return nullcontext()
+    return DeviceWatch(lambda: devices.read(uuid), worker=worker)
 
 
 def _local_trainer() -> type[LocalTrainer]:

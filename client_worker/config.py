@@ -49,8 +49,15 @@ class WorkerConfig:
     refines what rounds came to, for methods that have such a stage"""
     device: str = "auto"
     """auto, cpu, cuda:N or cuda:GPU-<uuid>; one device and one only"""
+    share_device: bool = False
+    """whether other workers that say so too may use the same CUDA device; else it is this one's"""
+    device_lock_dir: Path = Path("/tmp/fedlora-devices")  # noqa: S108 - one for all of a host
+    """folder of the locks that keep workers of one host off each other's CUDA devices"""
     data: DataConfig
     """the section [data]"""
+    data_slot: int | None = None
+    """share of an experiment's split data that this worker would have, from 0; if unset, the number
+    its name ends with. It gets another where that is taken"""
     threads: int = 0
     """CPU threads for training; 0 leaves torch's default"""
     max_rank: int = 0
@@ -80,6 +87,12 @@ class WorkerConfig:
                 Reason.INVALID_CONFIG,
                 "worker.invitation is set without worker.identity_dir, where the identity would go",
                 hint="Set worker.identity_dir",
+            )
+        if self.data_slot is not None and self.data_slot < 0:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"worker.data_slot must not be negative, got {self.data_slot}",
+                hint="Shares are counted from 0; leave it out for any",
             )
         for field in ("threads", "max_rank", "wait_for_server_seconds"):
             if getattr(self, field) < 0:

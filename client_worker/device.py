@@ -11,58 +11,66 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
+from fedlora.devices import Device, Devices, NvmlDevices, find, usable
+from fedlora.devices.base import VISIBLE
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Capabilities
 
-__all__ = ["capabilities", "resolve_device", "torch_device", "verify_device"]
+__all__ = ["capabilities", "pinned_uuid", "resolve_device", "torch_device", "verify_device"]
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _DEVICE = re.compile(r"cuda:(\d+|(?:GPU|MIG)-[0-9A-Za-z/-]+)")
-_UUID = re.compile(r"(?:GPU|MIG)-.+")
 _PACKAGES = ("fedlora", "torch", "transformers", "peft", "safetensors")
 
 
-def resolve_device(device: str) -> str:
-    """Makes the named device the only one that CUDA will show to this process.
+def resolve_device(device: str, devices: Devices | None = None) -> str:
+    """Makes the named device the only one that CUDA will show to this process, by its UUID.
 
     Args:
         device: "cpu"; "cuda:N", the N-th of those that CUDA_VISIBLE_DEVICES leaves, or of all;
-            "cuda:GPU-<uuid>" or "cuda:MIG-<uuid>"; "auto", the first such device, or the CPU on a
-            machine without one.
+            "cuda:GPU-<uuid>" or "cuda:MIG-<uuid>", or the beginning of one; "auto", the first such
+            device, or the CPU on a machine without one.
+        devices: of this machine; NVML's if None.
 
     Returns:
         "cpu", "cuda:N" or "cuda:<uuid>": stable over restarts, different for two devices.
 
     Raises:
         FedLoraError: INVALID_CONFIG for another word; DEVICE_UNAVAILABLE if there is no such
-            device or CUDA has started already; MISSING_EXTRA for "auto" on a machine with an
-            NVIDIA driver and no nvidia-ml-py.
+            device or CUDA has started already; MISSING_EXTRA on a machine with an NVIDIA driver
+            and no nvidia-ml-py.
     """
-    if device == "auto":
-        device = "cuda:0" if _candidates() else "cpu"
-    if device == "cpu":
-        os.environ[_VISIBLE] = ""
-        return device
-    match = _DEVICE.fullmatch(device)
-    if match is None:
+    if device not in {"auto", "cpu"} and _DEVICE.fullmatch(device) is None:
         raise FedLoraError(
             Reason.INVALID_CONFIG,
             f"worker.device: expected auto, cpu, cuda:N or cuda:GPU-<uuid>, got {device!r:.100}",
         )
+    if device != "cpu":
+        present = (devices or NvmlDevices()).present()
+        left = usable(present, os.environ)
+        if device == "auto":
+            device = "cuda:0" if left else "cpu"
+    if device == "cpu":
+        os.environ[VISIBLE] = ""
+        return device
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise FedLoraError(
             Reason.DEVICE_UNAVAILABLE,
             f"{device} cannot be chosen: CUDA has started in this process already",
         )
-    os.environ[_VISIBLE] = _physical(match[1])
+    os.environ[VISIBLE] = _chosen(device, left).uuid
     return device
+
+
+def pinned_uuid() -> str:
+    """The UUID of the one device that CUDA may show to this process; empty for the CPU."""
+    return os.environ.get(VISIBLE, "")
 
 
 def verify_device() -> None:
@@ -71,7 +79,7 @@ def verify_device() -> None:
     Raises:
         FedLoraError: DEVICE_UNAVAILABLE naming what was expected and what is there.
     """
-    wanted = os.environ.get(_VISIBLE, "")
+    wanted = pinned_uuid()
     if not wanted:
         return
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -82,9 +90,13 @@ def verify_device() -> None:
             hint='Install a CUDA build of torch and the driver, or set worker.device = "cpu"',
         )
     found = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    if wanted.startswith("GPU-") and not found.startswith(wanted):
+    # CUDA gives an instance of a divided GPU that GPU's UUID, or another; it shows no second one.
+    if wanted.startswith("GPU-") and found != wanted:
         raise FedLoraError(
-            Reason.DEVICE_UNAVAILABLE, f"expected the device {wanted}, got {found} from CUDA"
+            Reason.DEVICE_UNAVAILABLE,
+            f"expected the device {wanted}, got {found} from CUDA",
+            hint=f"Something before fedlora has started CUDA: leave {VISIBLE} to the worker, and "
+            "start one process a device",
         )
 
 
@@ -99,13 +111,13 @@ def capabilities() -> Capabilities:
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    if os.environ.get(_VISIBLE) and torch.cuda.is_available():
+    if pinned_uuid() and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         versions["cuda"] = str(torch.version.cuda)
         return Capabilities(
             device_type="cuda",
             device_name=properties.name,
-            device_uuid=f"GPU-{properties.uuid}",
+            device_uuid=pinned_uuid(),
             device_memory_bytes=properties.total_memory,
             versions=versions,
         )
@@ -117,53 +129,21 @@ def capabilities() -> Capabilities:
     )
 
 
-def _physical(wanted: str) -> str:
-    """The entry of CUDA_VISIBLE_DEVICES for a number or UUID."""
-    if _UUID.fullmatch(wanted):
-        return wanted
-    index, candidates = int(wanted), _candidates()
-    if index >= len(candidates):
+def _chosen(device: str, left: Sequence[Device]) -> Device:
+    """The device that a number counts among those left, or that a UUID names."""
+    wanted = device.removeprefix("cuda:")
+    if wanted.isdigit():
+        found = left[int(wanted)] if int(wanted) < len(left) else None
+    else:
+        found = find(left, wanted)
+    if found is None:
+        there = ", ".join(d.uuid for d in left) or "none"
         raise FedLoraError(
             Reason.DEVICE_UNAVAILABLE,
-            f"there is no device cuda:{index}: {len(candidates)} CUDA devices are visible",
+            f"there is no device {device}; this process may use {len(left)}: {there}",
             hint='Set worker.device = "cpu", or "auto" to take what there is',
         )
-    return candidates[index]
-
-
-def _candidates() -> list[str]:
-    """Entries for CUDA_VISIBLE_DEVICES that this process may choose from."""
-    inherited = os.environ.get(_VISIBLE)
-    if inherited is not None:
-        entries = [entry.strip() for entry in inherited.split(",")]
-        # CUDA stops reading at the first entry that is no device.
-        stop = next((i for i, e in enumerate(entries) if e in ("", "-1")), len(entries))
-        return entries[:stop]
-    return _nvml_uuids()
-
-
-def _nvml_uuids() -> list[str]:
-    """UUIDs of all devices, in the order of the PCI bus; none without a driver."""
-    try:
-        import pynvml
-    except ImportError as error:
-        if not Path("/dev/nvidiactl").exists():
-            return []
-        raise FedLoraError(
-            Reason.MISSING_EXTRA,
-            "the NVIDIA devices of this machine cannot be told apart without nvidia-ml-py",
-            hint="Install it with: pip install 'fedlora[worker]'",
-        ) from error
-    nvml: Any = pynvml
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return []
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        return [str(nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
-    finally:
-        nvml.nvmlShutdown()
+    return found
 
 
 def _cpu_name() -> str:

@@ -94,6 +94,8 @@ class Reason(enum.StrEnum):
     """the disk of the state directory does not read or write; try again"""
     DEVICE_UNAVAILABLE = "DEVICE_UNAVAILABLE"
     """the device asked for is not there, or not alone"""
+    DEVICE_OUT_OF_MEMORY = "DEVICE_OUT_OF_MEMORY"
+    """the work does not fit the memory of the device"""
     MISSING_EXTRA = "MISSING_EXTRA"
     """an optional package is not installed"""
     INTERNAL = "INTERNAL"

@@ -26,13 +26,14 @@ class ExitCode(enum.IntEnum):
     FENCED = 5
     """a newer process has taken this worker's name, or this server's state"""
     DEVICE = 6
-    """the device asked for is not there, or not alone"""
+    """the device asked for is not there, not alone, or too small"""
     RUN_FAILED = 7
     """the run ended without its last adapter"""
     INTERRUPTED = 128 + signal.SIGINT.value
     """stopped by Ctrl-C"""
 
 
+_DEVICE = {Reason.DEVICE_UNAVAILABLE, Reason.DEVICE_OUT_OF_MEMORY}
 _UNREACHABLE = {Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED}
 
 
@@ -47,7 +48,7 @@ def exit_code_of(error: FedLoraError, *, from_server: bool = False) -> ExitCode:
         return ExitCode.UNREACHABLE
     if error.reason is Reason.SESSION_FENCED:
         return ExitCode.FENCED
-    if error.reason is Reason.DEVICE_UNAVAILABLE:
+    if error.reason in _DEVICE:
         return ExitCode.DEVICE
     if error.reason is Reason.INTERNAL:
         return ExitCode.INTERNAL

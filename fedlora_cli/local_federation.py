@@ -286,6 +286,8 @@ class LocalFederation:
             "FEDLORA_WORKER__NAME": name,
             "FEDLORA_WORKER__RUN_NAME": self._spec.name,
             "FEDLORA_WORKER__DEVICE": self._settings.device_of(index),
+            # On one machine several small workers may well be trained on one GPU.
+            "FEDLORA_WORKER__SHARE_DEVICE": "true",
             "FEDLORA_WORKER__THREADS": str(threads),
             "FEDLORA_WORKER__CACHE_DIR": str(self._folder.worker_cache_dir(name).absolute()),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ _HEALTHY_SECONDS = 60.0
 
 _MOST_RESTARTS = 4
 
+# Workers that died of one cause, such as a server that went away, do not all come back at once.
+_LEAST_SHARE_OF_DELAY = 0.5
+
 _HOPELESS = {ExitCode.USAGE, ExitCode.REFUSED, ExitCode.FENCED, ExitCode.DEVICE}
 
 
@@ -33,10 +37,12 @@ class Backoff:
     Args:
         most: restarts in a row without a healthy life between; 0 for no limit.
         clock: monotonic seconds, replaced in tests.
+        draw: a number from 0 to 1, how much of the pause that may be left out is kept.
     """
 
     most: int = _MOST_RESTARTS
     clock: Callable[[], float] = time.monotonic
+    draw: Callable[[], float] = random.random
     num_restarts: int = 0
     """in a row"""
     _resume_at: float | None = field(default=None)
@@ -51,7 +57,8 @@ class Backoff:
             self.num_restarts = 0
         if self.most and self.num_restarts >= self.most:
             return None
-        delay = min(_FIRST_DELAY_SECONDS * 2.0**self.num_restarts, _LONGEST_DELAY_SECONDS)
+        longest = min(_FIRST_DELAY_SECONDS * 2.0**self.num_restarts, _LONGEST_DELAY_SECONDS)
+        delay = longest * (_LEAST_SHARE_OF_DELAY + (1.0 - _LEAST_SHARE_OF_DELAY) * self.draw())
         self.num_restarts += 1
         self._resume_at = self.clock() + delay
         return delay

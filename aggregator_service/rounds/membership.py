@@ -55,7 +55,7 @@ def register_worker(state: RunState, event: WorkerRegistered) -> tuple[RunState,
     old = state.workers.get(event.name)
     slot = None
     if event.capabilities.role is Role.PARTY:
-        state, slot = _lease_slot(state, event.name)
+        state, slot = _lease_slot(state, event)
     if old is not None and any(plan.may_lower_rank for plan in state.plans):
         # What it has pruned in an earlier session stays pruned.
         rank = min(rank, old.rank)
@@ -180,7 +180,8 @@ def set_worker_state(state: RunState, name: str, to: WorkerState) -> RunState:
     return state.with_worker(replace(state.workers[name], state=to))
 
 
-def _lease_slot(state: RunState, name: str) -> tuple[RunState, int | None]:
+def _lease_slot(state: RunState, event: WorkerRegistered) -> tuple[RunState, int | None]:
+    name, preferred = event.name, event.capabilities.preferred_data_slot
     partition = state.spec.partition
     if partition is None:
         return state, None
@@ -190,9 +191,10 @@ def _lease_slot(state: RunState, name: str) -> tuple[RunState, int | None]:
     holders = {w.slot: w for w in state.workers.values() if w.slot is not None}
     free = [s for s in range(partition.num_slots) if s not in holders]
     # worker-3 prefers slot 3, so that equal set-ups split the data equally whoever comes first.
-    trailing = re.search(r"(\d+)$", name)
-    if trailing and int(trailing[1]) in free:
-        return state, int(trailing[1])
+    if preferred is None and (trailing := re.search(r"(\d+)$", name)):
+        preferred = int(trailing[1])
+    if preferred in free:
+        return state, preferred
     if free:
         return state, free[0]
     for gone in (WorkerState.LEFT, WorkerState.LOST):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,20 @@ from client_worker.data.batches import by_length
 from client_worker.data.collate import Batch, pad
 from client_worker.data.encoding import EncodedExample
 from client_worker.training.loop import TaskAbandoned
-from client_worker.training.objective import example_losses, forward, label_counts, score_sums
+from client_worker.training.micro_batch import in_parts
+from client_worker.training.objective import (
+    ScoreSums,
+    example_losses,
+    forward,
+    label_counts,
+    score_sums,
+)
 from client_worker.training.precision import Precision
 from fedlora.runs.label_counts import LabelCounts
 
 __all__ = ["Scores", "losses", "score", "shard"]
+
+T = TypeVar("T")
 
 _BATCH_TOKENS = {"cpu": 512}
 """tokens of one forward pass, about, by type of device: what of it stays in a core's cache, where a
@@ -43,15 +53,31 @@ def shard(examples: Sequence[EncodedExample], index: int, count: int) -> list[En
     return list(examples[index::count])
 
 
-def _batches(
-    examples: Sequence[EncodedExample], device: torch.device, *, pad_id: int, per_token: bool
-) -> Iterator[Batch]:
-    """All examples, those of like length together, in batches for a forward pass on a device."""
-    longest = max(e.num_tokens for e in examples)
-    size = max(1, _BATCH_TOKENS.get(device.type, _MOST_BATCH_TOKENS) // longest)
-    for chosen in by_length([e.num_tokens for e in examples], size):
+def _passes(
+    model: nn.Module,
+    examples: Sequence[EncodedExample],
+    of_batch: Callable[[Tensor, Batch], T],
+    *,
+    precision: Precision,
+    pad_id: int,
+    per_token: bool,
+) -> Iterator[T]:
+    """What `of_batch` makes of the logits of all examples, those of like length together.
+
+    Batches are of a size for a forward pass on the device, smaller where it has no room for that.
+    """
+
+    def one_pass(chosen: Sequence[int]) -> T:
         batch = pad([examples[i] for i in chosen], pad_id=pad_id, per_token=per_token)
-        yield batch.to(device)
+        placed = batch.to(precision.device)
+        with precision.autocast():
+            logits = forward(model, placed.inputs)
+        return of_batch(logits, placed)
+
+    longest = max(e.num_tokens for e in examples)
+    size = max(1, _BATCH_TOKENS.get(precision.device.type, _MOST_BATCH_TOKENS) // longest)
+    for chosen in by_length([e.num_tokens for e in examples], size):
+        yield from in_parts(one_pass, chosen, precision=precision)
 
 
 @torch.no_grad()
@@ -84,16 +110,20 @@ def score(
         accuracy, loss (nats) and counts by label of a classifier; loss, token_accuracy, exact_match
         and perplexity of an LM.
     """
+
+    def of_batch(logits: Tensor, batch: Batch) -> tuple[ScoreSums, Tensor | None]:
+        counted = None if per_token else label_counts(logits, batch.targets)
+        return score_sums(logits, batch), counted
+
     model.eval()
     loss, correct, exact = 0.0, 0.0, 0.0
     counts: list[Tensor] = []
-    for placed in _batches(examples, precision.device, pad_id=pad_id, per_token=per_token):
-        with precision.autocast():
-            logits = forward(model, placed.inputs)
-        sums = score_sums(logits, placed)
+    for sums, counted in _passes(
+        model, examples, of_batch, precision=precision, pad_id=pad_id, per_token=per_token
+    ):
         loss, correct, exact = loss + sums.loss, correct + sums.correct, exact + sums.exact
-        if not per_token:
-            counts.append(label_counts(logits, placed.targets))
+        if counted is not None:
+            counts.append(counted)
     mean_loss, mean_correct = loss / len(examples), correct / len(examples)
     if not per_token:
         right, predicted, present = (tuple(row) for row in torch.stack(counts).sum(0).tolist())
@@ -130,17 +160,19 @@ def losses(
         precision: device and autocast.
         pad_id: token to pad with.
         per_token: targets are tokens (causal LM); an example's loss is their mean.
-        should_abandon: asked before each batch.
+        should_abandon: asked in each batch.
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
     """
-    model.eval()
-    found = []
-    for placed in _batches(examples, precision.device, pad_id=pad_id, per_token=per_token):
+
+    def of_batch(logits: Tensor, batch: Batch) -> Tensor:
         if should_abandon():
             raise TaskAbandoned
-        with precision.autocast():
-            logits = forward(model, placed.inputs)
-        found.append(example_losses(logits, placed).cpu())
-    return torch.cat(found)
+        return example_losses(logits, batch).cpu()
+
+    model.eval()
+    found = _passes(
+        model, examples, of_batch, precision=precision, pad_id=pad_id, per_token=per_token
+    )
+    return torch.cat(list(found))

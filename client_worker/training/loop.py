@@ -5,7 +5,8 @@ examples, dropout and everything else random come from the seed, and the optimis
 
 A step's gradient is that of the mean over the *step's* targets. Each micro-batch contributes its
 sum of losses divided by the number of targets of the whole step, so that the step is the same
-however it is cut into forward passes, also where they hold unequal numbers of tokens.
+however it is cut into forward passes, also where they hold unequal numbers of tokens. The cut is
+the run's, or a finer one where the device has no room (`client_worker.training.micro_batch`).
 
 What goes into a step besides the loss are hooks (`fedlora.plugins.base`); where there are none, no
 operation is added.
@@ -14,6 +15,7 @@ operation is added.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import time
@@ -27,6 +29,7 @@ from client_worker.adaptation.polar import StandIns
 from client_worker.data.batches import batches_of_round, num_steps
 from client_worker.data.collate import Batch, pack, pad
 from client_worker.data.encoding import EncodedExample
+from client_worker.training.micro_batch import MicroBatch
 from client_worker.training.objective import forward, loss_sum
 from client_worker.training.precision import Precision
 from client_worker.training.schedule import round_factor, step_factor
@@ -71,6 +74,7 @@ def train_round(
     course: Course,
     *,
     precision: Precision,
+    micro_batch: MicroBatch,
     pad_id: int,
     per_token: bool,
     on_progress: Callable[[int, int, Mapping[str, float]], None],
@@ -89,6 +93,7 @@ def train_round(
         spec: how to train.
         course: round and seed.
         precision: device and autocast.
+        micro_batch: how many examples a forward pass takes; lowered where they find no room.
         pad_id: token to pad with.
         per_token: targets are tokens (causal LM).
         on_progress: called after each step with steps done, steps in all, and loss and rate.
@@ -100,7 +105,8 @@ def train_round(
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
-        FedLoraError: NOT_FINITE if the loss is not.
+        FedLoraError: NOT_FINITE if the loss is not; DEVICE_OUT_OF_MEMORY if one example finds no
+            room.
     """
     steps = num_steps(
         len(examples),
@@ -130,9 +136,15 @@ def train_round(
             )
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            batches = _micro_batches([examples[i] for i in chosen], spec, pad_id, per_token)
-            targets = max(1, sum(b.num_targets for b in batches))
-            loss = _backward(model, batches, targets, precision, scaler, offsets_V)
+            batches = functools.partial(
+                _batches, [examples[i] for i in chosen], spec, pad_id, per_token
+            )
+            loss, targets = micro_batch.fitting(
+                functools.partial(_backward, model, batches, precision, scaler, offsets_V),
+                min(len(chosen), micro_batch.size(spec)),
+                model=model,
+                precision=precision,
+            )
             if not math.isfinite(loss):
                 raise FedLoraError(
                     Reason.NOT_FINITE,
@@ -177,22 +189,27 @@ def train_round(
 
 def _backward(
     model: nn.Module,
-    batches: Sequence[Batch],
-    targets: int,
+    batches: Callable[[int], Sequence[Batch]],
     precision: Precision,
     scaler: torch.amp.GradScaler,
     offsets_V: Tensor | None,
-) -> float:
-    """Adds the gradient of the step's mean loss; returns the sum of losses over its targets."""
-    loss = 0.0
-    for batch in batches:
+    size: int,
+) -> tuple[float, int]:
+    """Adds the gradient of a step's mean loss, in passes of `size` examples.
+
+    Returns:
+        The sum of losses over its targets, and how many these are.
+    """
+    loss, cut = 0.0, batches(size)
+    targets = max(1, sum(batch.num_targets for batch in cut))
+    for batch in cut:
         placed = batch.to(precision.device)
         with precision.autocast():
             logits = forward(model, placed.inputs)
         summed = loss_sum(logits, placed.targets, offsets_V)
         scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
         loss += float(summed.detach())
-    return loss
+    return loss, targets
 
 
 def _optimizer(
@@ -213,10 +230,10 @@ def _optimizer(
     return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
 
 
-def _micro_batches(
-    examples: Sequence[EncodedExample], spec: TrainingSpec, pad_id: int, per_token: bool
+def _batches(
+    examples: Sequence[EncodedExample], spec: TrainingSpec, pad_id: int, per_token: bool, size: int
 ) -> list[Batch]:
-    size = spec.micro_batch_size or spec.batch_size
+    """A step's examples, cut into passes of `size`."""
     parts = [examples[begin : begin + size] for begin in range(0, len(examples), size)]
     if spec.packing:
         return [pack(part, pad_id=pad_id, max_tokens=spec.max_sequence_tokens) for part in parts]

@@ -43,6 +43,23 @@ class Precision:
         needed = self.autocast_dtype is torch.float16
         return torch.amp.GradScaler(self.device.type, enabled=needed)
 
+    def generators(self) -> tuple[torch.Tensor, ...]:
+        """The states of torch's global generators: the CPU's, and the device's if it is another."""
+        if self.device.type != "cuda":
+            return (torch.get_rng_state(),)
+        return torch.get_rng_state(), torch.cuda.get_rng_state(self.device)
+
+    def restore(self, generators: tuple[torch.Tensor, ...]) -> None:
+        """Puts the generators back to what `generators` returned."""
+        torch.set_rng_state(generators[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(generators[1], self.device)
+
+    def release_memory(self) -> None:
+        """Gives unused memory back to the device, so that what comes need not fit its pieces."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def forget_peak(self) -> None:
         """Starts a new measurement of `peak_bytes`."""
         if self.device.type == "cuda":

@@ -17,6 +17,7 @@ from client_worker.data.encoding import EncodedExample
 from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
+from client_worker.training.micro_batch import MicroBatch
 from client_worker.training.objective import label_offsets
 from client_worker.training.plugin_rounds import (
     flat_endings,
@@ -56,7 +57,8 @@ class TrainingOutcome:
     """size of the data trained on, n_u of the weighted mean; passes over it do not count"""
     num_steps: int
     metrics: Mapping[str, float]
-    """train_loss, train_seconds, examples_per_second, peak_device_bytes, and what the plan asks"""
+    """train_loss, train_seconds, examples_per_second, peak_device_bytes, micro_batch_size (examples
+    a forward pass, at the end), and what the plan asks"""
     sent_extras: Mapping[str, Tensor] = field(default_factory=dict)
     """what plug-ins send beside the adapter, by key: on the CPU, in float32"""
     kept_extras: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class LocalTrainer:
         self._model = model
         self._data = data
         self._precision = precision
+        self._micro_batch = MicroBatch()
         self._per_token = run.adapter.task_type is TaskType.CAUSAL_LM
         self._offsets_V = (
             None
@@ -291,6 +294,7 @@ class LocalTrainer:
             stage.training,
             Course(round=work.round, num_rounds=self._run.rounds.num_rounds, seed=work.seed),
             precision=self._precision,
+            micro_batch=self._micro_batch,
             pad_id=self._model.pad_id,
             per_token=self._per_token,
             on_progress=work.on_progress,
@@ -308,6 +312,7 @@ class LocalTrainer:
                 "train_seconds": result.seconds,
                 "examples_per_second": result.num_processed / result.seconds,
                 "peak_device_bytes": float(self._precision.peak_bytes()),
+                "micro_batch_size": float(self._micro_batch.size(stage.training)),
             },
         )
 

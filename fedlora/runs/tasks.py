@@ -120,6 +120,8 @@ class Capabilities:
     """codecs it can write updates in"""
     plugins: tuple[str, ...] = ()
     """plug-ins it can train with"""
+    preferred_data_slot: int | None = None
+    """share of an experiment's data that it would have, from 0; None: which its name ends with"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

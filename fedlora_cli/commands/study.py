@@ -105,14 +105,14 @@ def study(
 
 
 def _devices(wanted: str) -> tuple[str, ...]:
+    from fedlora.devices import NvmlDevices
     from fedlora.errors import FedLoraError, Reason
-    from fedlora_cli.device_workers import select_devices
+    from fedlora_cli.device_choice import select_places
 
-    if wanted != "auto":
-        return select_devices(wanted)
     try:
-        return select_devices("all")
+        places = select_places("all" if wanted == "auto" else wanted, NvmlDevices())
     except FedLoraError as error:
-        if error.reason is not Reason.DEVICE_UNAVAILABLE:
+        if wanted != "auto" or error.reason is not Reason.DEVICE_UNAVAILABLE:
             raise
         return ("cpu",)
+    return tuple(place.worker_device for place in places)

@@ -58,8 +58,8 @@ def workers(
     devices: Annotated[
         str,
         typer.Option(
-            help="all, or a list: GPU indices or UUIDs as nvidia-smi shows them, or cpu. "
-            "One worker per entry."
+            help="all, or a list of numbers, GPU- and MIG-UUIDs as `nvidia-smi -L` shows them, or "
+            "cpu. One worker per entry."
         ),
     ] = "all",
     server: _Server = None,
@@ -68,20 +68,46 @@ def workers(
         typer.Option(help="Prefix of the workers' names. Default: the host name."),
     ] = None,
     log_dir: Annotated[Path, typer.Option(help="Where the workers' output goes.")] = Path("logs"),
+    identities: Annotated[
+        Path | None,
+        typer.Option(help="Folder with a folder for each worker's name: its worker.identity_dir."),
+    ] = None,
+    only_list: Annotated[
+        bool, typer.Option("--list", help="Print names, devices and their UUIDs, and end.")
+    ] = False,
     overrides: _Overrides = None,
 ) -> None:
     """Keep one worker process per device running until the run is over.
 
-    A worker that dies is started again after a growing pause. SIGTERM or Ctrl-C lets all of them
-    leave in good order.
+    Each sees its own device and no other. A worker that dies is started again after a growing
+    pause, one that is refused is not. SIGTERM or Ctrl-C lets all of them leave in good order. A
+    terminal shows memory, load and temperature of the devices.
     """
+    import socket
+
+    from fedlora.devices import NvmlDevices
     from fedlora_cli.configuration import load, need_service
-    from fedlora_cli.device_workers import DeviceWorkers, select_devices
+    from fedlora_cli.device_choice import select_places, worker_names
+    from fedlora_cli.device_workers import DeviceWorkers
 
     need_service("client_worker", "worker")
     flags = list(overrides or ())
     if server is not None:
         flags.append(f"worker.server={server}")
     config = load(config_file, flags)
-    pool = DeviceWorkers(config, select_devices(devices), name_prefix=name, log_dir=log_dir)
+    machine = NvmlDevices()
+    places = select_places(devices, machine)
+    prefix = name or socket.gethostname()
+    if only_list:
+        for worker_name, place in zip(worker_names(prefix, places), places, strict=True):
+            print(worker_name, place.device.number if place.device else "-", place.worker_device)
+        return
+    pool = DeviceWorkers(
+        config,
+        places,
+        devices=machine,
+        name_prefix=prefix,
+        log_dir=log_dir,
+        identities=identities,
+    )
     raise typer.Exit(pool.run())

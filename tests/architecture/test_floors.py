@@ -23,7 +23,7 @@ ERRORS = (
 DOMAIN = (
     "fedlora.adapters", "fedlora.codecs", "fedlora.tensors", "fedlora.runs", "fedlora.plugins",
 )  # fmt: skip
-EDGE = ("fedlora.rpc", "fedlora.config", "fedlora.telemetry")
+EDGE = ("fedlora.rpc", "fedlora.config", "fedlora.telemetry", "fedlora.devices")
 SHARED = (*ERRORS, "fedlora.numerics", *DOMAIN)
 
 AGGREGATION = ("aggregator_service.aggregation",)
@@ -49,6 +49,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "fedlora.identity": ERRORS,
     "fedlora.config": SHARED,
     "fedlora.telemetry": SHARED,
+    "fedlora.devices": ERRORS,
     # the aggregator: pure floors, then the modules of the package itself (coordinator and what it
     # is made of), then the network, then the composition root
     "aggregator_service.config": ("fedlora.errors",),
@@ -86,7 +87,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.__main__": ("fedlora", "aggregator_service"),
     # the worker, likewise: the modules of the package itself are the runner and its parts
     "client_worker.config": (*SHARED, *DATA),
-    "client_worker.device": SHARED,
+    "client_worker.device": (*SHARED, "fedlora.devices"),
     "client_worker.adaptation": (*SHARED, "client_worker.device"),
     "client_worker.data": SHARED,
     "client_worker.training": (*SHARED, *ADAPTATION, *DATA),
@@ -136,7 +137,7 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "tokenizers": ("client_worker.adaptation", "client_worker.data"),
     "peft": ("client_worker.adaptation",),
     "datasets": ("client_worker.data",),
-    "pynvml": ("client_worker.device", "fedlora_cli.device_workers"),
+    "pynvml": ("fedlora.devices",),
     # Values are checked at the edges: where a configuration, a record or a report is read.
     "pydantic": (
         "fedlora.config", "aggregator_service.store", "aggregator_service.reporting",

@@ -145,7 +145,16 @@ engine = "{rules.engine.value}"
 buffer_size = {rules.buffer_size}
 [training]
 learning_rate = {run.training.learning_rate}
-{_codec_toml(run)}"""
+{_codec_toml(run)}{_partition_toml(run)}"""
+
+
+def _partition_toml(run: RunSpec) -> str:
+    if run.partition is None:
+        return ""
+    return f"""[data.partition]
+scheme = "{run.partition.scheme.value}"
+num_slots = {run.partition.num_slots}
+"""
 
 
 def _codec_toml(run: RunSpec) -> str:

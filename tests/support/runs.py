@@ -98,6 +98,7 @@ class MachineDriver:
         features: tuple[WorkerFeature, ...] = (),
         role: Role = Role.PARTY,
         codecs: tuple[CodecName, ...] = (),
+        preferred_data_slot: int | None = None,
     ) -> None:
         for name in names:
             self.feed(
@@ -106,7 +107,11 @@ class MachineDriver:
                     instance_id=f"i-{self.now}",
                     session_hash=f"hash-{name}-{self.now}",
                     capabilities=Capabilities(
-                        max_rank=max_rank, features=features, role=role, codecs=codecs
+                        max_rank=max_rank,
+                        features=features,
+                        role=role,
+                        codecs=codecs,
+                        preferred_data_slot=preferred_data_slot,
                     ),
                     takes_mixed_ranks=True,
                 )

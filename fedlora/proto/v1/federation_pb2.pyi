@@ -204,6 +204,7 @@ class Capabilities(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CODECS_FIELD_NUMBER: _builtins.int
     PLUGINS_FIELD_NUMBER: _builtins.int
+    PREFERRED_DATA_SLOT_FIELD_NUMBER: _builtins.int
     device_type: _builtins.str
     """"cuda" or "cpu"."""
     device_name: _builtins.str
@@ -214,6 +215,10 @@ class Capabilities(_message.Message):
     max_rank: _builtins.int
     """Largest LoRA rank this worker can train; 0 for no limit."""
     role: Global___Role.ValueType
+    preferred_data_slot: _builtins.int
+    """Share of an experiment's data that it would have, from 0; without one, that which its name ends
+    with. It gets another where that is leased.
+    """
     @_builtins.property
     def wire_dtypes(self) -> _containers.RepeatedScalarFieldContainer[_tensor_pb2.DataType.ValueType]:
         """Element types it can send and receive; empty for all."""
@@ -248,12 +253,15 @@ class Capabilities(_message.Message):
         role: Global___Role.ValueType = ...,
         codecs: _abc.Iterable[_run_pb2.CodecName.ValueType] | None = ...,
         plugins: _abc.Iterable[_builtins.str] | None = ...,
+        preferred_data_slot: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_preferred_data_slot", b"_preferred_data_slot", "preferred_data_slot", b"preferred_data_slot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "features", b"features", "max_rank", b"max_rank", "plugins", b"plugins", "role", b"role", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_preferred_data_slot", b"_preferred_data_slot", "codecs", b"codecs", "device_memory_bytes", b"device_memory_bytes", "device_name", b"device_name", "device_type", b"device_type", "device_uuid", b"device_uuid", "features", b"features", "max_rank", b"max_rank", "plugins", b"plugins", "preferred_data_slot", b"preferred_data_slot", "role", b"role", "versions", b"versions", "wire_dtypes", b"wire_dtypes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__preferred_data_slot: _TypeAlias = _typing.Literal["preferred_data_slot"]  # noqa: Y015
+    _WhichOneofArgType__preferred_data_slot: _TypeAlias = _typing.Literal["_preferred_data_slot", b"_preferred_data_slot"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preferred_data_slot) -> _WhichOneofReturnType__preferred_data_slot | None: ...
 
 Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
 

@@ -10,10 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
+import torch
 from support.fake_federation import FakeFederation, train_task
 from support.tiny_trainer import adapter_file
 
-from fedlora.runs.tasks import Limits
+from client_worker.app import run_worker
+from client_worker.config import WorkerConfig
+from client_worker.data.config import DataConfig
+from client_worker.ports import Trainer
+from fedlora.exit_codes import ExitCode
+from fedlora.runs.tasks import Limits, Registration
 
 SCRIPT = Path(__file__).parents[2] / "support" / "worker_process.py"
 LIMITS = Limits(heartbeat_interval_seconds=0.1)
@@ -74,3 +81,21 @@ def test_a_mistake_in_the_configuration_is_one_line_and_code_2():
     assert running.returncode == 2
     assert log.startswith("fedlora-worker: ")
     assert len(log.splitlines()) == 1
+
+
+def test_a_device_that_is_too_small_for_the_model_is_code_6_and_not_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def load(_: Registration) -> Trainer:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    with FakeFederation([train_task()], limits=LIMITS) as server:
+        config = WorkerConfig(
+            server=server.address, name="w", device="cpu", data=DataConfig(path="unused")
+        )
+        with structlog.testing.capture_logs() as lines:
+            assert run_worker(config, create_trainer=load) == ExitCode.DEVICE
+    reason = "the device is too small: CUDA out of memory. Tried to allocate 9 GiB."
+    assert (lines[-1]["event"], lines[-1]["reason"]) == ("gone", reason)

@@ -7,9 +7,16 @@ import types
 
 import pytest
 import torch
+from support.nvml import Gpu, StandInNvml
 
-from client_worker import device
-from client_worker.device import capabilities, resolve_device, torch_device, verify_device
+from client_worker.device import (
+    capabilities,
+    pinned_uuid,
+    resolve_device,
+    torch_device,
+    verify_device,
+)
+from fedlora.devices import NvmlDevices
 from fedlora.errors import FedLoraError, Reason
 
 ONE, TWO = "GPU-11111111-aaaa", "GPU-22222222-bbbb"
@@ -25,14 +32,9 @@ def _environment(monkeypatch):
 @pytest.fixture
 def nvml(monkeypatch):
     """NVIDIA's management library as it answers on a machine with two devices."""
-    module = types.ModuleType("pynvml")
-    module.NVMLError = type("NVMLError", (Exception,), {})
-    module.nvmlInit = module.nvmlShutdown = lambda: None
-    module.nvmlDeviceGetCount = lambda: 2
-    module.nvmlDeviceGetHandleByIndex = lambda index: index
-    module.nvmlDeviceGetUUID = lambda index: (ONE, TWO)[index]
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    return module
+    library = StandInNvml([Gpu(uuid=ONE), Gpu(uuid=TWO)])
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    return library
 
 
 def visible() -> str | None:
@@ -64,10 +66,7 @@ def test_auto_takes_the_first_device():
 
 
 def test_auto_takes_the_cpu_where_there_is_no_driver(nvml):
-    def no_driver():
-        raise nvml.NVMLError
-
-    nvml.nvmlInit = no_driver
+    nvml.init_error = nvml.NVML_ERROR_DRIVER_NOT_LOADED
     assert resolve_device("auto") == "cpu"
     assert refused("cuda:0").reason is Reason.DEVICE_UNAVAILABLE
 
@@ -75,18 +74,45 @@ def test_auto_takes_the_cpu_where_there_is_no_driver(nvml):
 @pytest.mark.usefixtures("nvml")
 def test_a_uuid_is_taken_as_it_is():
     assert resolve_device(f"cuda:{TWO}") == f"cuda:{TWO}"
+    assert visible() == pinned_uuid() == TWO
+
+
+@pytest.mark.usefixtures("nvml")
+def test_the_beginning_of_a_uuid_pins_the_whole_one():
+    resolve_device("cuda:GPU-2")
     assert visible() == TWO
+
+
+def test_a_device_is_chosen_among_those_that_the_caller_knows():
+    machine = NvmlDevices(StandInNvml([Gpu(uuid="GPU-a", instances=("MIG-1", "MIG-2"))]))
+    resolve_device("cuda:MIG-2", machine)
+    assert visible() == "MIG-2"
 
 
 @pytest.mark.usefixtures("nvml")
 @pytest.mark.parametrize(
     ("inherited", "wanted", "chosen"),
-    [("5,7", "cuda:1", "7"), (TWO, "cuda:0", TWO), ("3", "auto", "3"), ("4,-1,5", "cuda:0", "4")],
+    [
+        ("1,0", "cuda:1", ONE),
+        (TWO, "cuda:0", TWO),
+        ("1", "auto", TWO),
+        ("1,-1,0", "cuda:0", TWO),
+        (f"{TWO},{ONE}", f"cuda:{ONE}", ONE),
+    ],
 )
 def test_numbers_count_what_the_surroundings_leave(monkeypatch, inherited, wanted, chosen):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", inherited)
     resolve_device(wanted)
     assert visible() == chosen
+
+
+@pytest.mark.usefixtures("nvml")
+@pytest.mark.parametrize("wanted", [f"cuda:{TWO}", "cuda:1"])
+def test_a_device_that_the_surroundings_withhold_is_refused(monkeypatch, wanted):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ONE)
+    error = refused(wanted)
+    assert error.reason is Reason.DEVICE_UNAVAILABLE
+    assert f"this process may use 1: {ONE}" in str(error)
 
 
 @pytest.mark.usefixtures("nvml")
@@ -100,21 +126,13 @@ def test_surroundings_that_leave_no_device_leave_the_cpu(monkeypatch):
 def test_a_device_that_is_not_there_is_refused_with_how_many_there_are():
     error = refused("cuda:2")
     assert error.reason is Reason.DEVICE_UNAVAILABLE
-    assert "2 CUDA devices are visible" in str(error)
+    assert f"may use 2: {ONE}, {TWO}" in str(error)
     assert visible() is None
 
 
 @pytest.mark.parametrize("wanted", ["gpu", "cuda", "cuda:", "cuda:-1", "cuda:GPU-", "", "cpu:0"])
 def test_other_words_are_refused(wanted):
     assert refused(wanted).reason is Reason.INVALID_CONFIG
-
-
-def test_a_machine_with_a_driver_needs_the_package_that_tells_devices_apart(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr(device.Path, "exists", lambda self: str(self) == "/dev/nvidiactl")
-    assert refused("auto").reason is Reason.MISSING_EXTRA
-    monkeypatch.setattr(device.Path, "exists", lambda self: False)
-    assert resolve_device("auto") == "cpu"
 
 
 def fake_cuda(monkeypatch, *, count: int, uuid: str) -> None:
@@ -136,7 +154,12 @@ def test_the_one_device_that_was_chosen_passes(monkeypatch):
 @pytest.mark.usefixtures("nvml")
 @pytest.mark.parametrize(
     ("count", "uuid", "complaint"),
-    [(0, "", "got 0"), (2, TWO, "got 2"), (1, "33333333-cccc", "got GPU-33333333-cccc")],
+    [
+        (0, "", "got 0"),
+        (2, TWO, "got 2"),
+        (1, "33333333-cccc", "got GPU-33333333-cccc"),
+        (1, f"{TWO}0".removeprefix("GPU-"), f"got {TWO}0"),
+    ],
 )
 def test_no_device_two_devices_or_another_are_refused(monkeypatch, count, uuid, complaint):
     resolve_device("cuda:1")

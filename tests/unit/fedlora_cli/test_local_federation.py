@@ -19,6 +19,10 @@ from typer.testing import CliRunner
 from fedlora.adapters.peft_files import read_peft_folder
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.app import app
+from fedlora_cli.configuration import load
+from fedlora_cli.display import JsonDisplay
+from fedlora_cli.local_federation import LocalFederation
+from fedlora_cli.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 
@@ -114,6 +118,12 @@ def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
     code, _, err = Command(config, "--set", "rounds.num_rounds=3").finish()
     assert code == ExitCode.USAGE
     assert "rounds.num_rounds: 2 -> 3" in err
+
+
+def test_the_workers_of_one_machine_may_share_a_gpu(config):
+    federation = LocalFederation(load(config), RunFolder(config.parent / "run"), JsonDisplay())
+    worker = federation._make_worker(0, "127.0.0.1:1")
+    assert worker.environment["FEDLORA_WORKER__SHARE_DEVICE"] == "true"
 
 
 def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):

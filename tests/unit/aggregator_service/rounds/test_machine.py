@@ -237,6 +237,14 @@ def test_slots_of_the_gone_are_leased_again_and_those_of_the_living_are_not():
     assert driver.state.workers["y"].slot is None
 
 
+def test_a_worker_gets_the_slot_it_prefers_over_its_names_number_unless_that_is_leased():
+    driver = MachineDriver(run_spec(slots=4))
+    for name, preferred in [("w-0", 2), ("gpu-11", 3), ("w-2", None), ("w-1", 3)]:
+        driver.join(name, preferred_data_slot=preferred)
+    slots = {name: worker.slot for name, worker in driver.state.workers.items()}
+    assert slots == {"w-0": 2, "gpu-11": 3, "w-2": 0, "w-1": 1}
+
+
 def test_a_worker_on_another_base_or_layout_is_refused():
     driver = MachineDriver(run_spec())
     driver.feed(RunStarted())

@@ -161,6 +161,7 @@ def test_the_outcome_tells_what_a_round_took(bert, labelled):
         "train_seconds",
         "examples_per_second",
         "peak_device_bytes",
+        "micro_batch_size",
     }
     assert all(value > 0 for value in outcome.metrics.values())
 
