@@ -15,6 +15,7 @@ from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.tasks_in_hand import (
     assign,
     drop_late,
+    fill_up,
     hand_out,
     is_complete,
     open_round,
@@ -53,7 +54,7 @@ def settle(transition: Transition, now: float) -> Transition:
     elif state.phase is _P.TRAINING:
         if is_complete(state):
             return close_round(transition, now)
-        return replace(transition, state=hand_out(state, now))
+        return _give_out(transition, now)
     elif state.phase is _P.REFINING:
         if state.refinement is None and not state.is_expected(state.refiner):
             return skip_refining(transition, now)
@@ -70,11 +71,26 @@ def advance(transition: Transition, now: float) -> Transition:
     """Goes on where a run waits for workers and there are enough, or hands out free tasks."""
     state = transition.state
     if state.phase is _P.TRAINING:
-        return replace(transition, state=hand_out(state, now))
+        return _give_out(transition, now)
     enough = len(state.ready_workers) >= state.spec.rounds.min_workers
     if state.phase is not _P.WAITING or not enough:
         return transition
     return begin(transition, now)
+
+
+def _give_out(transition: Transition, now: float) -> Transition:
+    """Lets nobody idle whom the open round could use."""
+    state, stand_ins = fill_up(hand_out(transition.state, now), now)
+    facts = tuple(
+        Fact(
+            type=EventType.TASK_REASSIGNED,
+            round=state.round,
+            worker=name,
+            detail={"from": missing},
+        )
+        for name, missing in stand_ins.items()
+    )
+    return replace(transition, state=state, facts=(*transition.facts, *facts))
 
 
 def begin(transition: Transition, now: float) -> Transition:

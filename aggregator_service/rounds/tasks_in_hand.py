@@ -6,7 +6,8 @@ while a round is open. It ends with the update; with the worker's leaving; or wh
 closed, unless late updates count: then after `max_staleness` more rounds.
 
 A worker that is lost keeps its task, since it may come back with the update done, but nobody waits
-for it any longer, and another worker is given the same round where there is one to spare.
+for it any longer, and another worker is given the same round where there is one to spare. One that
+left in good order has given its task back: it gets it again if it returns while the round is open.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aggregator_service.rounds.state import Assignment, RunState
 from fedlora.runs.report import WorkerState
 from fedlora.runs.rounds import RoundEngine
 
-__all__ = ["assign", "drop_late", "hand_out", "is_complete", "open_round", "stand_in"]
+__all__ = ["assign", "drop_late", "fill_up", "hand_out", "is_complete", "open_round", "stand_in"]
 
 
 def open_round(state: RunState, now: float) -> RunState:
@@ -88,6 +89,26 @@ def stand_in(state: RunState, lost: str, now: float) -> tuple[RunState, str]:
     spare = [name for name in _free(state) if name not in state.cohort]
     names = sample(state, spare, 1, purpose=f"stand-in {len(state.cohort)}")
     return assign(state, names, now), "".join(names)
+
+
+def fill_up(state: RunState, now: float) -> tuple[RunState, dict[str, str]]:
+    """Gives places in the open round back to who left and has returned, and free ones to others.
+
+    Others are taken only as far as the round could not reach its quorum without them: it would
+    otherwise wait for its deadline with workers at hand.
+
+    Returns:
+        The state; and of each worker that took another's place, whose.
+    """
+    if state.spec.rounds.engine is not RoundEngine.SYNC:
+        return state, {}
+    state = assign(state, tuple(n for n in _free(state) if n in state.cohort), now)
+    at_work = {n for n, t in state.assigned.items() if t.round == state.round}
+    coming = {*state.updates, *(n for n in at_work if state.is_expected(n))}
+    missing = sorted({*state.cohort} - coming)
+    places = min(len(missing), max(0, state.spec.rounds.quorum - len(coming)))
+    names = sample(state, _free(state), places, purpose=f"fill-up {len(state.cohort)}")
+    return assign(state, names, now), dict(zip(names, missing, strict=False))
 
 
 def drop_late(state: RunState) -> RunState:
