@@ -1,0 +1,222 @@
+"""A federation of two real workers, looked at in every way there is while it trains its last round.
+
+What must never be seen has a mark of its own: texts of examples, values of tensors, tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+import torch
+from support.federation import Served, serving
+from support.worker_runs import LABELS, classifier_spec, trainer_for, worker_run, write_jsonl
+from torch import Tensor
+
+from client_worker.app import run_worker
+from client_worker.config import WorkerConfig
+from client_worker.data.config import DataConfig
+from client_worker.training.trainer import LocalTrainer
+from fedlora.exit_codes import ExitCode
+from fedlora.proto.v1 import admin_pb2
+from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.runs.rounds import RoundRules
+from fedlora.runs.tasks import Registration
+from fedlora.telemetry import configure_logging
+
+__all__ = ["CANARY_TEXT", "CANARY_VALUE", "NUM_ROUNDS", "Observed", "observe", "scrape"]
+
+CANARY_TEXT = "zebraquagga"
+"""in the text of every example"""
+
+CANARY_VALUE = 0.0314159
+"""an entry of a tensor of every update, and so of every adapter"""
+
+NUM_ROUNDS = 2
+
+
+@dataclass
+class Observed:
+    """All that can be seen of the federation from outside."""
+
+    server: str = ""
+    """its metrics, in the last round"""
+    ended: str = ""
+    """its metrics, once the run was over"""
+    workers: dict[str, str] = field(default_factory=dict)
+    """theirs, in the last round"""
+    log: str = ""
+    """the log of all of them, in JSON"""
+    events: str = ""
+    """what a watcher was sent"""
+    folder: Path = Path()
+    """the run's directory"""
+    tokens: list[str] = field(default_factory=list)
+    """of sessions"""
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log, line by line."""
+        return [json.loads(line) for line in self.log.splitlines()]
+
+
+def scrape(address: str) -> str:
+    """The metrics of a process."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
+        return page.read().decode()
+
+
+def observe(tmp_path: Path, model: Path) -> Observed:
+    """Runs the federation to its end."""
+    with _logging_to(io.StringIO()) as log:
+        seen = asyncio.run(_observe(tmp_path, model, log))
+    seen.log = log.getvalue()
+    return seen
+
+
+async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
+    rules = RoundRules(num_rounds=NUM_ROUNDS, min_workers=2, quorum=2, deadline_seconds=120.0)
+    spec = replace(worker_run(classifier_spec(model)), rounds=rules)
+    seen, crew = Observed(folder=tmp_path / "runs" / spec.name), _Crew(tmp_path)
+    async with (
+        asyncio.timeout(150),
+        serving(
+            tmp_path,
+            spec,
+            metrics_address="127.0.0.1:0",
+            export_dir=tmp_path / "runs",
+            tensorboard=True,
+        ) as served,
+    ):
+        _note_tokens(served, seen)
+        running = [
+            asyncio.create_task(asyncio.to_thread(crew.work, served.address, name))
+            for name in ("w-0", "w-1")
+        ]
+        await asyncio.to_thread(crew.wait_for_last_round)
+        actor = served.aggregator.coordinator.run(spec.name)
+        while actor._certifying:
+            await actor.wait_for_change(None)
+        await _be_refused(served, seen)
+        seen.server = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
+        for name, address in _worker_addresses(log).items():
+            seen.workers[name] = await asyncio.to_thread(scrape, address)
+        crew.go_on()
+        assert await asyncio.gather(*running) == [ExitCode.OK, ExitCode.OK]
+        await served.aggregator.wait_until_settled()
+        seen.ended = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
+        request = admin_pb2.WatchRunRequest(run=spec.name)
+        seen.events = str([m async for m in served.admin.WatchRun(request, timeout=30)])
+    return seen
+
+
+class _Crew:
+    """Workers that wait in the last round's training until they have been looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._there = threading.Barrier(3)
+        self._released = threading.Event()
+        self._loading = threading.Lock()
+
+    def wait_for_last_round(self) -> None:
+        """Returns once both train in it."""
+        self._there.wait(120)
+
+    def go_on(self) -> None:
+        self._released.set()
+
+    def work(self, server: str, name: str) -> ExitCode:
+        rows = [
+            {
+                "text": f"{CANARY_TEXT} {LABELS[i % 3]} {i}",
+                "label": LABELS[i % 3],
+                "split": "test" if i % 5 == 0 else "train",
+            }
+            for i in range(20)
+        ]
+        path = write_jsonl(self._folder / f"{name}.jsonl", rows)
+        data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
+        config = WorkerConfig(
+            server=server, name=name, device="cpu", metrics_address="127.0.0.1:0", data=data
+        )
+
+        def create(registration: Registration) -> LocalTrainer:
+            # A model's head comes from torch's one generator, which these workers share.
+            with self._loading:
+                return self._marked(trainer_for(registration.run, data, rank=registration.rank))
+
+        return ExitCode(run_worker(config, create_trainer=create))
+
+    def _marked(self, trainer: LocalTrainer) -> LocalTrainer:
+        adapter, train = trainer.adapter, trainer.train
+
+        def marked_adapter() -> dict[str, Tensor]:
+            tensors = adapter()
+            tensors[min(tensors)].view(-1)[0] = CANARY_VALUE
+            return tensors
+
+        def held_train(work: Any, *arguments: Any, **options: Any) -> Any:
+            outcome = train(work, *arguments, **options)
+            if work.round == NUM_ROUNDS:
+                self._there.wait(120)
+                assert self._released.wait(120)
+            return outcome
+
+        trainer.adapter, trainer.train = marked_adapter, held_train  # type: ignore[method-assign]
+        return trainer
+
+
+def _note_tokens(served: Served, seen: Observed) -> None:
+    register = served.aggregator.coordinator.register
+
+    async def noted(**call: Any) -> Any:
+        registration = await register(**call)
+        seen.tokens.append(registration.session_token)
+        return registration
+
+    served.aggregator.coordinator.register = noted  # type: ignore[method-assign]
+
+
+async def _be_refused(served: Served, seen: Observed) -> None:
+    """A worker's call that the server has to refuse, with the worker's own session."""
+    request = pb.PullAdapterRequest(session_token=seen.tokens[0], adapter_version=99)
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for _ in served.federation.PullAdapter(request, timeout=30):
+            pass
+
+
+def _worker_addresses(log: io.StringIO) -> dict[str, str]:
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    return {
+        line["worker"]: line["address"]
+        for line in lines
+        if line["event"] == "metrics_served" and "worker" in line
+    }
+
+
+@contextlib.contextmanager
+def _logging_to(stream: io.StringIO) -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = (list(root.handlers), root.level)
+    environ = {"FEDLORA_LOG_LEVEL": "debug", "FEDLORA_LOG_FORMAT": "json"}
+    configure_logging(stream=stream, environ=environ)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield stream
+    finally:
+        structlog.contextvars.clear_contextvars()
+        structlog.reset_defaults()
+        root.handlers, level = before
+        root.setLevel(level)
