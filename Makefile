@@ -76,7 +76,7 @@ proto-into:
 
 docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
-	$(BIN)/python deploy/monitoring/dashboard.py
+	$(BIN)/python deploy/monitoring/dashboard.py > deploy/monitoring/grafana/dashboards/fedlora.json
 
 images:  ## build the images of the aggregator and the worker (docs/docker.md)
 	docker compose build

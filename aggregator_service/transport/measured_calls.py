@@ -34,6 +34,8 @@ class MeasuredCalls(grpc.aio.ServerInterceptor):
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
+        self._handlers: dict[str, tuple[Any, Any]] = {}
+        """by method: the handler, and the same with a measurement around it"""
 
     async def intercept_service(
         self,
@@ -44,7 +46,14 @@ class MeasuredCalls(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method = handler_call_details.method.rpartition("/")[2]
+        method = handler_call_details.method
+        known = self._handlers.get(method)
+        if known is None or known[0] is not handler:
+            known = (handler, self._measuring_handler(handler, method.rpartition("/")[2]))
+            self._handlers[method] = known
+        return known[1]
+
+    def _measuring_handler(self, handler: Any, method: str) -> Any:
         kind = (
             f"{'stream' if handler.request_streaming else 'unary'}_"
             f"{'stream' if handler.response_streaming else 'unary'}"
