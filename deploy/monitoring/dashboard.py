@@ -49,14 +49,14 @@ def _placed() -> list[dict[str, Any]]:
     for title, panels in ROWS.items():
         place = {"x": 0, "y": y, "w": _WIDTH, "h": 1}
         placed.append({"id": next(numbers), "type": "row", "title": title, "gridPos": place})
-        x, y = 0, y + 1
+        x, y, height = 0, y + 1, 0
         for panel in panels:
             if x + panel.width > _WIDTH:
-                x, y = 0, y + panel.height
+                x, y, height = 0, y + height, 0
             place = {"x": x, "y": y, "w": panel.width, "h": panel.height}
             placed.append({"id": next(numbers), "gridPos": place, **_json(panel)})
-            x += panel.width
-        y += panels[-1].height
+            x, height = x + panel.width, max(height, panel.height)
+        y += height
     return placed
 
 

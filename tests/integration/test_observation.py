@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from support.observed_federation import (
     CANARY_TEXT,
@@ -14,9 +16,13 @@ from support.observed_federation import (
     Observed,
     observe,
 )
+from support.promql import names_in, parse
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aggregator_service.reporting.run_directory import read_rounds
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "deploy" / "monitoring"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,53 @@ def test_what_workers_send_is_what_the_server_receives(seen: Observed):
     )
     assert value(seen.server, "fedlora_payload_bytes_total", direction="in") == sent
     assert value(seen.server, "fedlora_payload_bytes_total", direction="out") == received
+
+
+# --- what is asked of them, and what is said of them -------------------------------------
+
+
+def exported(seen: Observed) -> set[str]:
+    """Names of all series of both services, those without a sample among them."""
+    ends = {"histogram": ("_bucket", "_count", "_sum"), "summary": ("_count", "_sum")}
+    found = re.findall(r"^# TYPE (\S+) (\S+)$", seen.server + seen.workers["w-0"], re.MULTILINE)
+    return {name + end for name, kind in found for end in ends.get(kind, ("",))}
+
+
+def asked() -> dict[str, str]:
+    """Expressions of the dashboard and of the alerts, by where they stand."""
+    rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    board = json.loads((MONITORING / "grafana" / "dashboards" / "fedlora.json").read_text())
+    targets = [(p["title"], t) for p in board["panels"] for t in p.get("targets", ())]
+    return {
+        **{rule["alert"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]},
+        **{f"{title} {t['refId']}": re.sub(r"\$\w+", ".*", t["expr"]) for title, t in targets},
+    }
+
+
+def test_the_dashboard_and_the_alerts_ask_for_nothing_that_is_not_there(seen: Observed):
+    # `up` is Prometheus' own.
+    known = exported(seen) | {"up"}
+    missing = {where: names_in(parse(query)) - known for where, query in asked().items()}
+    assert len(missing) > 50
+    assert {where: names for where, names in missing.items() if names} == {}
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_there(seen: Observed):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    documented = set(re.findall(r"^\| `(fedlora_\w+)` \|", page, re.MULTILINE))
+    found = re.findall(r"^# TYPE (fedlora_\S+) ", seen.server + seen.workers["w-0"], re.MULTILINE)
+    assert documented == set(found)
+
+
+def test_no_label_stands_on_a_metric_without_being_documented(seen: Observed):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(fedlora_\w+)` \| ([\w, ]*)\|", page, re.MULTILINE)
+    documented = {name: set(filter(None, re.split(r",? ", labels))) for name, labels in rows}
+    for line in (seen.server + seen.workers["w-0"]).splitlines():
+        match = re.match(r"(fedlora_\w+?)(?:_bucket|_count|_sum)?\{(.*)\} ", line)
+        if match and match[1] in documented:
+            labels = set(re.findall(r"(\w+)=\"", match[2])) - {"le"}
+            assert labels == documented[match[1]], line
 
 
 # --- what is never shown -------------------------------------------------------------------
