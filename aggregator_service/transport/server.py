@@ -121,7 +121,7 @@ class GrpcServer:
 
     def _main_server(self, uploads: Uploads) -> grpc.aio.Server:
         config = self._config
-        # Outermost, so that what the guard refuses is counted. Each call pays, so only if asked for.
+        # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
         measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
         server = grpc.aio.server(
             interceptors=(*measured, Guard(self._callers())),

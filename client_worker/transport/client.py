@@ -9,7 +9,7 @@ every attempt by finding out how much is there, so that repeating them is resumi
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
