@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ import grpc
 import structlog
 import torch
 from support.federation import Served, serving
+from support.identities import Federation
 from support.worker_runs import LABELS, classifier_spec, trainer_for, worker_run, write_jsonl
 from torch import Tensor
 
@@ -29,8 +31,12 @@ from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from client_worker.training.trainer import LocalTrainer
 from fedlora.exit_codes import ExitCode
-from fedlora.proto.v1 import admin_pb2
+from fedlora.identity.bearer import add_bearer_token
+from fedlora.identity.folder import read_identity
+from fedlora.identity.names import AccessRole
+from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2_grpc
 from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.rounds import RoundRules
 from fedlora.runs.tasks import Registration
 from fedlora.telemetry import configure_logging
@@ -44,6 +50,9 @@ CANARY_VALUE = 0.0314159
 """an entry of a tensor of every update, and so of every adapter"""
 
 NUM_ROUNDS = 2
+
+WORKERS = ("w-0", "w-1")
+_OPERATOR = "o"
 
 
 @dataclass
@@ -63,7 +72,9 @@ class Observed:
     folder: Path = Path()
     """the run's directory"""
     tokens: list[str] = field(default_factory=list)
-    """of sessions"""
+    """of sessions, and bearer tokens"""
+    expires: float = 0.0
+    """when the server's certificate ends"""
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -88,7 +99,15 @@ def observe(tmp_path: Path, model: Path) -> Observed:
 async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
     rules = RoundRules(num_rounds=NUM_ROUNDS, min_workers=2, quorum=2, deadline_seconds=120.0)
     spec = replace(worker_run(classifier_spec(model)), rounds=rules)
-    seen, crew = Observed(folder=tmp_path / "runs" / spec.name), _Crew(tmp_path)
+    federation = Federation(tmp_path / "federation")
+    identity = federation.server()
+    members = _Members(tmp_path, federation.authority_dir)
+    crew = _Crew(tmp_path, members)
+    seen = Observed(
+        folder=tmp_path / "runs" / spec.name,
+        tokens=list(members.tokens),
+        expires=read_identity(identity, now=time.time()).certified.not_after,
+    )
     async with (
         asyncio.timeout(150),
         serving(
@@ -97,18 +116,21 @@ async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
             metrics_address="127.0.0.1:0",
             export_dir=tmp_path / "runs",
             tensorboard=True,
+            identity_dir=identity,
+            tokens_file=members.tokens_file,
         ) as served,
     ):
         _note_tokens(served, seen)
         running = [
             asyncio.create_task(asyncio.to_thread(crew.work, served.address, name))
-            for name in ("w-0", "w-1")
+            for name in WORKERS
         ]
         await asyncio.to_thread(crew.wait_for_last_round)
         actor = served.aggregator.coordinator.run(spec.name)
         while actor._certifying:
             await actor.wait_for_change(None)
-        await _be_refused(served, seen)
+        session = seen.tokens[-1]
+        await asyncio.to_thread(_be_refused, members.of(WORKERS[0]), served.address, session)
         seen.server = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
         for name, address in _worker_addresses(log).items():
             seen.workers[name] = await asyncio.to_thread(scrape, address)
@@ -116,16 +138,46 @@ async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
         assert await asyncio.gather(*running) == [ExitCode.OK, ExitCode.OK]
         await served.aggregator.wait_until_settled()
         seen.ended = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
-        request = admin_pb2.WatchRunRequest(run=spec.name)
-        seen.events = str([m async for m in served.admin.WatchRun(request, timeout=30)])
+        operator = members.of(_OPERATOR)
+        seen.events = await asyncio.to_thread(_watched, operator, served.address, spec.name)
     return seen
+
+
+class _Members:
+    """Who may call, by bearer token.
+
+    Args:
+        folder: gets their files.
+        authority: folder with ca.crt.
+    """
+
+    def __init__(self, folder: Path, authority: Path) -> None:
+        self.tokens_file = folder / "tokens"
+        self.authority = authority
+        self.tokens: list[str] = []
+        self._folder = folder
+        roles = {**dict.fromkeys(WORKERS, AccessRole.WORKER), _OPERATOR: AccessRole.OPERATOR}
+        for name, role in roles.items():
+            now = time.time()
+            token = add_bearer_token(
+                self.tokens_file, role, name, issued_at=now - 1, expires_at=now + 3600
+            )
+            self.file_of(name).write_text(token)
+            self.tokens.append(token)
+
+    def file_of(self, name: str) -> Path:
+        return self._folder / f"{name}.token"
+
+    def of(self, name: str) -> ClientSecurity:
+        return ClientSecurity(token_file=self.file_of(name), identity_dir=self.authority)
 
 
 class _Crew:
     """Workers that wait in the last round's training until they have been looked at."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, members: _Members) -> None:
         self._folder = folder
+        self._members = members
         self._there = threading.Barrier(3)
         self._released = threading.Event()
         self._loading = threading.Lock()
@@ -149,7 +201,13 @@ class _Crew:
         path = write_jsonl(self._folder / f"{name}.jsonl", rows)
         data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
         config = WorkerConfig(
-            server=server, name=name, device="cpu", metrics_address="127.0.0.1:0", data=data
+            server=server,
+            name=name,
+            device="cpu",
+            metrics_address="127.0.0.1:0",
+            data=data,
+            token_file=self._members.file_of(name),
+            identity_dir=self._members.authority,
         )
 
         def create(registration: Registration) -> LocalTrainer:
@@ -183,18 +241,28 @@ def _note_tokens(served: Served, seen: Observed) -> None:
 
     async def noted(**call: Any) -> Any:
         registration = await register(**call)
-        seen.tokens.append(registration.session_token)
+        # The first worker's session comes last: its own call is what will be refused.
+        at = len(seen.tokens) if call["name"] == WORKERS[0] else 0
+        seen.tokens.insert(at, registration.session_token)
         return registration
 
     served.aggregator.coordinator.register = noted  # type: ignore[method-assign]
 
 
-async def _be_refused(served: Served, seen: Observed) -> None:
-    """A worker's call that the server has to refuse, with the worker's own session."""
-    request = pb.PullAdapterRequest(session_token=seen.tokens[0], adapter_version=99)
-    with contextlib.suppress(grpc.aio.AioRpcError):
-        async for _ in served.federation.PullAdapter(request, timeout=30):
-            pass
+def _be_refused(security: ClientSecurity, address: str, session: str) -> None:
+    """A worker's call that the server has to refuse, with its own session."""
+    with security.dial(address) as channel:
+        stub = federation_pb2_grpc.FederationServiceStub(channel)
+        request = pb.PullAdapterRequest(session_token=session, adapter_version=99)
+        with contextlib.suppress(grpc.RpcError):
+            list(stub.PullAdapter(request, timeout=30))
+
+
+def _watched(security: ClientSecurity, address: str, run: str) -> str:
+    """The stored events of a run, as they are sent to a watcher."""
+    with security.dial(address) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        return str(list(stub.WatchRun(admin_pb2.WatchRunRequest(run=run), timeout=30)))
 
 
 def _worker_addresses(log: io.StringIO) -> dict[str, str]:
