@@ -11,15 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from aggregator_service.metrics.rounds import RoundTallies, Sum
+from aggregator_service.metrics.families import counter, gauge, summary
+from aggregator_service.metrics.rounds import RoundTallies
 from aggregator_service.rounds.state import RunState
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, WorkerState
@@ -38,8 +34,6 @@ _SCORES = frozenset(
         for name in (*SHARES, *COSTS)
     }
 )
-
-_Row = tuple[Sequence[str], float]
 
 
 class WatchedRun(Protocol):
@@ -79,13 +73,13 @@ class RunCollector(Collector):
 
     def _rounds(self, states: Sequence[RunState]) -> Iterator[Metric]:
         tallies = [(s.spec.name, self._tallies.of(s.run_id)) for s in states]
-        yield _summary(
+        yield summary(
             "fedlora_round_duration_seconds",
             "Rounds completed by this process, and their phases' time in all.",
             ["run"],
             [((run,), tally.rounds) for run, tally in tallies],
         )
-        yield _summary(
+        yield summary(
             "fedlora_phase_duration_seconds",
             "Phases of completed rounds; aggregating is the aggregation.",
             ["run", "phase"],
@@ -95,13 +89,13 @@ class RunCollector(Collector):
                 for phase, spent in tally.phases.items()
             ],
         )
-        yield _summary(
+        yield summary(
             "fedlora_certificate_duration_seconds",
             "Computing certificates, beside the rounds.",
             ["run"],
             [((run,), tally.certificates) for run, tally in tallies],
         )
-        yield _counter(
+        yield counter(
             "fedlora_run_events",
             "Stored events of a run since this process began, by type (docs/protocol.md).",
             ["run", "type"],
@@ -116,7 +110,7 @@ class RunCollector(Collector):
     def _results(self, states: Sequence[RunState]) -> Iterator[Metric]:
         tallies = [(s.spec.name, self._tallies.of(s.run_id)) for s in states]
         rounds = [(run, tally.last) for run, tally in tallies if tally.last is not None]
-        yield _gauge(
+        yield gauge(
             "fedlora_score",
             "Pooled scores of the last completed round (docs/evaluation.md).",
             ["run", "score"],
@@ -127,13 +121,13 @@ class RunCollector(Collector):
                 if name in _SCORES
             ],
         )
-        yield _gauge(
+        yield gauge(
             "fedlora_train_loss",
             "Mean training loss of the last completed round, each worker by its examples.",
             ["run"],
             [((run,), last.train_loss) for run, last in rounds if last.train_loss is not None],
         )
-        yield _gauge(
+        yield gauge(
             "fedlora_round_payload_bytes",
             "Bytes of the last completed round: up to the server, down to the workers.",
             ["run", "direction"],
@@ -144,14 +138,14 @@ class RunCollector(Collector):
             ],
         )
         certified = [(run, tally) for run, tally in tallies if tally.certified is not None]
-        yield _gauge(
+        yield gauge(
             "fedlora_certificate_round",
             "Round of the newest certificate.",
             ["run"],
             [((run,), tally.certified_round) for run, tally in certified],
         )
         for name, text in _CERTIFICATE.items():
-            yield _gauge(
+            yield gauge(
                 f"fedlora_certificate_{name}_ratio",
                 text,
                 ["run"],
@@ -169,7 +163,7 @@ _CERTIFICATE: Mapping[str, str] = {
 
 def _progress(states: Sequence[RunState], now: Mapping[str, float]) -> Iterator[Metric]:
     """Where runs stand."""
-    yield _gauge(
+    yield gauge(
         "fedlora_run_phase",
         "1 for the phase that a run is in, 0 for the others.",
         ["run", "phase"],
@@ -177,8 +171,8 @@ def _progress(states: Sequence[RunState], now: Mapping[str, float]) -> Iterator[
     )
     for name, text, value in _PROGRESS:
         rows = [((state.spec.name,), value(state)) for state in states]
-        yield _gauge(f"fedlora_run_{name}", text, ["run"], rows)
-    yield _gauge(
+        yield gauge(f"fedlora_run_{name}", text, ["run"], rows)
+    yield gauge(
         "fedlora_run_phase_age_seconds",
         "Time of the run's own clock that an open run has been in its phase.",
         ["run", "phase"],
@@ -202,7 +196,7 @@ _PROGRESS: tuple[tuple[str, str, Callable[[RunState], float]], ...] = (
 def _workers(states: Sequence[RunState]) -> Iterator[Metric]:
     """Workers of open runs: how many are in each state, and what each has done."""
     counts = {s.run_id: Counter(w.state for w in s.workers.values()) for s in states}
-    yield _gauge(
+    yield gauge(
         "fedlora_run_workers",
         "Workers of an open run by state.",
         ["run", "state"],
@@ -214,25 +208,25 @@ def _workers(states: Sequence[RunState]) -> Iterator[Metric]:
     )
     workers = [((s.spec.name, w.name), w, s) for s in states for w in s.workers.values()]
     labels = ["run", "worker"]
-    yield _gauge(
+    yield gauge(
         "fedlora_run_worker_connected",
         "1 for a worker of an open run that is there, 0 for one that is lost or has left.",
         labels,
         [(key, float(s.is_expected(w.name))) for key, w, s in workers],
     )
-    yield _counter(
+    yield counter(
         "fedlora_run_worker_updates",
         "Updates of a worker that counted, since the run began.",
         labels,
         [(key, w.num_updates) for key, w, _ in workers],
     )
-    yield _counter(
+    yield counter(
         "fedlora_run_worker_tasks",
         "Rounds that a worker was asked to train for, since the run began.",
         labels,
         [(key, w.num_tasks) for key, w, _ in workers],
     )
-    yield _gauge(
+    yield gauge(
         "fedlora_run_worker_loss",
         "The last loss known of a model on a worker's data.",
         labels,
@@ -245,26 +239,3 @@ def _shown(states: Sequence[RunState]) -> list[RunState]:
     ended = [s.run_id for s in states if s.phase.is_final]
     hidden = frozenset(ended[:-_KEPT_ENDED])
     return [s for s in states if s.run_id not in hidden]
-
-
-def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[_Row]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, value in rows:
-        family.add_metric(values, value)
-    return family
-
-
-def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[_Row]) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
-    for values, value in rows:
-        family.add_metric(values, value)
-    return family
-
-
-def _summary(
-    name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], Sum]]
-) -> Metric:
-    family = SummaryMetricFamily(name, text, labels=labels)
-    for values, spent in rows:
-        family.add_metric(values, spent.count, spent.seconds)
-    return family

@@ -9,13 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from support.observed_federation import (
-    CANARY_TEXT,
-    CANARY_VALUE,
-    NUM_ROUNDS,
-    Observed,
-    observe,
-)
+from support.observed_crew import CANARY_TEXT, CANARY_VALUE, NUM_ROUNDS
+from support.observed_federation import Observed, observe
 from support.promql import names_in, parse
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

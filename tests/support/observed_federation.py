@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,36 +22,18 @@ import structlog
 import torch
 from support.federation import Served, serving
 from support.identities import Federation
-from support.worker_runs import LABELS, classifier_spec, trainer_for, worker_run, write_jsonl
-from torch import Tensor
+from support.observed_crew import NUM_ROUNDS, OPERATOR, WORKERS, Crew, Members
+from support.worker_runs import classifier_spec, worker_run
 
-from client_worker.app import run_worker
-from client_worker.config import WorkerConfig
-from client_worker.data.config import DataConfig
-from client_worker.training.trainer import LocalTrainer
 from fedlora.exit_codes import ExitCode
-from fedlora.identity.bearer import add_bearer_token
 from fedlora.identity.folder import read_identity
-from fedlora.identity.names import AccessRole
 from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2_grpc
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.rounds import RoundRules
-from fedlora.runs.tasks import Registration
 from fedlora.telemetry import configure_logging
 
-__all__ = ["CANARY_TEXT", "CANARY_VALUE", "NUM_ROUNDS", "Observed", "observe", "scrape"]
-
-CANARY_TEXT = "zebraquagga"
-"""in the text of every example"""
-
-CANARY_VALUE = 0.0314159
-"""an entry of a tensor of every update, and so of every adapter"""
-
-NUM_ROUNDS = 2
-
-WORKERS = ("w-0", "w-1")
-_OPERATOR = "o"
+__all__ = ["Observed", "observe", "scrape"]
 
 
 @dataclass
@@ -101,8 +82,8 @@ async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
     spec = replace(worker_run(classifier_spec(model)), rounds=rules)
     federation = Federation(tmp_path / "federation")
     identity = federation.server()
-    members = _Members(tmp_path, federation.authority_dir)
-    crew = _Crew(tmp_path, members)
+    members = Members(tmp_path, federation.authority_dir)
+    crew = Crew(tmp_path, members)
     seen = Observed(
         folder=tmp_path / "runs" / spec.name,
         tokens=list(members.tokens),
@@ -138,102 +119,9 @@ async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
         assert await asyncio.gather(*running) == [ExitCode.OK, ExitCode.OK]
         await served.aggregator.wait_until_settled()
         seen.ended = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
-        operator = members.of(_OPERATOR)
+        operator = members.of(OPERATOR)
         seen.events = await asyncio.to_thread(_watched, operator, served.address, spec.name)
     return seen
-
-
-class _Members:
-    """Who may call, by bearer token.
-
-    Args:
-        folder: gets their files.
-        authority: folder with ca.crt.
-    """
-
-    def __init__(self, folder: Path, authority: Path) -> None:
-        self.tokens_file = folder / "tokens"
-        self.authority = authority
-        self.tokens: list[str] = []
-        self._folder = folder
-        roles = {**dict.fromkeys(WORKERS, AccessRole.WORKER), _OPERATOR: AccessRole.OPERATOR}
-        for name, role in roles.items():
-            now = time.time()
-            token = add_bearer_token(
-                self.tokens_file, role, name, issued_at=now - 1, expires_at=now + 3600
-            )
-            self.file_of(name).write_text(token)
-            self.tokens.append(token)
-
-    def file_of(self, name: str) -> Path:
-        return self._folder / f"{name}.token"
-
-    def of(self, name: str) -> ClientSecurity:
-        return ClientSecurity(token_file=self.file_of(name), identity_dir=self.authority)
-
-
-class _Crew:
-    """Workers that wait in the last round's training until they have been looked at."""
-
-    def __init__(self, folder: Path, members: _Members) -> None:
-        self._folder = folder
-        self._members = members
-        self._there = threading.Barrier(3)
-        self._released = threading.Event()
-        self._loading = threading.Lock()
-
-    def wait_for_last_round(self) -> None:
-        """Returns once both train in it."""
-        self._there.wait(120)
-
-    def go_on(self) -> None:
-        self._released.set()
-
-    def work(self, server: str, name: str) -> ExitCode:
-        rows = [
-            {
-                "text": f"{CANARY_TEXT} {LABELS[i % 3]} {i}",
-                "label": LABELS[i % 3],
-                "split": "test" if i % 5 == 0 else "train",
-            }
-            for i in range(20)
-        ]
-        path = write_jsonl(self._folder / f"{name}.jsonl", rows)
-        data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
-        config = WorkerConfig(
-            server=server,
-            name=name,
-            device="cpu",
-            metrics_address="127.0.0.1:0",
-            data=data,
-            token_file=self._members.file_of(name),
-            identity_dir=self._members.authority,
-        )
-
-        def create(registration: Registration) -> LocalTrainer:
-            # A model's head comes from torch's one generator, which these workers share.
-            with self._loading:
-                return self._marked(trainer_for(registration.run, data, rank=registration.rank))
-
-        return ExitCode(run_worker(config, create_trainer=create))
-
-    def _marked(self, trainer: LocalTrainer) -> LocalTrainer:
-        adapter, train = trainer.adapter, trainer.train
-
-        def marked_adapter() -> dict[str, Tensor]:
-            tensors = adapter()
-            tensors[min(tensors)].view(-1)[0] = CANARY_VALUE
-            return tensors
-
-        def held_train(work: Any, *arguments: Any, **options: Any) -> Any:
-            outcome = train(work, *arguments, **options)
-            if work.round == NUM_ROUNDS:
-                self._there.wait(120)
-                assert self._released.wait(120)
-            return outcome
-
-        trainer.adapter, trainer.train = marked_adapter, held_train  # type: ignore[method-assign]
-        return trainer
 
 
 def _note_tokens(served: Served, seen: Observed) -> None:
