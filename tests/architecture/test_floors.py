@@ -33,7 +33,12 @@ REPORTING = ("aggregator_service.reporting",)
 COORDINATOR = tuple(
     f"aggregator_service.{module}"
     for module in (
-        "coordinator", "run_actor", "sessions", "uploads", "enrolment", "telemetry",
+        "coordinator",
+        "run_actor",
+        "sessions",
+        "uploads",
+        "enrolment",
+        "telemetry",
     )
 )
 ADAPTATION = ("client_worker.adaptation", "client_worker.device")
