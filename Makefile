@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
-SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker
+SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker deploy
 
 .PHONY: help install run test test-slow soak test-docker mutants check format proto proto-check docs images clean
 
@@ -76,6 +76,7 @@ proto-into:
 
 docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
+	$(BIN)/python deploy/monitoring/dashboard.py > deploy/monitoring/grafana/dashboards/fedlora.json
 
 images:  ## build the images of the aggregator and the worker (docs/docker.md)
 	docker compose build

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
@@ -24,18 +24,24 @@ from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.enrolment import Enrolment
 from aggregator_service.exporter import RunExporter
+from aggregator_service.run_actor import Observers
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.telemetry import Silent
 from aggregator_service.transport.server import GrpcServer
 from aggregator_service.uploads import Uploads
 from fedlora.exit_codes import ExitCode
-from fedlora.identity.folder import read_authority
+from fedlora.identity.folder import certificate_end, read_authority
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Limits
+from fedlora.telemetry.torch_device import TorchDevice
+
+if TYPE_CHECKING:
+    from aggregator_service.metrics import ServerMetrics
 
 __all__ = ["Aggregator", "serve"]
 
@@ -63,9 +69,10 @@ class Aggregator:
         self._run = run
         self._listens = listens
         self.address = ""
-        """host:port it serves on, once entered, as the next two"""
+        """host:port it serves on, once entered, as the next three"""
         self.enrolment_address = ""
         self.health_address = ""
+        self.metrics_address = ""
         self._fenced = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -83,13 +90,15 @@ class Aggregator:
             )
             opened.push_async_callback(asyncio.to_thread, store.close)
             blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
-            exporter = RunExporter(config.export_dir, blobs, store)
+            exporter = RunExporter(config.export_dir, blobs, store, tensorboard=config.tensorboard)
             opened.push_async_callback(exporter.close)
+            engine, disk = _engine(config, blobs), DiskWatch(blobs.probe)
+            metrics = _metrics(config, engine) if config.metrics_address else None
             self.coordinator = Coordinator(
                 store=store,
                 blobs=blobs,
-                engine=_engine(config, blobs),
-                observer=exporter,
+                engine=engine,
+                observer=Observers(exporter, metrics.rounds) if metrics else exporter,
                 limits=Limits(
                     max_update_bytes=config.max_update_bytes,
                     max_chunk_bytes=MAX_CHUNK_BYTES,
@@ -98,12 +107,16 @@ class Aggregator:
                     min_bytes_per_second=config.min_bytes_per_second,
                 ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
-                disk=DiskWatch(blobs.probe),
+                disk=disk,
+                telemetry=metrics.calls if metrics else Silent(),
             )
             opened.push_async_callback(self.coordinator.close)
             await self.coordinator.open()
             for actor in self.coordinator.runs():
                 exporter.restore(actor.state)
+                if metrics is not None:
+                    report = await self.coordinator.last_report(actor)
+                    metrics.rounds.restore(actor.state.run_id, report)
             if self._run is not None:
                 await self.coordinator.create_run(self._run, start=True)
             self.enrolment = Enrolment(
@@ -115,6 +128,9 @@ class Aggregator:
             await self.enrolment.open()
             admission = Admission(admission_rules(config), time.monotonic)
             self.uploads = Uploads(self.coordinator, admission, pace_rules(config))
+            if metrics is not None:
+                page = metrics.page(config.metrics_address, self.coordinator, admission, disk)
+                self.metrics_address = opened.enter_context(page).address
             if self._listens:
                 await self._listen(opened)
             self._opened = opened.pop_all()
@@ -163,6 +179,14 @@ class Aggregator:
         while self._lock.is_held and not self._fenced.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._fenced.wait(), _OWNERSHIP_CHECK_SECONDS)
+
+
+def _metrics(config: AggregatorConfig, engine: AggregationEngine) -> ServerMetrics:
+    # Loading the library takes memory and time, which a server without metrics need not spend.
+    from aggregator_service.metrics import ServerMetrics
+
+    ends = functools.partial(certificate_end, config.identity_dir)
+    return ServerMetrics(TorchDevice(engine.device), ends)
 
 
 def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:

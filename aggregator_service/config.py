@@ -53,6 +53,12 @@ class AggregatorConfig:
     weights; read only"""
     base_fan_in_fan_out: bool = False
     """the adapted layers of base_weights are stored in_features x out_features, as in GPT-2"""
+    metrics_address: str = ""
+    """host:port of the metrics for Prometheus, over plain HTTP (docs/metrics.md); 9400 by
+    convention, none if empty"""
+    tensorboard: bool = False
+    """write the rounds' scores, certificates, bytes and times for TensorBoard into run directories
+    as well; needs the extra `tracking`"""
     reflection: bool = False
     """serve gRPC reflection, for tools such as grpcurl"""
     max_update_bytes: int = 8 * 1024**3
@@ -129,6 +135,12 @@ class AggregatorConfig:
                 Reason.INVALID_CONFIG,
                 "server.enrolment_address is set without server.authority_dir, which signs",
                 hint="Set server.authority_dir; `fedlora pki init` makes one",
+            )
+        if self.tensorboard and self.export_dir is None:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                "server.tensorboard writes into run directories, and there are none",
+                hint="Set server.export_dir",
             )
         if self.worker_timeout_seconds <= self.heartbeat_interval_seconds:
             raise FedLoraError(

@@ -39,6 +39,7 @@ from aggregator_service.run_actor import Observer, RunActor
 from aggregator_service.sessions import check_session, issue, parse, unknown_session
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.telemetry import Telemetry
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
@@ -58,6 +59,7 @@ from fedlora.runs.tasks import (
     TaskKind,
     check_worker_name,
 )
+from fedlora.telemetry.logs import bind_context
 
 __all__ = [
     "MAX_TASK_WAIT_SECONDS",
@@ -82,6 +84,7 @@ class Coordinator:
         limits: what workers are allowed.
         worker_timeout_seconds: silence after which a worker counts as lost.
         disk: told of writes that fail.
+        telemetry: told of what the server does.
     """
 
     def __init__(
@@ -94,12 +97,14 @@ class Coordinator:
         limits: Limits,
         worker_timeout_seconds: float,
         disk: DiskWatch,
+        telemetry: Telemetry,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.blobs = blobs
         self.limits = limits
         self.disk = disk
+        self.telemetry = telemetry
         self._engine = engine
         self._observer = observer
         self._worker_timeout = worker_timeout_seconds
@@ -154,6 +159,7 @@ class Coordinator:
             observer=self._observer,
             worker_timeout_seconds=self._worker_timeout,
             disk=self.disk,
+            telemetry=self.telemetry,
             wall=self._wall,
         )
         self._runs[state.run_id] = actor
@@ -245,10 +251,7 @@ class Coordinator:
     async def report(self, actor: RunActor, round: int) -> RoundReport:
         """A completed round, 0 for the last; NOT_FOUND before it is."""
         state = actor.state
-        wanted = (round,) if round else (state.round, state.round - 1)
-        found = await self.store.call(
-            lambda s: next((r for n in wanted if (r := s.report(state.run_id, n))), None)
-        )
+        found = await (self._report(state.run_id, round) if round else self.last_report(actor))
         if found is None:
             raise FedLoraError(
                 Reason.NOT_FOUND,
@@ -256,6 +259,14 @@ class Coordinator:
                 f"no report of {f'round {round}' if round else 'any round'}",
             )
         return found
+
+    async def last_report(self, actor: RunActor) -> RoundReport | None:
+        """The last completed round; None before the first is."""
+        run_id, current = actor.state.run_id, actor.state.round
+        return await self._report(run_id, current) or await self._report(run_id, current - 1)
+
+    async def _report(self, run_id: str, round: int) -> RoundReport | None:
+        return await self.store.call(lambda s: s.report(run_id, round))
 
     async def events(self, actor: RunActor, first_sequence: int) -> tuple[RunEvent, ...]:
         """Up to a thousand stored events from a sequence number on."""
@@ -328,6 +339,9 @@ class Coordinator:
         """The run and worker of a session, which thereby proves that it lives."""
         actor, worker = self._find_session(token)
         actor.touch(worker)
+        # A call is a task of its own: what is bound stands on its lines and on no other's.
+        state = actor.state
+        bind_context(run=state.spec.name, round=state.round, worker=worker)
         return actor, worker
 
     def _find_session(self, token: str) -> tuple[RunActor, str]:

@@ -19,7 +19,13 @@ from typing import TypeVar
 
 import structlog
 
-from aggregator_service.reporting.run_directory import RunDirectory
+from aggregator_service.reporting.event_files import EventFiles, require_tensorboard
+from aggregator_service.reporting.run_directory import (
+    TENSORBOARD,
+    RunDirectory,
+    read_events,
+    read_rounds,
+)
 from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
@@ -28,6 +34,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.worker_copies import servable_blob
 from fedlora.runs.report import EventType, RoundReport, RunEvent
 from fedlora.runs.rounds import FinalVersion
+from fedlora.telemetry.logs import bind_context
 
 __all__ = ["RunExporter"]
 
@@ -50,6 +57,8 @@ class _Export:
     """A run, as far as its directory holds it."""
 
     directory: RunDirectory
+    scalars: EventFiles | None
+    """the same numbers for TensorBoard, where they are wanted"""
     found: int
     """number of the last event in the directory when this process came"""
     last: int
@@ -79,9 +88,23 @@ class RunExporter:
         export_dir: where they go; None writes nothing.
         blobs: where adapters are read.
         store: where everything else is read.
+        tensorboard: write event files too.
+
+    Raises:
+        FedLoraError: MISSING_EXTRA if event files are wanted and the package is not there.
     """
 
-    def __init__(self, export_dir: Path | None, blobs: BlobStore, store: ThreadedStore) -> None:
+    def __init__(
+        self,
+        export_dir: Path | None,
+        blobs: BlobStore,
+        store: ThreadedStore,
+        *,
+        tensorboard: bool = False,
+    ) -> None:
+        if tensorboard:
+            require_tensorboard()
+        self._tensorboard = tensorboard
         self._export_dir = export_dir
         self._blobs = blobs
         self._store = store
@@ -129,6 +152,7 @@ class RunExporter:
     def _write(
         self, state: RunState, events: tuple[RunEvent, ...], reports: tuple[RoundReport, ...]
     ) -> None:
+        bind_context(run=state.spec.name)
         export = self._opened(state)
         if events and events[0].sequence != export.last + 1:
             # After a failure, or while a directory that was behind overtook what was queued.
@@ -140,6 +164,7 @@ class RunExporter:
 
     def _catch_up(self, state: RunState) -> None:
         """Writes what the store has and the directory lacks."""
+        bind_context(run=state.spec.name)
         export = self._opened(state)
         while export.last < state.last_sequence:
             if self._closing.is_set():
@@ -154,6 +179,8 @@ class RunExporter:
             self._export(export.directory, state, adapter)
         export.reports |= {r.round: r for r in news.reports}
         export.directory.append_metrics(news.reports)
+        if export.scalars is not None:
+            export.scalars.write(news.reports, _times(news.events))
         export.stale |= any(e.type in _REPORTED and e.sequence > export.found for e in news.events)
         last = max([export.last, *(e.sequence for e in news.events)])
         if last >= state.last_sequence:
@@ -180,6 +207,7 @@ class RunExporter:
 
     def _write_due(self, export: _Export) -> None:
         if export.waiting is not None:
+            bind_context(run=export.waiting.spec.name)
             self._write_page(export, export.waiting)
 
     def _write_waiting(self) -> None:
@@ -209,8 +237,20 @@ class RunExporter:
             (first,) = self._ask(lambda s: s.events(state.run_id, limit=1))
             found, last = directory.begin(first)
             directory.write_config(state.spec)
-            self._exports[state.run_id] = _Export(directory=directory, found=found, last=last)
+            scalars = self._begin_scalars(directory) if self._tensorboard else None
+            self._exports[state.run_id] = _Export(
+                directory=directory, scalars=scalars, found=found, last=last
+            )
         return self._exports[state.run_id]
+
+    def _begin_scalars(self, directory: RunDirectory) -> EventFiles:
+        """Event files with the rounds that the directory has from before they were wanted."""
+        scalars = EventFiles(directory.root / TENSORBOARD)
+        times = _times(read_events(directory.root))
+        # A round whose event is not there yet is told again.
+        told = [report for report in read_rounds(directory.root) if report.round in times]
+        scalars.write(told, times)
+        return scalars
 
     def _final(self, state: RunState) -> AdapterRecord | None:
         """The version that the run ends with."""
@@ -230,6 +270,11 @@ class RunExporter:
 
     def _ask(self, work: Callable[[StateStore], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self._store.call(work), self._loop).result()
+
+
+def _times(events: Sequence[RunEvent]) -> dict[int, float]:
+    """When rounds were completed or certified, whichever came last."""
+    return {event.round: event.time for event in events if event.type in _REPORTED}
 
 
 # --- in the store's thread ----------------------------------------------------------------

@@ -54,11 +54,19 @@ class Pace:
     Args:
         rules: what it is held to.
         total_bytes: that it is to move.
+        on_moved: told the bytes of each message.
     """
 
-    def __init__(self, rules: PaceRules, total_bytes: int) -> None:
+    def __init__(
+        self,
+        rules: PaceRules,
+        total_bytes: int,
+        *,
+        on_moved: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._rules = rules
         self._total_bytes = total_bytes
+        self._on_moved = on_moved
         self._clock = asyncio.get_running_loop().time
         self._started = self._clock()
         self._behind = 0.0
@@ -74,6 +82,11 @@ class Pace:
         return self._behind + waited
 
     @property
+    def moved_bytes(self) -> int:
+        """That have crossed the wire."""
+        return self._moved
+
+    @property
     def is_given_up(self) -> bool:
         """It has been told to end."""
         return self._given_up is not None
@@ -87,6 +100,7 @@ class Pace:
     def moved(self, num_bytes: int) -> None:
         """Counts bytes that have crossed the wire."""
         self._moved += num_bytes
+        self._on_moved(num_bytes)
         self._behind = max(0.0, self._behind - num_bytes / self._rules.min_bytes_per_second)
 
     async def wait(self, peer: Awaitable[T]) -> T:

@@ -7,6 +7,7 @@ memory, then effects. Whoever waits for something waits on `wait_for_change`.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -40,10 +41,12 @@ from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import RunState
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.task_waits import TaskWaits
+from aggregator_service.telemetry import Telemetry
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
+from fedlora.telemetry.logs import bind_context
 
-__all__ = ["Observer", "RunActor"]
+__all__ = ["Observer", "Observers", "RunActor"]
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +67,24 @@ class Observer(Protocol):
         ...
 
 
+class Observers:
+    """Several observers, told one after the other.
+
+    Args:
+        observers: in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def committed(
+        self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
+    ) -> None:
+        """See Observer."""
+        for observer in self._observers:
+            observer.committed(state, events, reports)
+
+
 class RunActor:
     """Drives one run.
 
@@ -75,6 +96,7 @@ class RunActor:
         observer: told of every commit.
         worker_timeout_seconds: silence after which a worker counts as lost.
         disk: told of writes that fail.
+        telemetry: told of commits.
         monotonic, wall: time, replaced in tests.
     """
 
@@ -88,6 +110,7 @@ class RunActor:
         observer: Observer,
         worker_timeout_seconds: float,
         disk: DiskWatch,
+        telemetry: Telemetry,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -100,6 +123,7 @@ class RunActor:
         self._observer = observer
         self._worker_timeout = worker_timeout_seconds
         self._disk = disk
+        self._telemetry = telemetry
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._task_waits = TaskWaits()
@@ -271,11 +295,12 @@ class RunActor:
     async def _drive(self) -> None:
         while not self._state.phase.is_final:
             least = _SHORTEST_WAIT_SECONDS
+            bind_context(round=self._state.round)
             try:
                 await self._look()
             except FedLoraError:
                 # Nothing has changed; what was due is still due when it is looked at again.
-                log.exception("step_refused", run=self._state.spec.name)
+                log.exception("step_refused")
                 least = _REFUSED_WAIT_SECONDS
             wait, deadline = self._worker_timeout / 4, self._state.deadline
             if deadline is not None:
@@ -329,7 +354,7 @@ class RunActor:
         except FedLoraError as error:
             done = AggregationFailed(str(error))
         except Exception:
-            log.exception("aggregation_failed", run=state.spec.name, round=state.round)
+            log.exception("aggregation_failed")
             done = AggregationFailed("internal error, see the server's log")
         await self._disk.insist("a new version", lambda: self._apply_quietly(done))
 
@@ -342,7 +367,7 @@ class RunActor:
             await self._disk.insist("a certificate", lambda: self._measure(round))
         except Exception:
             # The adapter is published and right; only its measurement is missing.
-            log.exception("certificate_failed", run=self._state.spec.name, round=round)
+            log.exception("certificate_failed", round=round)
         finally:
             self._certifying.discard(round)
             self._notify()
@@ -413,7 +438,9 @@ class RunActor:
             reports=reports,
             certificates=certificates,
         )
+        began = self._monotonic()
         await self._store.call(lambda s: s.commit(transaction))
+        self._telemetry.committed(self._monotonic() - began)
         self._state = state
         if certificates or reports:
             # Report and certificate become ready in either order; whoever looks gets both.
@@ -432,7 +459,10 @@ class RunActor:
         changed.set()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
+        # What a run does is its own, whichever worker's call set it off: logs say so.
+        context = contextvars.copy_context()
+        context.run(bind_context, run=self._state.spec.name, round=self._state.round, worker=None)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         # The loop itself keeps only weak references.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -32,6 +32,7 @@ from aggregator_service.rounds.manifests import plain_manifest
 from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
+from aggregator_service.upload_story import CUT, DISK, UploadStory
 from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key, split_extra
 from fedlora.codecs.updates import create_codec
@@ -46,18 +47,7 @@ __all__ = ["Uploads"]
 
 T = TypeVar("T")
 
-_RESUMABLE = frozenset(
-    {
-        Reason.UPLOAD_INCOMPLETE,
-        Reason.UPLOAD_STALLED,
-        Reason.UPLOAD_TOO_SLOW,
-        Reason.OFFSET_MISMATCH,
-        Reason.OUT_OF_SPACE,
-        Reason.DISK_FAILED,
-        Reason.UNAVAILABLE,
-    }
-)
-
+_RESUMABLE = CUT | DISK
 
 _ANSWER_SECONDS = 0.02
 
@@ -97,9 +87,15 @@ class Uploads:
         self._check_header(header, num_labels=len(actor.state.spec.adapter.labels))
         reach(Failpoint.HEADER_READ)
         left = max(0, header.total_bytes - header.start_offset)
-        pace = Pace(self._pace, left)
-        async with self._admission.place((actor.state.run_id, worker), left, pace):
-            return await self._receive(actor, worker, header, pace.follow(messages, _payload_bytes))
+        pace = Pace(self._pace, left, on_moved=self._coordinator.telemetry.received)
+        told = UploadStory(self._coordinator.telemetry, pace)
+        with told.until_its_end():
+            async with self._admission.place((actor.state.run_id, worker), left, pace):
+                told.has_place()
+                followed = pace.follow(messages, _payload_bytes)
+                acknowledgement = await self._receive(actor, worker, header, followed)
+            told.acknowledged(replayed=acknowledgement.replayed)
+        return acknowledgement
 
     async def _receive(
         self,

@@ -15,7 +15,13 @@ import structlog
 import torch
 
 from client_worker.config import WorkerConfig, WorkerRank
-from client_worker.device import capabilities, pinned_uuid, resolve_device, verify_device
+from client_worker.device import (
+    capabilities,
+    pinned_uuid,
+    resolve_device,
+    torch_device,
+    verify_device,
+)
 from client_worker.device_watch import DeviceWatch
 from client_worker.memory import free_bytes
 from client_worker.own_name import own_name
@@ -24,6 +30,7 @@ from client_worker.ports import RankLimit, Trainer, TrainerFactory
 from client_worker.renewal import Renewal
 from client_worker.runner import Runner
 from client_worker.stop import StopRequest
+from client_worker.telemetry import Silent
 from client_worker.training.features import FEATURES
 from client_worker.transport.client import FederationClient
 from client_worker.transport.enrolment import enrol, renew
@@ -31,15 +38,17 @@ from fedlora.codecs.spec import CodecName
 from fedlora.devices import Devices, NvmlDevices, device_lock
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
-from fedlora.identity.folder import CERTIFICATE
+from fedlora.identity.folder import CERTIFICATE, certificate_end
 from fedlora.identity.invitation import read_invitation
 from fedlora.plugins import known_plugins
 from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
+from fedlora.telemetry.torch_device import TorchDevice
 
 if TYPE_CHECKING:
+    from client_worker.metrics import WorkerMetrics
     from client_worker.training.trainer import LocalTrainer
 
 __all__ = ["offered", "run_worker"]
@@ -137,13 +146,21 @@ def _work(
     security = ClientSecurity(
         identity_dir=config.identity_dir, token_file=config.token_file, insecure=config.insecure
     )
+    metrics = _metrics(config, device) if config.metrics_address else None
+    telemetry = metrics or Silent()
     with ExitStack() as stack:
-        client = FederationClient(config.server, guard=stop.cancelling, dialler=security)
+        client = FederationClient(
+            config.server,
+            guard=stop.cancelling,
+            dialler=security,
+            on_received=telemetry.received,
+            on_sent=telemetry.sent,
+        )
         federation = stack.enter_context(client)
         if config.identity_dir is not None and config.token_file is None:
             renewing = functools.partial(renew, config.server, config.identity_dir)
             stack.enter_context(Renewal(config.identity_dir, renewing))
-        return Runner(
+        runner = Runner(
             config,
             name=config.name,
             federation=federation,
@@ -154,10 +171,29 @@ def _work(
                 limit_seconds=config.wait_for_server_seconds,
                 sleep=stop.sleep,
                 on_success=_sign_of_life(config.alive_file),
+                on_retry=telemetry.tried_again,
             ),
             scratch=scratch,
             rank_limit=_rank_limit(config, device) if config.rank is WorkerRank.AUTO else None,
-        ).run()
+            telemetry=telemetry,
+        )
+        if metrics is not None:
+            page = metrics.page(
+                config.metrics_address,
+                worker=config.name,
+                device=device,
+                state=lambda: runner.state,
+            )
+            stack.enter_context(page)
+        return runner.run()
+
+
+def _metrics(config: WorkerConfig, device: str) -> WorkerMetrics:
+    # Loading the library takes memory and time, which a worker without metrics need not spend.
+    from client_worker.metrics import WorkerMetrics
+
+    ends = functools.partial(certificate_end, config.identity_dir)
+    return WorkerMetrics(TorchDevice(torch_device(device)), ends)
 
 
 def _own_device(config: WorkerConfig) -> AbstractContextManager[None]:

@@ -67,6 +67,9 @@ class WorkerConfig:
     for, either (docs/worker.md)"""
     cache_dir: Path | None = None
     """keeps adapters, private parts and unsent updates over a restart; nothing is kept if unset"""
+    metrics_address: str = ""
+    """host:port of the metrics for Prometheus, over plain HTTP (docs/metrics.md); 9401 by
+    convention, none if empty"""
     alive_file: Path | None = None
     """touched at each answer of the server, for health checks; none if unset"""
     wait_for_server_seconds: float = 900.0

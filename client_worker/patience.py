@@ -57,6 +57,7 @@ class Patience:
     Args:
         limit_seconds: longest time without any success; 0 for ever.
         on_success: called at each sign of life, from any thread.
+        on_retry: called with the reason before each pause.
         clock, sleep, uniform: monotonic seconds; a pause, which may raise to end it all; a random
             number in [0, 1).
     """
@@ -66,12 +67,14 @@ class Patience:
         *,
         limit_seconds: float,
         on_success: Callable[[], None] = lambda: None,
+        on_retry: Callable[[Reason], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._limit = limit_seconds
         self._on_success = on_success
+        self._on_retry = on_retry
         self._clock = clock
         self._sleep = sleep
         self._uniform = uniform
@@ -142,6 +145,7 @@ class Patience:
             error=str(error),
             next_try_seconds=round(delay, 1),
         )
+        self._on_retry(error.reason)
         self._sleep(delay)
 
     def _delay(self, error: FedLoraError, failures: int) -> float:

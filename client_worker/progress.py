@@ -42,9 +42,15 @@ class ProgressReporter:
         self._offered = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        self._log = log.bind()
 
-    def start(self) -> None:
-        """Begins."""
+    def start(self, **context: str) -> None:
+        """Begins.
+
+        Args:
+            context: stands on the thread's log lines.
+        """
+        self._log = log.bind(**context)
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
         self._thread.start()
 
@@ -71,5 +77,5 @@ class ProgressReporter:
                 try:
                     self._send(progress)
                 except FedLoraError as error:
-                    log.debug("progress_not_reported", reason=error.reason.value)
+                    self._log.debug("progress_not_reported", reason=error.reason.value)
             self._pause(self._closing, _INTERVAL_SECONDS)

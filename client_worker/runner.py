@@ -31,6 +31,7 @@ from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session, State
 from client_worker.stop import Stopped, StopRequest
 from client_worker.tasks import TaskWork
+from client_worker.telemetry import Silent, Telemetry
 from fedlora.adapters.shape import AdapterShape
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
@@ -64,6 +65,7 @@ class Runner:
         patience: how long to go on without the server.
         scratch: folder for downloads where config.cache_dir is unset.
         rank_limit: the largest rank it can train of the run that it is given; None for any.
+        telemetry: told how training goes; nobody if None.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Runner:
         patience: Patience,
         scratch: Path,
         rank_limit: RankLimit | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._name = name
         self._create_trainer = create_trainer
@@ -116,6 +119,7 @@ class Runner:
             coder=UpdateCoder(PrivateParts(folder / "residuals" if folder else None)),
             outbox=Outbox(folder / "outbox" if folder else None),
             stop=stop,
+            telemetry=telemetry or Silent(),
         )
 
     @property
@@ -164,12 +168,11 @@ class Runner:
             data_slot=registration.data_slot.index if registration.data_slot else None,
             replaced_session=registration.replaced_session,
         )
+        context = {"worker": self._name, "run": registration.run.name}
         self._heartbeats.start(
-            interval_seconds=registration.limits.heartbeat_interval_seconds,
-            worker=self._name,
-            run=registration.run.name,
+            interval_seconds=registration.limits.heartbeat_interval_seconds, **context
         )
-        self._progress.start()
+        self._progress.start(**context)
         if self._rank_limit is not None:
             with self._stop.window():
                 limit = self._rank_limit(registration.run)

@@ -28,6 +28,7 @@ from client_worker.private_parts import PrivateParts
 from client_worker.progress import ProgressReporter
 from client_worker.session import Event, Session
 from client_worker.stop import StopRequest
+from client_worker.telemetry import RoundTrained, StepDone, Telemetry
 from client_worker.training.loop import TaskAbandoned
 from client_worker.training.round_work import OnProgress, RoundWork
 from fedlora.errors import Reason
@@ -69,6 +70,7 @@ class TaskWork:
         coder: writes what is sent.
         outbox: keeps an update until it is acknowledged.
         stop: ends training early.
+        telemetry: told how training goes.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TaskWork:
         coder: UpdateCoder,
         outbox: Outbox,
         stop: StopRequest,
+        telemetry: Telemetry,
     ) -> None:
         self._federation = federation
         self._asking = asking
@@ -102,6 +105,7 @@ class TaskWork:
         self._coder = coder
         self._outbox = outbox
         self._stop = stop
+        self._telemetry = telemetry
 
     def initialize(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> None:
         """Submits the adapter as freshly attached: it becomes version 0."""
@@ -210,6 +214,9 @@ class TaskWork:
             extras = {**loaded.held.extras, **remembered}
             outcome = loaded.trainer.train(self._work(task), extras)
         metrics = _finite(outcome.metrics)
+        self._telemetry.round_trained(
+            RoundTrained(round=task.round, num_examples=outcome.num_examples, metrics=metrics)
+        )
         rank = loaded.trainer.rank
         log.info("trained", num_examples=outcome.num_examples, rank=rank, metrics=metrics)
         scores: tuple[Evaluation, ...] = ()
@@ -260,14 +267,12 @@ class TaskWork:
         )
 
     def _reporting(self, task: Task) -> OnProgress:
-        return lambda step, steps, metrics: self._progress.offer(
-            Progress(
-                task_id=task.task_id,
-                completed_steps=step,
-                total_steps=steps,
-                metrics=_finite(metrics),
-            )
-        )
+        def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            done, finite = {"completed_steps": step, "total_steps": steps}, _finite(metrics)
+            self._telemetry.step_done(StepDone(round=task.round, metrics=finite, **done))
+            self._progress.offer(Progress(task_id=task.task_id, metrics=finite, **done))
+
+        return report
 
     def _should_abandon(self) -> bool:
         return self._stop.requested or self._heartbeats.abandoned

@@ -109,6 +109,7 @@ class LocalFederation:
     """
 
     def __init__(self, config: Config, folder: RunFolder, display: Display) -> None:
+        self._config = config
         self._spec = config.need_run()
         self._settings = check_workers(config)
         self._folder = folder
@@ -270,6 +271,14 @@ class LocalFederation:
             settings["FEDLORA_WORKER__MAX_RANK"] = str(self._settings.max_rank_of(index))
         return self._worker_process(f"worker-{index}", index, address, settings)
 
+    def _metrics_of(self, index: int) -> dict[str, str]:
+        """Where a worker shows its metrics: the configuration has one address, on one port."""
+        configured = str(self._config.section("worker").get("metrics_address", ""))
+        host, separator, port = configured.rpartition(":")
+        if not separator or not port.isdigit() or int(port) == 0:
+            return {}
+        return {"FEDLORA_WORKER__METRICS_ADDRESS": f"{host}:{int(port) + index}"}
+
     def _make_server_data(self, address: str) -> ManagedProcess:
         settings = {
             "FEDLORA_WORKER__ROLE": Role.SERVER_DATA.value,
@@ -294,7 +303,7 @@ class LocalFederation:
         return ManagedProcess(
             name,
             "client_worker",
-            environment={**environment, **settings},
+            environment={**environment, **self._metrics_of(index), **settings},
             log=self._folder.log_dir / f"{name}.log",
         )
 

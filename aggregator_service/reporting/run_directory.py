@@ -7,6 +7,7 @@
     rounds/0003/     the adapter that round 3 published, as a PEFT folder
     final/           the last one, or the best round's, as `rounds.final_version` says
     report.html      all of it on one page
+    tensorboard/     the numbers of metrics.jsonl for TensorBoard, with server.tensorboard
 
 Nothing here is the state of a run: a server can write all of it again, and every method may be
 called again with what it was given before. The folder remembers how far it is: what an event brings
@@ -33,7 +34,10 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import EventType, RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
 
-__all__ = ["RunDirectory", "read_events", "read_rounds", "read_run"]
+__all__ = ["TENSORBOARD", "RunDirectory", "read_events", "read_rounds", "read_run"]
+
+TENSORBOARD = "tensorboard"
+"""the folder of event files, which `aggregator_service.reporting.event_files` writes"""
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -88,6 +92,7 @@ class RunDirectory:
             pass
         for stale in (events, metrics, self.root / "run.json"):
             stale.unlink(missing_ok=True)
+        shutil.rmtree(self.root / TENSORBOARD, ignore_errors=True)
         return 0, 0
 
     def _cut_unsettled(self, events: Path, metrics: Path) -> tuple[int, int]:

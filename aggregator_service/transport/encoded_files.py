@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aggregator_service.shared_work import SharedWork
@@ -29,12 +29,18 @@ class EncodedFiles:
     Args:
         chunk_bytes: payload bytes of a message.
         kept_chunks: messages kept for the next that asks.
+        on_sent: told the payload bytes of each message that is handed out.
     """
 
     def __init__(
-        self, *, chunk_bytes: int = MAX_CHUNK_BYTES, kept_chunks: int = _KEPT_CHUNKS
+        self,
+        *,
+        chunk_bytes: int = MAX_CHUNK_BYTES,
+        kept_chunks: int = _KEPT_CHUNKS,
+        on_sent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._chunk_bytes = chunk_bytes
+        self._on_sent = on_sent
         self._messages: SharedWork[tuple[Path, int], bytes] = SharedWork(kept_chunks)
 
     async def messages(
@@ -56,6 +62,7 @@ class EncodedFiles:
                 # Read while this one is on its way.
                 self._message(path, end, min(end + self._chunk_bytes, total_bytes))
             yield await asyncio.shield(message)
+            self._on_sent(end - offset)
             offset = end
 
     def _message(self, path: Path, start: int, end: int) -> asyncio.Future[bytes]:

@@ -17,6 +17,7 @@ from aggregator_service.transport.encryption import ServerIdentity, check_exposu
 from aggregator_service.transport.federation_servicer import FederationServicer
 from aggregator_service.transport.guard import Guard
 from aggregator_service.transport.identity_servicer import EnrolmentServicer, IdentityServicer
+from aggregator_service.transport.measured_calls import MeasuredCalls
 from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
 from fedlora.errors import FedLoraError, Reason
@@ -120,12 +121,14 @@ class GrpcServer:
 
     def _main_server(self, uploads: Uploads) -> grpc.aio.Server:
         config = self._config
+        # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
+        measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
         server = grpc.aio.server(
-            interceptors=(Guard(self._callers()),),
+            interceptors=(*measured, Guard(self._callers())),
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
-        files = EncodedFiles()
+        files = EncodedFiles(on_sent=self._coordinator.telemetry.sent)
         federation = FederationServicer(self._coordinator, uploads, files)
         admin = AdminServicer(self._coordinator, self._enrolment, files)
         identity = IdentityServicer(self._enrolment)

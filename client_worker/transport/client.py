@@ -9,7 +9,7 @@ every attempt by finding out how much is there, so that repeating them is resumi
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +53,7 @@ from fedlora.runs.tasks import (
 from fedlora.tensors.safetensors_io import Payload
 from fedlora.wire.convert import from_message, to_message
 from fedlora.wire.payload import encode_chunk, encode_commit
+from fedlora.wire.stream import Chunk
 
 __all__ = ["Dialler", "FederationClient"]
 
@@ -93,6 +94,7 @@ class FederationClient:
         address: host:port.
         guard: `StopRequest.cancelling`, so that a signal ends any call but `leave`.
         dialler: opens channels, another one once what the worker has to show has changed.
+        on_received, on_sent: told the payload bytes of each message.
     """
 
     def __init__(
@@ -101,9 +103,12 @@ class FederationClient:
         *,
         guard: Guard = unguarded,
         dialler: Dialler = PLAIN_TEXT,
+        on_received: Callable[[int], None] = lambda _: None,
+        on_sent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._guard = guard
         self._address = address
+        self._on_received, self._on_sent = on_received, on_sent
         self._min_bytes_per_second = Limits().min_bytes_per_second
         self._dialler = dialler
         self._dialling = threading.Lock()
@@ -250,7 +255,9 @@ class FederationClient:
         )
         with stream(responses, peer=self._address, guard=self._guard) as messages:
             header = read_header(next(messages, None))
-            path = adapters.find(header) or adapters.receive(header, messages, partial)
+            path = adapters.find(header) or adapters.receive(
+                header, self._counted(messages), partial
+            )
             return header, path
 
     def upload_status(self, token: str, idempotency_key: str) -> UploadStatus:
@@ -279,7 +286,7 @@ class FederationClient:
         if status.state is UploadState.COMMITTED and status.acknowledgement is not None:
             return _checked(replace(status.acknowledgement, replayed=True), payload)
         start = status.durable_bytes if status.durable_bytes <= payload.total_bytes else 0
-        messages = _upload(
+        messages = self._upload(
             replace(header, start_offset=start), payload, min(max_chunk_bytes, MAX_CHUNK_BYTES)
         )
         seconds = self._seconds_for(payload.total_bytes - start)
@@ -289,6 +296,21 @@ class FederationClient:
     def _seconds_for(self, num_bytes: int) -> float:
         """Deadline of a transfer: that of the slowest link the server puts up with."""
         return transfer_seconds(num_bytes, self._min_bytes_per_second)
+
+    def _upload(
+        self, header: UpdateHeader, payload: Payload, max_chunk_bytes: int
+    ) -> Iterator[pb.PushUpdateRequest | bytes]:
+        yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
+        for offset, views in payload.views(header.start_offset, max_chunk_bytes):
+            yield encode_chunk(offset, views)
+            self._on_sent(sum(map(len, views)))
+        yield encode_commit(payload.total_bytes, payload.digest)
+
+    def _counted(self, messages: Iterator[M]) -> Iterator[M]:
+        for message in messages:
+            if isinstance(message, Chunk):
+                self._on_received(len(message.data))
+            yield message
 
     def _call(self, method: Method[M], request: object, *, seconds: float = CONTROL_SECONDS) -> M:
         return call(method, request, seconds=seconds, peer=self._address, guard=self._guard)
@@ -303,15 +325,6 @@ class _Connection:
         self.stub = federation_pb2_grpc.FederationServiceStub(self.channel)
         self.push_update = push_update(self.channel)
         self.pull_adapter = pull_adapter(self.channel)
-
-
-def _upload(
-    header: UpdateHeader, payload: Payload, max_chunk_bytes: int
-) -> Iterator[pb.PushUpdateRequest | bytes]:
-    yield pb.PushUpdateRequest(header=to_message(header, pb.UpdateHeader))
-    for offset, views in payload.views(header.start_offset, max_chunk_bytes):
-        yield encode_chunk(offset, views)
-    yield encode_commit(payload.total_bytes, payload.digest)
 
 
 def _checked(acknowledgement: Acknowledgement, payload: Payload) -> Acknowledgement:

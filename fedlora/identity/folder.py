@@ -34,6 +34,7 @@ __all__ = [
     "CERTIFICATE",
     "KEY",
     "IdentityFiles",
+    "certificate_end",
     "read_authorities",
     "read_authority",
     "read_identity",
@@ -156,6 +157,20 @@ def stamp(folder: Path) -> tuple[tuple[int, int], ...]:
             continue
         found.append((status.st_ino, status.st_mtime_ns))
     return tuple(found)
+
+
+def certificate_end(folder: Path | None) -> float | None:
+    """When the certificate in a folder ends, over already or not, in seconds since 1970.
+
+    For those who only look: None without a folder, or while there is no certificate to be read.
+    """
+    if folder is None:
+        return None
+    file = folder / CERTIFICATE
+    try:
+        return certified(_certificates(file, _read(file))[0]).not_after
+    except FedLoraError:
+        return None
 
 
 def _read_pair(folder: Path) -> tuple[bytes, bytes, Certified]:

@@ -32,7 +32,14 @@ STORE = ("aggregator_service.store",)
 REPORTING = ("aggregator_service.reporting",)
 COORDINATOR = tuple(
     f"aggregator_service.{module}"
-    for module in ("coordinator", "run_actor", "sessions", "uploads", "enrolment")
+    for module in (
+        "coordinator",
+        "run_actor",
+        "sessions",
+        "uploads",
+        "enrolment",
+        "telemetry",
+    )
 )
 ADAPTATION = ("client_worker.adaptation", "client_worker.device")
 DATA = ("client_worker.data",)
@@ -73,11 +80,18 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *SHARED, *AGGREGATION, *ROUNDS, *STORE, *REPORTING, "aggregator_service.clock",
         "aggregator_service.failpoints", "aggregator_service.shared_work", "fedlora.wire.stream",
         "fedlora.identity", "aggregator_service.members", "aggregator_service.caller",
+        "aggregator_service.telemetry", "fedlora.telemetry.logs",
     ),
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,
         "aggregator_service.config", "aggregator_service.shared_work", "fedlora.identity",
         "aggregator_service.caller", "aggregator_service.members",
+    ),
+    # What is counted, and what is made of it: the server knows the first only.
+    "aggregator_service.telemetry": (),
+    "aggregator_service.metrics": (
+        *SHARED, "fedlora.telemetry", *ROUNDS, *COORDINATOR, "aggregator_service.admission",
+        "aggregator_service.disk_watch",
     ),
     "aggregator_service.shared_work": (),
     "aggregator_service.allocator": (),
@@ -122,7 +136,8 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "sqlite3": ("aggregator_service.store",),
     "torch": (
         "fedlora.numerics", "fedlora.adapters", "fedlora.codecs", "fedlora.tensors",
-        "fedlora.plugins", "aggregator_service.aggregation", "aggregator_service.engine",
+        "fedlora.plugins", "fedlora.telemetry.torch_device", "aggregator_service.aggregation",
+        "aggregator_service.engine",
         "client_worker", "fedlora_cli.simulation",
     ),
     "torch.nn": ("client_worker.adaptation", "client_worker.training"),
@@ -145,6 +160,10 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     ),
     "cryptography": ("fedlora.identity",),
     "pydantic_settings": ("fedlora.config",),
+    "prometheus_client": (
+        "fedlora.telemetry", "aggregator_service.metrics", "client_worker.metrics",
+    ),
+    "tensorboard": ("aggregator_service.reporting.event_files",),
     "typer": ("fedlora_cli",),
     "rich": ("fedlora_cli",),
 }  # fmt: skip

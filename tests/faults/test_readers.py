@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,7 +64,8 @@ async def test_readers_get_the_newest_adapter_or_the_one_before_and_always_whole
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Many chunks, so that one version could follow on another.
-    monkeypatch.setattr(server, "EncodedFiles", lambda: EncodedFiles(chunk_bytes=4096))
+    small = functools.partial(EncodedFiles, chunk_bytes=4096)
+    monkeypatch.setattr(server, "EncodedFiles", small)
     spec = run_spec(num_rounds=NUM_ROUNDS, num_workers=1, rank=RANK, evaluate=False)
     async with (
         serving(tmp_path, spec) as served,

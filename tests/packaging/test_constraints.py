@@ -53,7 +53,7 @@ def declared(*extras: str) -> list[str]:
     return [line for line in lines if not line.startswith("fedlora[")]
 
 
-EVERYTHING = closure(*declared("aggregator", "worker", "proto", "dev"))
+EVERYTHING = closure(*declared("aggregator", "worker", "tracking", "proto", "dev"))
 
 
 def test_everything_that_make_install_brings_is_pinned() -> None:
@@ -68,7 +68,9 @@ def test_the_pin_is_the_version_tested(name: str) -> None:
     assert Version(PINS[name]) == Version(installed.public)
 
 
-@pytest.mark.parametrize("line", declared("aggregator", "worker", "data", "proto", "dev"))
+@pytest.mark.parametrize(
+    "line", declared("aggregator", "worker", "tracking", "data", "proto", "dev")
+)
 def test_the_pin_is_within_the_declared_range(line: str) -> None:
     requirement = Requirement(line)
     assert requirement.specifier.contains(PINS[str(canonicalize_name(requirement.name))])

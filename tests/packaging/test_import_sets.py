@@ -104,6 +104,13 @@ def test_the_command_line_loads_no_service_before_it_is_asked_to() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["aggregator_service.app", "client_worker.app"])
+def test_a_service_loads_nothing_for_metrics_before_it_is_asked_for_them(module: str) -> None:
+    done = load(module, ("prometheus_client", "tensorboard"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["asked:", "loaded:"]
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [

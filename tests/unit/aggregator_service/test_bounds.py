@@ -63,3 +63,10 @@ def test_a_transfer_is_held_to_what_is_set(tmp_path: Path):
 def test_bounds_are_not_negative(tmp_path: Path, name: str):
     with pytest.raises(FedLoraError, match=f"server.{name} must not be negative, got -1"):
         config(tmp_path, **{name: -1})
+
+
+def test_event_files_need_run_directories(tmp_path: Path):
+    with pytest.raises(FedLoraError, match=r"server\.tensorboard") as caught:
+        config(tmp_path, tensorboard=True)
+    assert "server.export_dir" in str(caught.value)
+    assert config(tmp_path, tensorboard=True, export_dir=tmp_path).tensorboard

@@ -19,6 +19,7 @@ from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.telemetry import Silent
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.rounds import BelowQuorum
 
@@ -54,6 +55,7 @@ def actor_of(
         observer=Observer(),
         worker_timeout_seconds=1e9,
         disk=DiskWatch(lambda: None),
+        telemetry=Silent(),
         monotonic=lambda: times.monotonic,
         wall=lambda: times.wall,
     )

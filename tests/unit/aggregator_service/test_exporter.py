@@ -15,6 +15,7 @@ from safetensors.torch import save
 from support.federation import random_adapter
 from support.runs import LAYOUT, run_spec
 from support.sample_run import sample_certificate, sample_round
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aggregator_service import exporter as exporter_module
 from aggregator_service.exporter import RunExporter
@@ -58,8 +59,8 @@ class History:
         self.state = RunState(run_id="r", spec=run_spec(NAME), created_at=0.0, layout=LAYOUT)
 
     @asynccontextmanager
-    async def exporter(self) -> AsyncIterator[RunExporter]:
-        exporter = RunExporter(self.root, self.blobs, self.threaded)
+    async def exporter(self, *, tensorboard: bool = False) -> AsyncIterator[RunExporter]:
+        exporter = RunExporter(self.root, self.blobs, self.threaded, tensorboard=tensorboard)
         try:
             yield exporter
         finally:
@@ -289,3 +290,45 @@ async def test_nothing_is_read_or_written_without_a_directory(history: History):
     await exporter.close()
     assert history.store.read == 0
     assert not history.root.exists()
+
+
+# --- TensorBoard ---------------------------------------------------------------------------
+
+
+def rounds_on_the_board(history: History) -> list[int]:
+    board = EventAccumulator(str(history.directory / "tensorboard")).Reload()
+    return [scalar.step for scalar in board.Scalars("bytes/up")]
+
+
+async def test_event_files_hold_each_round_once_over_a_restart(history: History):
+    told = history.steps()
+    for steps in (told[:10], told):
+        async with history.exporter(tensorboard=True) as exporter:
+            for step in steps:
+                exporter.committed(*step)
+            await all_written(exporter)
+    assert rounds_on_the_board(history) == list(range(1, FINAL + 1))
+
+
+async def test_rounds_from_before_event_files_were_wanted_are_in_them(history: History):
+    await written(history)
+    assert not (history.directory / "tensorboard").exists()
+    async with history.exporter(tensorboard=True) as exporter:
+        exporter.restore(history.state)
+        await all_written(exporter)
+    assert rounds_on_the_board(history) == list(range(1, FINAL + 1))
+
+
+async def test_the_event_files_of_another_run_of_that_name_are_gone(
+    history: History, tmp_path: Path
+):
+    async with history.exporter(tensorboard=True) as exporter:
+        for step in history.steps():
+            exporter.committed(*step)
+    other = History(tmp_path / "other", first_event_at=7.0)
+    other.root, other.directory = history.root, history.directory
+    told = other.steps()
+    async with other.exporter(tensorboard=True) as exporter:
+        for step in told[:5]:
+            exporter.committed(*step)
+    assert rounds_on_the_board(other) == [1]

@@ -23,6 +23,7 @@ from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.telemetry import Silent
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, RoundReport, RunEvent
@@ -77,6 +78,7 @@ class Host:
             observer=self,
             worker_timeout_seconds=10_000.0,
             disk=disk,
+            telemetry=Silent(),
             monotonic=lambda: self.monotonic,
             wall=lambda: self.wall,
         )

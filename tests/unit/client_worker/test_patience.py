@@ -127,3 +127,14 @@ def test_each_sign_of_life_is_passed_on_and_no_failure_is():
     assert len(signs) == 1
     made.succeeded()
     assert len(signs) == 2
+
+
+def test_every_retry_is_told_with_its_reason_and_a_last_failure_is_none():
+    retries: list[Reason] = []
+    made = Patience(
+        limit_seconds=100, on_retry=retries.append, sleep=lambda _: None, uniform=lambda: 0.0
+    )
+    made.insist("it", failing(Reason.UNAVAILABLE, Reason.INTERNAL))
+    with pytest.raises(FedLoraError):
+        made.insist("it", failing(Reason.WRONG_ROUND))
+    assert retries == [Reason.UNAVAILABLE, Reason.INTERNAL]

@@ -20,7 +20,7 @@ from fedlora.adapters.peft_files import read_peft_folder
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.app import app
 from fedlora_cli.configuration import load
-from fedlora_cli.display import JsonDisplay
+from fedlora_cli.display import JsonDisplay, display_for
 from fedlora_cli.local_federation import LocalFederation
 from fedlora_cli.run_folder import RunFolder
 
@@ -136,3 +136,17 @@ def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):
     assert "rows.jsonl" in err
     assert command.no_child_is_left()
     assert (config.parent / "elsewhere" / "events.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("configured", "expected"),
+    [("127.0.0.1:9401", "127.0.0.1:9402"), ("127.0.0.1:0", None), ("", None)],
+)
+def test_each_worker_shows_its_metrics_on_a_port_of_its_own(
+    config, tmp_path, configured: str, expected: str | None
+):
+    loaded = load(config, (f"worker.metrics_address={configured}",), environ={})
+    display = display_for(2, plain=True, as_json=False)
+    federation = LocalFederation(loaded, RunFolder(tmp_path / "run"), display)
+    worker = federation._make_worker(1, "127.0.0.1:8400")
+    assert worker.environment.get("FEDLORA_WORKER__METRICS_ADDRESS") == expected

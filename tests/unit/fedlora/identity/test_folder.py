@@ -11,7 +11,13 @@ from support.identities import Federation, moment
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.identity.certificates import key_to_pem, new_key, to_pem
-from fedlora.identity.folder import read_authority, read_identity, stamp, write_identity
+from fedlora.identity.folder import (
+    certificate_end,
+    read_authority,
+    read_identity,
+    stamp,
+    write_identity,
+)
 from fedlora.identity.names import AccessRole, Identity
 from fedlora.identity.setup import init_federation, issue_to
 
@@ -114,3 +120,18 @@ def test_a_member_is_no_authority(folder: Path):
     (folder / "ca.key").write_bytes((folder / "tls.key").read_bytes())
     with pytest.raises(FedLoraError, match="must have the one URI spiffe://FEDERATION"):
         read_authority(folder)
+
+
+def test_the_end_of_a_certificate_is_seen_also_once_it_is_over(federation):
+    lasting = federation.member(AccessRole.WORKER, "lasting", days=2.0)
+    over = federation.member(AccessRole.WORKER, "over", begins=-7200.0, days=1 / 24)
+    now = time.time()
+    assert certificate_end(lasting) == pytest.approx(now + 2 * 86400, abs=120)
+    assert now - 7200 < certificate_end(over) < now
+
+
+def test_where_there_is_no_certificate_nothing_is_said_of_its_end(tmp_path: Path):
+    assert certificate_end(None) is None
+    assert certificate_end(tmp_path) is None
+    (tmp_path / "tls.crt").write_text("rubbish")
+    assert certificate_end(tmp_path) is None
