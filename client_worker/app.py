@@ -15,13 +15,8 @@ import structlog
 import torch
 
 from client_worker.config import WorkerConfig, WorkerRank
-from client_worker.device import (
-    capabilities,
-    pinned_uuid,
-    resolve_device,
-    torch_device,
-    verify_device,
-)
+from client_worker.device import capabilities, pinned_uuid, resolve_device, verify_device
+from client_worker.device_figures import OwnDevice
 from client_worker.device_watch import DeviceWatch
 from client_worker.memory import free_bytes
 from client_worker.own_name import own_name
@@ -45,7 +40,6 @@ from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Capabilities, Registration
 from fedlora.telemetry import bind_context
-from fedlora.telemetry.torch_device import TorchDevice
 
 if TYPE_CHECKING:
     from client_worker.metrics import WorkerMetrics
@@ -89,7 +83,7 @@ def run_worker(
             stack.enter_context(stop.handling_signals() if ours else nullcontext())
             stack.enter_context(_watched(devices, config.name))
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlora-worker-"))
-            return _work(config, device, stop, Path(scratch), create_trainer)
+            return _work(config, device, devices, stop, Path(scratch), create_trainer)
     except FedLoraError as error:
         code = exit_code_of(error)
         # Its text says all there is to say: a traceback would only bury it.
@@ -127,6 +121,7 @@ def offered(config: WorkerConfig) -> Capabilities:
 def _work(
     config: WorkerConfig,
     device: str,
+    devices: Devices,
     stop: StopRequest,
     scratch: Path,
     create_trainer: TrainerFactory | None,
@@ -146,7 +141,7 @@ def _work(
     security = ClientSecurity(
         identity_dir=config.identity_dir, token_file=config.token_file, insecure=config.insecure
     )
-    metrics = _metrics(config, device) if config.metrics_address else None
+    metrics = _metrics(config, devices) if config.metrics_address else None
     telemetry = metrics or Silent()
     with ExitStack() as stack:
         client = FederationClient(
@@ -188,12 +183,12 @@ def _work(
         return runner.run()
 
 
-def _metrics(config: WorkerConfig, device: str) -> WorkerMetrics:
+def _metrics(config: WorkerConfig, devices: Devices) -> WorkerMetrics:
     # Loading the library takes memory and time, which a worker without metrics need not spend.
     from client_worker.metrics import WorkerMetrics
 
     ends = functools.partial(certificate_end, config.identity_dir)
-    return WorkerMetrics(TorchDevice(torch_device(device)), ends)
+    return WorkerMetrics(OwnDevice(devices, pinned_uuid()), ends)
 
 
 def _own_device(config: WorkerConfig) -> AbstractContextManager[None]:

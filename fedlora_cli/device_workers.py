@@ -134,9 +134,11 @@ class DeviceWorkers:
         shared = child_environment(os.environ, threads=threads) | {
             CONFIG_VARIABLE: str(config_file)
         }
-        for name, place in zip(self._names, self._places, strict=True):
+        pages = _pages(self._config.section("worker")["metrics_address"], len(self._places))
+        for name, place, page in zip(self._names, self._places, pages, strict=True):
             log = self._log_dir / f"{name}.log"
             environment = shared | _own_variables(name, place, self._identities)
+            environment["FEDLORA_WORKER__METRICS_ADDRESS"] = page
             process = ManagedProcess(name, self._program, environment=environment, log=log)
             process.start()
             self._say(f"{name} started, log {log}")
@@ -217,6 +219,14 @@ def _checked(identities: Path | None, config: Config, places: tuple[Place, ...])
             hint="Use --identities DIR with a folder for each name; --list tells the names",
         )
     return identities
+
+
+def _pages(address: str, count: int) -> list[str]:
+    """Where each worker shows its metrics: at the first one's port, the next, and so on."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or int(port) == 0:
+        return [address] * count
+    return [f"{host}:{int(port) + index}" for index in range(count)]
 
 
 def _own_variables(name: str, place: Place, identities: Path | None) -> dict[str, str]:

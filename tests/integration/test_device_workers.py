@@ -5,6 +5,7 @@ NVML and CUDA are stood in for at their boundary (`support.nvml`, `support.gpu_w
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -14,13 +15,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 from rich.console import Console
 from support import nvml
 from support.federation import connected
 from support.nvml import Gpu, StandInNvml
-from support.processes import ServerProcess
+from support.processes import ServerProcess, free_address
 from support.runs import run_spec
 from support.waiting import until
 
@@ -228,3 +230,28 @@ async def test_a_worker_that_sees_more_than_one_device_is_refused(tmp_path):
         _, said = workers.process.communicate(timeout=90)
     assert workers.process.returncode == 6
     assert f"expected the one device {GPUS[0].uuid}, got 2" in said
+
+
+def page(address: str) -> str:
+    with urlopen(address, timeout=30) as answer:
+        return answer.read().decode()
+
+
+async def test_each_worker_shows_its_own_devices_gauges_at_a_port_of_its_own(tmp_path):
+    host_name, port = free_address().rsplit(":", 1)
+    spec = run_spec(num_workers=3)
+    with (
+        ServerProcess(tmp_path / "server", spec) as server,
+        host(
+            tmp_path,
+            "0,1",
+            server=server.address,
+            FEDLORA_WORKER__METRICS_ADDRESS=f"{host_name}:{port}",
+        ) as workers,
+    ):
+        await until(lambda: all(workers.events(n, "ready") for n in NAMES[:2]), seconds=90)
+        for index, gpu in enumerate(GPUS[:2]):
+            address = f"http://{host_name}:{int(port) + index}/metrics"
+            text = await asyncio.to_thread(page, address)
+            assert f'fedlora_device_memory_total_bytes{{device="{gpu.uuid}"}} 4.2949' in text
+            assert GPUS[1 - index].uuid not in text
