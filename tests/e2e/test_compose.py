@@ -39,7 +39,7 @@ def test_every_service_is_confined(files: tuple[Path, ...]) -> None:
 
 
 @pytest.mark.parametrize("files", [(FILE,), (FILE, GPU_OVERLAY)], ids=["cpu", "gpu"])
-def test_only_the_aggregator_is_reachable_and_only_from_this_machine(
+def test_no_worker_is_reachable_and_the_others_only_from_this_machine(
     files: tuple[Path, ...],
 ) -> None:
     published = {
@@ -47,7 +47,7 @@ def test_only_the_aggregator_is_reachable_and_only_from_this_machine(
         for name, service in services(*files).items()
         if "ports" in service
     }
-    assert set(published) == {"aggregator"}
+    assert set(published) == {"aggregator", "prometheus", "grafana"}
     assert set().union(*published.values()) == {"127.0.0.1"}
     assert resolved(*files)["networks"]["federation"]["internal"] is True  # type: ignore[index]
 

@@ -118,3 +118,32 @@ def test_nobody_sees_the_key_of_another_kind() -> None:
 
 def test_the_service_that_makes_keys_has_no_network() -> None:
     assert SERVICES["identities"]["network_mode"] == "none"
+
+
+# --- monitoring ------------------------------------------------------------------------------
+
+
+def test_images_that_are_not_ours_are_pinned_and_start_only_when_asked_for() -> None:
+    others = {name: service for name, service in SERVICES.items() if "build" not in service}
+    assert set(others) == {"prometheus", "grafana"}
+    for service in others.values():
+        assert service["profiles"] == ["monitoring"]
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+", service["image"])
+        assert not service["user"].startswith("0")
+
+
+def test_grafana_finds_the_dashboard_where_it_is_told_to_look() -> None:
+    folders = {target.removesuffix(":ro"): source for source, target in mounts("grafana").items()}
+    provisioning = ROOT / folders["/etc/grafana/provisioning"]
+    (providers,) = (provisioning / "dashboards").glob("*.yml")
+    (provider,) = yaml.safe_load(providers.read_text())["providers"]
+    assert list((ROOT / folders[provider["options"]["path"]]).glob("*.json"))
+    (sources,) = (provisioning / "datasources").glob("*.yml")
+    (source,) = yaml.safe_load(sources.read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+
+
+def test_what_is_mounted_from_this_repository_is_there() -> None:
+    sources = {source for name in SERVICES for source in mounts(name) if source.startswith("./")}
+    assert sources
+    assert [source for source in sorted(sources) if not (ROOT / source).exists()] == []

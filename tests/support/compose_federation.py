@@ -55,6 +55,7 @@ def federation(
     *,
     num_rounds: int = 4,
     services: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    profile: str = "",
 ) -> Iterator[Project]:
     """Built and up; down when the block ends.
 
@@ -62,6 +63,7 @@ def federation(
         folder: for its files.
         num_rounds: of its run.
         services: what differs from docker-compose.yml, by service.
+        profile: of docker-compose.yml, to be up as well.
     """
     folder.chmod(0o755)
     (folder / "containers.toml").write_text(CONFIG.format(num_rounds=num_rounds))
@@ -70,6 +72,8 @@ def federation(
         "FEDLORA_CONFIG_DIR": str(folder),
         "FEDLORA_CONFIG_NAME": "containers.toml",
         "FEDLORA_PORT": "0",
+        "FEDLORA_PROMETHEUS_PORT": "0",
+        "COMPOSE_PROFILES": profile,
     }
     with Project(f"fedlora-e2e-{os.getpid()}", folder, variables, services) as project:
         project("build")
