@@ -78,8 +78,14 @@ docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
 	$(BIN)/python deploy/monitoring/dashboard.py > deploy/monitoring/grafana/dashboards/fedlora.json
 
-images:  ## build the images of the aggregator and the worker (docs/docker.md)
-	docker compose build
+images:  ## build both images, dated by the last commit, and write their lists of parts to dist/
+	docker compose build --build-arg SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)"
+	@mkdir -p dist
+	@for image in fedlora-aggregator fedlora-worker; do \
+	  container=$$(docker create $$image) && \
+	  docker cp -q $$container:/sbom.cdx.json dist/$$image.cdx.json && \
+	  docker rm --volumes $$container >/dev/null || exit 1; \
+	done
 
 clean:  ## remove the environment, caches and runs
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

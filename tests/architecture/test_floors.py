@@ -112,6 +112,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", "fedlora.identity", "client_worker.config",
         "client_worker.ports",
     ),
+    "client_worker.healthcheck": (),
+    "client_worker.replica": (*ERRORS, "client_worker.__main__"),
     "client_worker.app": ("fedlora", "client_worker"),
     "client_worker.__main__": ("fedlora", "client_worker"),
     # the command line, above both

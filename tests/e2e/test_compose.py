@@ -7,11 +7,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from support.compose import FILE, GPU_OVERLAY, Project, inspect, missing_engine, resolved
 from support.compose_federation import RUN, federation, wait_for
 
-from fedlora.proto.v1 import admin_pb2, run_pb2
+from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, run_pb2
 
 pytestmark = [
     pytest.mark.docker,
@@ -38,12 +39,16 @@ def test_every_service_is_confined(files: tuple[Path, ...]) -> None:
 
 
 @pytest.mark.parametrize("files", [(FILE,), (FILE, GPU_OVERLAY)], ids=["cpu", "gpu"])
-def test_only_the_aggregator_is_reachable_and_only_from_this_machine(
+def test_no_worker_is_reachable_and_the_others_only_from_this_machine(
     files: tuple[Path, ...],
 ) -> None:
-    for name, service in services(*files).items():
-        hosts = [port["host_ip"] for port in service.get("ports", [])]  # type: ignore[attr-defined]
-        assert hosts == (["127.0.0.1"] if name == "aggregator" else [])
+    published = {
+        name: [port["host_ip"] for port in service["ports"]]  # type: ignore[attr-defined]
+        for name, service in services(*files).items()
+        if "ports" in service
+    }
+    assert set(published) == {"aggregator", "prometheus", "grafana"}
+    assert set().union(*published.values()) == {"127.0.0.1"}
     assert resolved(*files)["networks"]["federation"]["internal"] is True  # type: ignore[index]
 
 
@@ -63,8 +68,9 @@ def test_each_gpu_worker_has_a_device_and_a_name_of_its_own() -> None:
         for name, service in found.items()
     }
     assert devices == {"worker-gpu-0": ["0"], "worker-gpu-1": ["1"]}
-    for name, service in found.items():
-        assert service["environment"]["FEDLORA_WORKER__NAME"] == name  # type: ignore[index]
+    names = [service["environment"]["FEDLORA_WORKER__NAME"] for service in found.values()]  # type: ignore[index]
+    assert sorted(names) == ["worker-1", "worker-2"]
+    for service in found.values():
         assert service["environment"]["FEDLORA_WORKER__DEVICE"] == "cuda:0"  # type: ignore[index]
 
 
@@ -93,6 +99,10 @@ def test_the_aggregator_is_healthy_and_the_workers_are_confined(project: Project
     assert project.python("aggregator", found.format(lacks)) == "[]"
     lacks = ["aggregator_service", "fedlora_cli", "grpc_health", "pip"]
     assert project.python("worker", found.format(lacks)) == "[]"
+    keys = "import pathlib; print(sorted(map(str, pathlib.Path('/').glob('identit*/**/*.key'))))"
+    assert project.python("aggregator", keys) == "['/identity/tls.key']"
+    of_workers = project.python("worker", keys)
+    assert of_workers.count("/identities/worker-") == of_workers.count(".key") > 0
     reach = (
         "import socket\n"
         "socket.create_connection(('aggregator', 8400), 5).close()\n"
@@ -100,6 +110,21 @@ def test_the_aggregator_is_healthy_and_the_workers_are_confined(project: Project
         "except OSError as error: print(type(error).__name__, error.errno)"
     )
     assert project.python("worker", reach) == "OSError 101"  # network is unreachable
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_who_cannot_prove_a_name_is_not_answered(project: Project) -> None:
+    address = project.published("aggregator", 8400)
+    authority = (project.operator / "ca.crt").read_bytes()
+    for channel in (
+        grpc.insecure_channel(address),
+        grpc.secure_channel(address, grpc.ssl_channel_credentials(authority)),
+    ):
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        with channel, pytest.raises(grpc.RpcError) as refusal:
+            stub.GetRun(admin_pb2.GetRunRequest(run=RUN), timeout=20)
+        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.slow

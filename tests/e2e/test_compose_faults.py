@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 from support.compose import Project, inspect, missing_engine
 from support.compose_federation import RUN, federation, wait_for
@@ -100,6 +99,6 @@ def networks(container: str) -> list[str]:
 def rounds_of(project: Project) -> list[object]:
     from fedlora.proto.v1 import admin_pb2_grpc
 
-    with grpc.insecure_channel(project("port", "aggregator", "8400").strip()) as channel:
+    with project.dial() as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         return [r.round for r in stub.ListRounds(admin_pb2.ListRoundsRequest(run=RUN), timeout=30)]

@@ -14,6 +14,7 @@ from typing import Self
 import grpc
 
 from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc
+from fedlora.rpc.security import ClientSecurity
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -36,8 +37,8 @@ def resolved(*files: Path) -> dict[str, object]:
     """The project as Compose understands it, with all its profiles."""
     arguments = [part for file in files for part in ("-f", str(file))]
     done = subprocess.run(
-        ["docker", "compose", "--project-directory", str(ROOT), *arguments, "config",
-         "--format", "json"],
+        ["docker", "compose", "--project-directory", str(ROOT), *arguments, "--profile", "*",
+         "config", "--format", "json"],
         capture_output=True, text=True, check=True, env=_clean_environment({}),
     )  # fmt: skip
     loaded: dict[str, object] = json.loads(done.stdout)
@@ -51,20 +52,29 @@ class Project:
         name: of the project; its containers, networks and volumes carry it.
         folder: for an overlay file.
         variables: what docker-compose.yml reads from the environment.
+        services: what differs from docker-compose.yml, by service.
     """
 
-    def __init__(self, name: str, folder: Path, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        variables: Mapping[str, str],
+        services: Mapping[str, Mapping[str, object]],
+    ) -> None:
         self._name = name
+        self._folder = folder
         self._environment = _clean_environment(variables)
-        self._files = [FILE]
-        wheels = _wheels_with_torch()
+        different = dict(services)
+        wheels = wheels_with_torch()
         if wheels is not None:
             # pip was told here where torch lies; the builds are told the same.
-            overlay = folder / "wheels.yml"
-            build = f"build: {{additional_contexts: {{wheels: {wheels}}}}}"
-            overlay.write_text(f"services: {{aggregator: {{{build}}}, worker: {{{build}}}}}\n")
-            self._files.append(overlay)
+            build = {"build": {"additional_contexts": {"wheels": str(wheels)}}}
+            different |= dict.fromkeys(("identities", "aggregator", "worker"), build)
             self._environment["TORCH_INDEX"] = ""
+        overlay = folder / "overlay.json"
+        overlay.write_text(json.dumps({"services": different}))
+        self._files = [FILE, overlay]
 
     def __enter__(self) -> Self:
         return self
@@ -96,10 +106,24 @@ class Project:
         """What `code` prints inside a running container of the service."""
         return self("exec", "-T", service, "python", "-c", code).strip()
 
+    def published(self, service: str, port: int) -> str:
+        """host:port on this machine of a service's port."""
+        return self("port", service, str(port)).strip()
+
+    @functools.cached_property
+    def operator(self) -> Path:
+        """The identity of the project's operator, copied to this machine."""
+        folder = self._folder / "operator"
+        self("cp", "identities:/identities/operator", str(folder))
+        return folder
+
+    def dial(self) -> grpc.Channel:
+        """A channel to the aggregator's published port, as the operator."""
+        return ClientSecurity(identity_dir=self.operator).dial(self.published("aggregator", 8400))
+
     def events(self, run: str, *, timeout: float) -> Iterator[admin_pb2.RunEvent]:
-        """The run's events from the first, as they happen, through the published port."""
-        address = self("port", "aggregator", "8400").strip()
-        with grpc.insecure_channel(address) as channel:
+        """The run's events from the first, as they happen."""
+        with self.dial() as channel:
             request = admin_pb2.WatchRunRequest(run=run, follow=True)
             for response in admin_pb2_grpc.AdminServiceStub(channel).WatchRun(
                 request, timeout=timeout, wait_for_ready=True
@@ -107,8 +131,7 @@ class Project:
                 yield response.event
 
     def run_state(self, run: str) -> admin_pb2.Run:
-        address = self("port", "aggregator", "8400").strip()
-        with grpc.insecure_channel(address) as channel:
+        with self.dial() as channel:
             request = admin_pb2.GetRunRequest(run=run)
             response = admin_pb2_grpc.AdminServiceStub(channel).GetRun(request, timeout=20)
         state: admin_pb2.Run = response.run
@@ -124,7 +147,8 @@ def inspect(container: str) -> dict[str, object]:
     return result
 
 
-def _wheels_with_torch() -> Path | None:
+def wheels_with_torch() -> Path | None:
+    """The folder where pip was told to find torch on this machine, if there is one."""
     folder = Path(os.environ.get("PIP_FIND_LINKS", ""))
     if folder.is_absolute() and any(folder.glob("torch-*.whl")):
         return folder

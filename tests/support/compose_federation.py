@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from support.compose import ROOT, Project
 
@@ -49,8 +50,21 @@ worker_timeout_seconds = 5.0
 
 
 @contextmanager
-def federation(folder: Path, *, num_rounds: int = 4) -> Iterator[Project]:
-    """Built and up; down when the block ends."""
+def federation(
+    folder: Path,
+    *,
+    num_rounds: int = 4,
+    services: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    profile: str = "",
+) -> Iterator[Project]:
+    """Built and up; down when the block ends.
+
+    Args:
+        folder: for its files.
+        num_rounds: of its run.
+        services: what differs from docker-compose.yml, by service.
+        profile: of docker-compose.yml, to be up as well.
+    """
     folder.chmod(0o755)
     (folder / "containers.toml").write_text(CONFIG.format(num_rounds=num_rounds))
     shutil.copy(ROOT / "examples" / "data" / "debian_sections.jsonl", folder)
@@ -58,8 +72,10 @@ def federation(folder: Path, *, num_rounds: int = 4) -> Iterator[Project]:
         "FEDLORA_CONFIG_DIR": str(folder),
         "FEDLORA_CONFIG_NAME": "containers.toml",
         "FEDLORA_PORT": "0",
+        "FEDLORA_PROMETHEUS_PORT": "0",
+        "COMPOSE_PROFILES": profile,
     }
-    with Project(f"fedlora-e2e-{os.getpid()}", folder, variables) as project:
+    with Project(f"fedlora-e2e-{os.getpid()}", folder, variables, services) as project:
         project("build")
         project("up", "--detach", "--wait", "--no-build", timeout=300)
         yield project

@@ -61,3 +61,11 @@ def test_nobody_listening_is_unavailable_and_not_an_exception():
 def test_the_check_gives_up_before_the_image_does():
     # HEALTHCHECK --timeout=4s of docker/aggregator.Dockerfile.
     assert healthcheck.TIMEOUT_SECONDS < 4
+
+
+def test_a_server_with_identities_is_asked_where_it_answers_in_plain_text(server, monkeypatch):
+    servicer, port = server
+    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    monkeypatch.setenv("FEDLORA_SERVER__ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("FEDLORA_SERVER__HEALTH_ADDRESS", f"127.0.0.1:{port}")
+    assert outcome(monkeypatch) == 0
