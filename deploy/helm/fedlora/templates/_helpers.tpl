@@ -73,3 +73,11 @@ annotations: {prometheus.io/scrape: "true", prometheus.io/port: {{ . | quote }}}
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
 {{- end }}
+
+{{/* Who signs a certificate, for how long, with what key. */}}
+{{- define "fedlora.certificate" -}}
+issuerRef: {name: fedlora}
+duration: 2160h
+renewBefore: 720h
+privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+{{- end }}
