@@ -19,6 +19,7 @@ VERSIONS = ("1.35", "1.36", "1.37")
 """the three versions of Kubernetes that its project supports"""
 
 _BIN = ROOT / ".venv-deploy" / "bin"
+KUBECTL = _BIN / "kubectl"
 _RENDER_CHART = """
 import json, sys
 import helm_python
@@ -34,12 +35,12 @@ print(json.dumps(helm_python.lint(sys.argv[1])))
 
 def missing_tools() -> str:
     """Why manifests cannot be rendered here; empty if they can."""
-    return "" if (_BIN / "kubectl").exists() else "there is no .venv-deploy: `make deploy-tools`"
+    return "" if KUBECTL.exists() else "there is no .venv-deploy: `make deploy-tools`"
 
 
 def kustomized(folder: Path) -> list[Object]:
     """What `kubectl apply -k` would apply."""
-    return _objects(_output([str(_BIN / "kubectl"), "kustomize", str(folder)]))
+    return _objects(_output([str(KUBECTL), "kustomize", str(folder)]))
 
 
 def charted(values: Mapping[str, Any]) -> list[Object]:
