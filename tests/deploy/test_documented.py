@@ -63,7 +63,6 @@ def test_the_party_of_another_cluster_calls_the_gateway_alone(tmp_path: Path) ->
         assert check(objects) == [], check.__name__
     (party,) = of_kind(objects, "Deployment")
     variables = environment(containers(party)[0])
-    assert variables["FEDLORA_WORKER__NAME"] == "hospital-a"
     assert variables["FEDLORA_WORKER__SERVER"] == "fedlora.example.org:8400"
     (policy,) = of_kind(objects, "NetworkPolicy")
     server, dns = policy["spec"]["egress"]
@@ -90,7 +89,7 @@ def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
         write_authority(tmp_path / "identities" / name, authority)
         for file in ("tls.crt", "tls.key"):
             (tmp_path / "identities" / name / file).write_text("anything")
-    for file in ("token", "ca.crt", "run.toml", "examples.jsonl"):
+    for file in ("invitation.json", "run.toml", "examples.jsonl"):
         (tmp_path / file).write_text("anything")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     dry = f'kubectl() {{ {KUBECTL} "$@" --dry-run=client -o yaml; echo ---; }}\n'

@@ -198,9 +198,9 @@ def _files(settings: AggregatorConfig | WorkerConfig) -> tuple[list[str], list[s
         written = [settings.state_dir, settings.export_dir]
     else:
         read, written = [settings.data.path], [settings.cache_dir, settings.alive_file]
-        # A worker that joins with a token makes its identity itself.
-        (written if settings.enrolment else read).append(settings.identity_dir)
-        read.append(settings.join_token_file)
+        # A worker that is invited makes its identity itself.
+        (written if settings.invitation else read).append(settings.identity_dir)
+        read.append(settings.invitation)
     return [str(f) for f in read if f is not None], [str(f) for f in written if f is not None]
 
 

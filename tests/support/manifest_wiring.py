@@ -19,7 +19,7 @@ from support.manifests import (
 
 MADE_BY_HAND = {
     "ConfigMap": {"fedlora-run", "fedlora-examples"},
-    "Secret": {"fedlora-aggregator", "fedlora-authority", "fedlora-join"}
+    "Secret": {"fedlora-aggregator", "fedlora-authority", "fedlora-invitation"}
     | {f"fedlora-worker-{index}" for index in range(4)},
 }
 """what docs/kubernetes.md has its reader make"""
