@@ -61,7 +61,15 @@ class Cluster:
             _give_to_group(folder, pod_of(workload)["securityContext"]["fsGroup"], 0o2770)
         return folder
 
-    def run(self, workload: Object, *, image: str, alias: str = "", index: int = 0) -> Container:
+    def run(
+        self,
+        workload: Object,
+        *,
+        image: str,
+        alias: str = "",
+        index: int = 0,
+        forwarded: int | None = None,
+    ) -> Container:
         """Starts the one container of a workload's pod.
 
         Args:
@@ -69,6 +77,7 @@ class Cluster:
             image: what its image's name stands for here.
             alias: Service that has the pod.
             index: of an Indexed Job's pod.
+            forwarded: port that `kubectl port-forward` would bring to this machine.
         """
         pod, (container,) = pod_of(workload), containers(workload)
         security, limits = pod["securityContext"], container["resources"]["limits"]
@@ -83,6 +92,8 @@ class Cluster:
         ]  # fmt: skip
         if alias:
             arguments += ["--network-alias", alias]
+        if forwarded is not None:
+            arguments += ["--publish", f"127.0.0.1::{forwarded}"]
         if pod["shareProcessNamespace"]:
             # The process is not number 1 there, as it is not under a process that reaps.
             arguments.append("--init")
@@ -207,6 +218,10 @@ class Container:
         (found,) = json.loads(docker("inspect", self.name))
         described: Object = found
         return described
+
+    def forwarded(self, port: int) -> str:
+        """Where a forwarded port is on this machine, by the name that is in the certificate."""
+        return docker("port", self.name, str(port)).strip().replace("127.0.0.1", "localhost")
 
     @property
     def address(self) -> str:
