@@ -163,6 +163,12 @@ MISTAKES: list[tuple[Check, str, str, Mistake]] = [
         of_container(lambda c: c["livenessProbe"]["grpc"].update(port=8400)),
     ),
     (
+        settings.addresses_are_ports,
+        "cpu",
+        "StatefulSet",
+        of_container(lambda c: c["livenessProbe"]["grpc"].pop("service")),
+    ),
+    (
         settings.workers_call_the_service,
         "cpu",
         "Job",

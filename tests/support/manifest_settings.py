@@ -17,6 +17,7 @@ from support.manifests import (
 )
 
 from aggregator_service.config import AggregatorConfig
+from aggregator_service.transport.server import ALIVE
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from fedlora.config import load_config
@@ -70,12 +71,11 @@ def addresses_are_ports(objects: list[Object]) -> list[str]:
         if container_ports(workload) != wanted:
             found.append(f"{title(workload)}: serves {wanted}, says {container_ports(workload)}")
         for name, probe in container.items():
-            if (
-                name.endswith("Probe")
-                and "grpc" in probe
-                and (probe["grpc"]["port"] != wanted.get("health"))
-            ):
-                found.append(f"{title(workload)}: {name} asks another port than the health service")
+            asked = {"port": wanted.get("health")}
+            if name == "livenessProbe":
+                asked["service"] = ALIVE
+            if name.endswith("Probe") and probe.get("grpc", asked) != asked:
+                found.append(f"{title(workload)}: {name} must ask {asked}, asks {probe['grpc']}")
     return found
 
 

@@ -117,14 +117,20 @@ class Cluster:
         only_read = ",readonly" if mount.get("readOnly") else ""
         for volume in pod_of(workload)["volumes"]:
             if volume["name"] == mount["name"] and "emptyDir" in volume:
-                size = _bytes(volume["emptyDir"]["sizeLimit"])
-                return f"type=tmpfs,{target},tmpfs-size={size},tmpfs-mode=1777"
+                return f"type=bind,source={self._empty(workload, volume['name'])},{target}"
             if volume["name"] == mount["name"] and "persistentVolumeClaim" not in volume:
                 source = self._laid_out(workload, volume, index)
                 if "subPathExpr" in mount:
                     source /= str(index)
                 return f"type=bind,source={source},{target}{only_read}"
         return f"type=bind,source={self.claim(workload, mount['name'])},{target}{only_read}"
+
+    def _empty(self, workload: Object, volume: str) -> Path:
+        """The folder that is the emptyDir of one pod."""
+        folder = self._folder / "empty" / f"{len(self._containers)}" / volume
+        folder.mkdir(parents=True)
+        _give_to_group(folder, pod_of(workload)["securityContext"]["fsGroup"], 0o2777)
+        return folder
 
     def _laid_out(self, workload: Object, volume: Object, index: int) -> Path:
         """A Secret, a ConfigMap, or several of them, as the kubelet lays them out."""
