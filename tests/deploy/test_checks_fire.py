@@ -187,6 +187,13 @@ MISTAKES: list[tuple[Check, str, str, Mistake]] = [
         variable("FEDLORA_SERVER__STATE_DIR", "/identity/state"),
     ),
     (
+        settings.bounds_fit_the_limits,
+        "cpu",
+        "StatefulSet",
+        variable("FEDLORA_SERVER__MEMORY_BYTES", "0"),
+    ),
+    (settings.bounds_fit_the_limits, "cpu", "Job", variable("FEDLORA_WORKER__THREADS", "8")),
+    (
         settings.stops_are_long_enough,
         "cpu",
         "StatefulSet",

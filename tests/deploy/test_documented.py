@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,6 @@ from support.manifests import (
     pod_of,
     workloads,
 )
-
-from fedlora.identity.certificates import new_authority
-from fedlora.identity.folder import write_authority
 
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 
@@ -84,24 +81,25 @@ def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> N
 
 
 def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
-    for name in ("authority", "server", *(f"worker-{index}" for index in range(4))):
-        authority = new_authority("fedlora", now=dt.datetime.now(dt.UTC), days=1)
-        write_authority(tmp_path / "identities" / name, authority)
-        for file in ("tls.crt", "tls.key"):
-            (tmp_path / "identities" / name / file).write_text("anything")
     for file in ("invitation.json", "run.toml", "examples.jsonl"):
         (tmp_path / file).write_text("anything")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    dry = f'kubectl() {{ {KUBECTL} "$@" --dry-run=client -o yaml; echo ---; }}\n'
-    made: list[Object] = []
-    for block in blocks("sh"):
-        if set(re.findall(r"kubectl(?: -n [\w-]+)? (\w+)", block)) == {"create"}:
-            done = subprocess.run(
-                ["bash", "-euc", dry + block], cwd=tmp_path, capture_output=True, text=True,
-                check=False, env={**os.environ, "KUBECONFIG": "/nowhere"},
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            made += [each for each in yaml.safe_load_all(done.stdout) if each]
+    functions = (
+        f'kubectl() {{ {KUBECTL} "$@" --dry-run=client -o yaml; echo ---; }}\n'
+        f'fedlora() {{ {sys.executable} -m fedlora_cli "$@" >&2; }}\n'
+    )
+    # All but what asks a cluster or a server.
+    alone = [
+        block
+        for block in blocks("sh")
+        if not re.search(r"--identity-dir|kubectl(?: -n [\w-]+)? (?!create)\w", block)
+    ]
+    done = subprocess.run(
+        ["bash", "-euc", functions + "".join(alone)], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "KUBECONFIG": "/nowhere"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = [each for each in yaml.safe_load_all(done.stdout) if each]
     for kind, names in manifest_wiring.MADE_BY_HAND.items():
         assert {each["metadata"]["name"] for each in of_kind(made, kind)} == names
     keys = {each["metadata"]["name"]: each["data"].keys() for each in of_kind(made, "Secret")}

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from support.deploy_tools import ROOT, Object
 from support.manifests import (
+    bytes_of,
     container_ports,
     containers,
     environment,
@@ -22,8 +23,11 @@ from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from fedlora.config import load_config
 from fedlora.errors import FedLoraError
+from fedlora.rpc.channel import STREAM_WINDOW_BYTES
 
 QUICKSTART = ROOT / "examples" / "quickstart.toml"
+PROCESS_BYTES = 512 * 1024**2
+"""of an aggregator without work, and to spare: docs/docker.md has 300 MB"""
 
 
 def server_settings(container: Object) -> AggregatorConfig:
@@ -116,6 +120,29 @@ def files_are_mounted(objects: list[Object]) -> list[str]:
     return found
 
 
+def bounds_fit_the_limits(objects: list[Object]) -> list[str]:
+    """No service takes a share of its whole node for what its container may have."""
+    found = []
+    for workload in workloads(objects):
+        (container,) = containers(workload)
+        settings, limits = _settings(container), container["resources"]["limits"]
+        if isinstance(settings, AggregatorConfig):
+            threads = int(environment(container)["OMP_NUM_THREADS"])
+            taken = settings.memory_bytes + settings.max_uploads * STREAM_WINDOW_BYTES
+            # On a GPU combining takes the device's memory, and uploads are few beside the host's.
+            if settings.device == "cpu" and (
+                not settings.memory_bytes
+                or not settings.max_uploads
+                or taken + PROCESS_BYTES > bytes_of(limits["memory"])
+            ):
+                found.append(f"{title(workload)}: may take {taken} bytes of {limits['memory']}")
+        else:
+            threads = settings.threads
+        if not 0 < threads <= int(limits["cpu"]):
+            found.append(f"{title(workload)}: {threads} threads on {limits['cpu']} CPUs")
+    return found
+
+
 def stops_are_long_enough(objects: list[Object]) -> list[str]:
     """A pod may take longer to stop than the server gives uploads in flight."""
     found = []
@@ -179,6 +206,7 @@ CHECKS = [
     addresses_are_ports,
     workers_call_the_service,
     files_are_mounted,
+    bounds_fit_the_limits,
     stops_are_long_enough,
     patience_outlasts_the_server,
     each_index_has_an_identity,

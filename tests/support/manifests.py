@@ -93,6 +93,11 @@ def environment(container: Object, index: int = 0) -> dict[str, str]:
     return found
 
 
+def bytes_of(quantity: str) -> int:
+    """A quantity of memory or disk, such as 2Gi."""
+    return int(quantity[:-2]) * {"Mi": 1024**2, "Gi": 1024**3}[quantity[-2:]]
+
+
 def volume_names(workload: Object) -> set[str]:
     """Names of the volumes that a workload's pods have."""
     claims = workload["spec"].get("volumeClaimTemplates", [])

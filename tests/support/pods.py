@@ -19,9 +19,7 @@ from typing import Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.deploy_tools import Object
-from support.manifests import containers, environment, pod_of
-
-GIGABYTE = {"Mi": 1024**2, "Gi": 1024**3}
+from support.manifests import bytes_of, containers, environment, pod_of
 
 
 class Cluster:
@@ -87,7 +85,7 @@ class Cluster:
             "--name", name, "--network", self.name,
             "--user", f"{security['runAsUser']}:{security['runAsGroup']}",
             "--group-add", str(security["fsGroup"]),
-            "--memory", str(_bytes(limits["memory"])), "--cpus", limits["cpu"],
+            "--memory", str(bytes_of(limits["memory"])), "--cpus", limits["cpu"],
             "--entrypoint", container["command"][0],
         ]  # fmt: skip
         if alias:
@@ -244,10 +242,6 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
     if check and done.returncode:
         raise AssertionError(f"docker {' '.join(arguments)}: {done.stdout[-4000:]}")
     return done.stdout
-
-
-def _bytes(quantity: str) -> int:
-    return int(quantity[:-2]) * GIGABYTE[quantity[-2:]]
 
 
 def _give_to_group(path: Path, group: int, mode: int) -> None:
