@@ -65,10 +65,16 @@ MISTAKES: list[tuple[Check, str, str, Mistake]] = [
         of_pod(lambda p: p["volumes"].append({"name": "more", "emptyDir": {}})),
     ),
     (
-        hardening.containers_probe_without_a_shell,
+        hardening.commands_need_no_shell,
         "cpu",
         "Job",
         of_container(lambda c: c["readinessProbe"]["exec"].update(command=["sh", "-c", "true"])),
+    ),
+    (
+        hardening.commands_need_no_shell,
+        "cpu",
+        "StatefulSet",
+        of_container(lambda c: c.update(command=["python", "-m", "aggregator"])),
     ),
     (
         hardening.workers_are_probed,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import io
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +15,13 @@ from support.compose import ROOT, missing_engine
 from support.compose_federation import CONFIG
 from support.compose_federation import RUN as RUN_NAME
 from support.deploy_tools import Object, missing_tools
+from support.identities import Federation as Members
+from support.identities import names
 from support.images import IMAGES, build
 from support.manifests import of_kind, overlay, pod_of
 from support.pods import Cluster, Container, docker
 
-from fedlora.identity.certificates import (
-    Authority,
-    key_to_pem,
-    new_authority,
-    new_key,
-    to_pem,
-)
-from fedlora.identity.folder import read_identity, write_identity
-from fedlora.identity.names import AccessRole, Identity
+from fedlora.identity.names import AccessRole
 
 pytestmark = [
     pytest.mark.docker,
@@ -66,12 +58,13 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     (stateful_set,), (job,) = of_kind(objects, "StatefulSet"), of_kind(objects, "Job")
     (deployment,) = of_kind(overlay("party"), "Deployment")
     with Cluster(f"fedlora-pods-{folder.name}", folder) as cluster:
-        make_secrets(cluster, folder)
+        members = Members(folder / "federation", "fedlora")
+        make_secrets(cluster, members)
         aggregator = cluster.run(
             stateful_set, image=images["aggregator"], alias=SERVICE, forwarded=8400
         )
         aggregator.wait_until_started()
-        invitation = invite("party", aggregator.forwarded(8400), folder)
+        invitation = invite("party", aggregator.forwarded(8400), members)
         cluster.keep("secret", "fedlora-invitation", {"invitation.json": invitation})
         party = cluster.run(deployment, image=images["worker"])
         workers = tuple(cluster.run(job, image=images["worker"], index=index) for index in WORKERS)
@@ -81,58 +74,36 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     docker("image", "rm", "--force", *images.values())
 
 
-def make_secrets(cluster: Cluster, folder: Path) -> None:
+def make_secrets(cluster: Cluster, members: Members) -> None:
     """What docs/kubernetes.md has its reader make, for a small run."""
-    authority = new_authority("fedlora", now=dt.datetime.now(dt.UTC), days=1)
-    authority_files = {
-        "tls.crt": to_pem(authority.certificate),
-        "tls.key": key_to_pem(authority.key),
-    }
-    cluster.keep("secret", "fedlora-authority", authority_files)
-    operator = Identity(federation="fedlora", role=AccessRole.OPERATOR, name="operator")
-    keep_identity(cluster, folder, authority, "operator", operator)
-    server = Identity(federation="fedlora", role=AccessRole.SERVER, name="aggregator")
-    keep_identity(cluster, folder, authority, SERVICE, server, [SERVICE, "localhost"])
+    server = members.member(AccessRole.SERVER, "aggregator", hosts=(SERVICE, "localhost"))
+    cluster.keep("secret", SERVICE, files_of(server))
     for index in range(4):
-        worker = Identity(federation="fedlora", role=AccessRole.WORKER, name=f"worker-{index}")
-        keep_identity(cluster, folder, authority, f"fedlora-worker-{index}", worker)
+        worker = members.member(AccessRole.WORKER, f"worker-{index}")
+        cluster.keep("secret", f"fedlora-worker-{index}", files_of(worker))
+    authority = files_of(members.authority_dir)
+    pair = {"tls.crt": authority["ca.crt"], "tls.key": authority["ca.key"]}
+    cluster.keep("secret", "fedlora-authority", pair)
     run = CONFIG.format(num_rounds=2).replace("[rounds]", "[rounds]\nmin_workers = 3\nquorum = 3")
     cluster.keep("configMap", "fedlora-run", {"run.toml": run.encode()})
     examples = (ROOT / "examples" / "data" / "debian_sections.jsonl").read_bytes()
     cluster.keep("configMap", "fedlora-examples", {"examples.jsonl": examples})
 
 
-def keep_identity(
-    cluster: Cluster,
-    folder: Path,
-    authority: Authority,
-    secret: str,
-    identity: Identity,
-    hosts: list[str] | None = None,
-) -> None:
-    key = new_key()
-    certificate = authority.issue(
-        identity, key.public_key(), now=dt.datetime.now(dt.UTC), days=1, hosts=hosts or []
-    )
-    write_identity(
-        folder / secret,
-        authorities_pem=to_pem(authority.certificate),
-        certificates_pem=to_pem(certificate),
-        key=key,
-    )
-    files = {file.name: file.read_bytes() for file in (folder / secret).iterdir()}
-    cluster.keep("secret", secret, files)
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def invite(name: str, server: str, folder: Path) -> bytes:
+def invite(name: str, server: str, members: Members) -> bytes:
     """`fedlora pki token`, as an operator calls it through a forwarded port."""
+    operator, out = members.member(AccessRole.OPERATOR, "operator"), members.root / f"{name}.json"
     subprocess.run(
-        [sys.executable, "-m", "fedlora_cli", "--identity-dir", folder / "operator",
+        [sys.executable, "-m", "fedlora_cli", "--identity-dir", operator,
          "pki", "token", name, "--server", server, "--enrolment", f"{SERVICE}:8401",
-         "--out", folder / "invitation.json"],
+         "--out", out],
         check=True,
     )  # fmt: skip
-    return (folder / "invitation.json").read_bytes()
+    return out.read_bytes()
 
 
 def test_every_probe_is_content(federation: Federation) -> None:
@@ -176,7 +147,7 @@ def test_a_party_keeps_the_identity_that_it_made(federation: Federation) -> None
     claim = federation.cluster.claim(of_kind(overlay("party"), "Deployment")[0], "worker")
     key = claim / "identity" / "tls.key"
     assert key.stat().st_mode & 0o777 == 0o600
-    assert read_identity(key.parent, now=time.time()).identity.name == "party"
+    assert names(key.parent).name == "party"
 
 
 def test_a_probe_fails_where_there_is_something_to_find(federation: Federation) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from support.deploy_tools import Object
 from support.manifests import containers, pod_of, title, workloads
 
@@ -72,10 +74,10 @@ def scratch_is_bounded(objects: list[Object]) -> list[str]:
     ]
 
 
-def containers_probe_without_a_shell(objects: list[Object]) -> list[str]:
-    """The images have no shell: commands are programs."""
+def commands_need_no_shell(objects: list[Object]) -> list[str]:
+    """The images have no shell: what is run and what is probed are modules of ours."""
     return [
-        f"{title(workload)}: {command} does not begin with python"
+        f"{title(workload)}: {command} must be `python -m` and a module of ours"
         for workload in workloads(objects)
         for container in containers(workload)
         for command in [
@@ -86,7 +88,7 @@ def containers_probe_without_a_shell(objects: list[Object]) -> list[str]:
                 if name.endswith("Probe") and "exec" in probe
             ),
         ]
-        if command[:2] != ["python", "-m"]
+        if command[:2] != ["python", "-m"] or not find_spec(command[2])
     ]
 
 
@@ -105,6 +107,6 @@ CHECKS = [
     containers_are_confined,
     containers_are_bounded,
     scratch_is_bounded,
-    containers_probe_without_a_shell,
+    commands_need_no_shell,
     workers_are_probed,
 ]
