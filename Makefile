@@ -49,7 +49,7 @@ soak: install  ## twenty minutes of faults: kills, cuts, outages, full disks; wr
 	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow or not slow" tests/faults && \
 	$(BIN)/python tests/support/fault_log.py "$$log" docs/soak.md
 
-test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation
+test-docker: install deploy-tools  ## the tests that need a Docker engine: builds the images, runs a federation
 	$(BIN)/python -m pytest -q -m docker
 
 deploy-check: install deploy-tools  ## render, validate and cross-check the Kubernetes manifests and the chart

@@ -56,6 +56,15 @@ def test_another_number_of_workers_brings_their_identities() -> None:
     assert names == [f"fedlora-worker-{index}" for index in range(7)]
 
 
+def test_examples_may_lie_on_a_volume_of_ones_own() -> None:
+    source = {"persistentVolumeClaim": {"claimName": "my-examples", "readOnly": True}}
+    (job,) = of_kind(charted({"examples": source}), "Job")
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    assert [volume for volume in volumes if volume["name"] == "examples"] == [
+        {"name": "examples", **source}
+    ]
+
+
 def test_a_party_elsewhere_may_call_its_servers_address_alone() -> None:
     values = values_of("party") | {"party": {"enabled": True, "serverCidr": "192.0.2.10/32"}}
     (policy,) = of_kind(charted(values), "NetworkPolicy")

@@ -51,6 +51,11 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- define "fedlora.examples" -}}
+- name: examples
+  {{- toYaml (.Values.examples | default (dict "configMap" (dict "name" "fedlora-examples"))) | nindent 2 }}
+{{- end }}
+
 {{- define "fedlora.workerReadiness" -}}
 readinessProbe:
   exec: {command: [python, -m, client_worker.healthcheck]}
