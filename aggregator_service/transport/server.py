@@ -43,8 +43,8 @@ class GrpcServer:
     checks are at addresses of their own.
 
     Health answers SERVING for "", FederationService and AdminService while calls are accepted and
-    the disk takes what they bring, NOT_SERVING from the moment a stop begins. For "alive" it answers
-    SERVING whatever the disk does: to start a server again helps no disk.
+    the disk takes what they bring, NOT_SERVING from the moment a stop begins. For "alive" it
+    answers SERVING whatever the disk does: to start a server again helps no disk.
 
     Args:
         coordinator: what is served.
