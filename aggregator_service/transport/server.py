@@ -31,7 +31,10 @@ from fedlora.rpc.services import (
     REFLECTION_SERVICE,
 )
 
-__all__ = ["GrpcServer"]
+__all__ = ["ALIVE", "GrpcServer"]
+
+ALIVE = "alive"
+"""health service by which liveness probes ask (deploy/kubernetes)"""
 
 
 class GrpcServer:
@@ -41,7 +44,8 @@ class GrpcServer:
     checks are at addresses of their own.
 
     Health answers SERVING for "", FederationService and AdminService while calls are accepted and
-    the disk takes what they bring, NOT_SERVING from the moment a stop begins.
+    the disk takes what they bring, NOT_SERVING from the moment a stop begins. For "alive" it
+    answers SERVING whatever the disk does: to start a server again helps no disk.
 
     Args:
         coordinator: what is served.
@@ -99,6 +103,7 @@ class GrpcServer:
             self.health_address = await self._serve_beside(
                 server, config.health_address, "server.health_address", None
             )
+        await self._health.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         await self._report()
         self._reporting = asyncio.get_running_loop().create_task(self._keep_reporting())
         return address

@@ -12,6 +12,7 @@ from support.kill_history import History, judge, live_through
 from support.runs import run_spec
 
 from aggregator_service.failpoints import Failpoint
+from aggregator_service.transport.server import ALIVE
 from fedlora.errors import FedLoraError, Reason
 
 NAMES = tuple(f"w-{i:02d}" for i in range(12))
@@ -73,6 +74,8 @@ async def test_health_says_not_serving_until_the_disk_takes_writes_again(tmp_pat
         assert (await anext(statuses)).status == status.SERVING
         disk.noticed(FedLoraError(Reason.OUT_OF_SPACE, "no room on the server"))
         assert (await anext(statuses)).status == status.NOT_SERVING
+        alive = await stub.Check(health_pb2.HealthCheckRequest(service=ALIVE))
+        assert alive.status == status.SERVING
         task = await workers[0].task()
         await workers[0].push(task, random_adapter(4, seed=0), num_examples=0)
         is_full.clear()

@@ -1,0 +1,121 @@
+"""docs/kubernetes.md can be followed: its files render, its commands make what the pods mount."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support import manifest_hardening, manifest_settings, manifest_wiring
+from support.deploy_tools import KUBECTL, ROOT, Object, kustomized, missing_tools
+from support.manifests import (
+    OVERLAYS,
+    containers,
+    environment,
+    of_kind,
+    overlay,
+    pod_of,
+    workloads,
+)
+
+pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+
+GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
+CHECKS = [*manifest_hardening.CHECKS, *manifest_wiring.CHECKS, *manifest_settings.CHECKS]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+
+
+def rendered(text: str, folder: Path) -> list[Object]:
+    """A kustomization of the guide, beside a checkout."""
+    (folder / "fedlora").mkdir()
+    # kustomize follows no link out of a folder.
+    subprocess.run(["cp", "-r", ROOT / "deploy", folder / "fedlora"], check=True)
+    (folder / "kustomization.yaml").write_text(text)
+    return kustomized(folder)
+
+
+def test_the_overlay_of_ones_own_is_wired(tmp_path: Path) -> None:
+    text = next(block for block in blocks("yaml") if "registry.example.org" in block)
+    objects = rendered(text, tmp_path)
+    for check in CHECKS:
+        assert check(objects) == [], check.__name__
+    assert of_kind(objects, "PodMonitor")
+    for workload in workloads(objects):
+        (container,) = containers(workload)
+        assert container["image"].startswith("registry.example.org/fedlora-")
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_the_party_of_another_cluster_calls_the_gateway_alone(tmp_path: Path) -> None:
+    text = next(block for block in blocks("yaml") if "namespace: hospital-a" in block)
+    objects = rendered(text, tmp_path)
+    for check in CHECKS:
+        assert check(objects) == [], check.__name__
+    (party,) = of_kind(objects, "Deployment")
+    variables = environment(containers(party)[0])
+    assert variables["FEDLORA_WORKER__SERVER"] == "fedlora.example.org:8400"
+    (policy,) = of_kind(objects, "NetworkPolicy")
+    server, dns = policy["spec"]["egress"]
+    assert server["to"] == [{"ipBlock": {"cidr": "192.0.2.10/32"}}]
+    assert {port["port"] for port in dns["ports"]} == {53}
+
+
+def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> None:
+    patches = next(block for block in blocks("yaml") if block.startswith("patches:"))
+    objects = rendered(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [fedlora/deploy/kubernetes/overlays/gpu]\n{patches}",
+        tmp_path,
+    )
+    (job,) = of_kind(objects, "Job")
+    limits = containers(job)[0]["resources"]["limits"]
+    devices = {name: count for name, count in limits.items() if name.startswith("nvidia.com/")}
+    assert devices == {"nvidia.com/mig-1g.18gb": "1"}
+
+
+def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
+    for file in ("invitation.json", "run.toml", "examples.jsonl"):
+        (tmp_path / file).write_text("anything")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    functions = (
+        f'kubectl() {{ {KUBECTL} "$@" --dry-run=client -o yaml; echo ---; }}\n'
+        f'fedlora() {{ {sys.executable} -m fedlora_cli "$@" >&2; }}\n'
+    )
+    # All but what asks a cluster or a server.
+    alone = [
+        block
+        for block in blocks("sh")
+        if not re.search(r"--identity-dir|kubectl(?: -n [\w-]+)? (?!create)\w", block)
+    ]
+    done = subprocess.run(
+        ["bash", "-euc", functions + "".join(alone)], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "KUBECONFIG": "/nowhere"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = [each for each in yaml.safe_load_all(done.stdout) if each]
+    for kind, names in manifest_wiring.MADE_BY_HAND.items():
+        assert {each["metadata"]["name"] for each in of_kind(made, kind)} == names
+    keys = {each["metadata"]["name"]: each["data"].keys() for each in of_kind(made, "Secret")}
+    for name in OVERLAYS:
+        for workload in workloads(overlay(name)):
+            for volume in pod_of(workload)["volumes"]:
+                for source in volume.get("projected", {}).get("sources", [volume]):
+                    if "secret" in source:
+                        secret = source["secret"]
+                        wanted = {item["key"] for item in secret.get("items", [])}
+                        assert wanted <= keys[secret.get("secretName") or secret["name"]]
+
+
+def test_every_folder_that_is_applied_is_there() -> None:
+    applied = set(re.findall(r"apply -k (\S+)", GUIDE))
+    assert applied
+    for folder in applied:
+        assert (ROOT / folder / "kustomization.yaml").is_file()
+    assert set(re.findall(r"^\| `(\w+)` \| `values", GUIDE, re.MULTILINE)) == set(OVERLAYS)
