@@ -77,9 +77,8 @@ _REASON_OF_BARE_STATUS = {
     _C.INVALID_ARGUMENT: Reason.INVALID_ARGUMENT,
 }
 
-
-# What gRPC says where one side is encrypted and the other is not, or a certificate is refused: with
-# TLS 1.3 the client has finished by then, and sees no more than a connection that closes (measured).
+# What gRPC says where one side is encrypted and the other is not, or a certificate is refused. With
+# TLS 1.3 the client has finished by then, and sees only that the connection closes (measured).
 _ENCRYPTION_SIGNS = ("Socket closed", "handshake")
 _ENCRYPTION_HINT = (
     "If it is up, one of you talks plain text and the other does not, or you know different "
