@@ -82,11 +82,13 @@ DURABILITY = (
         file="aggregator_service/run_actor.py",
         old=(
             "        await self._store.call(lambda s: s.commit(transaction))\n"
+            "        self._telemetry.committed(self._monotonic() - began)\n"
             "        self._state = state"
         ),
         new=(
             "        self._state = state\n"
-            "        await self._store.call(lambda s: s.commit(transaction))"
+            "        await self._store.call(lambda s: s.commit(transaction))\n"
+            "        self._telemetry.committed(self._monotonic() - began)"
         ),
         killers=(_ACTOR + "test_a_step_that_could_not_be_stored_has_not_happened",),
     ),
