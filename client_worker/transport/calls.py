@@ -73,7 +73,11 @@ def call(method: Method[M], request: Any, *, seconds: float, peer: str, guard: G
     Raises:
         FedLoraError: what the server raised, or the nearest to what went wrong on the way.
     """
-    pending = method.future(request, timeout=seconds)
+    try:
+        pending = method.future(request, timeout=seconds)
+    except ValueError as error:
+        # A thread that outlived the connection by the length of a call, such as the heartbeats'.
+        raise FedLoraError(Reason.UNAVAILABLE, f"the connection to {peer} is closed") from error
     with guard(pending.cancel), _errors(peer):
         return pending.result()
 

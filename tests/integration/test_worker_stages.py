@@ -13,6 +13,7 @@ from support.worker_runs import classifier_spec
 from torch import Tensor
 
 from aggregator_service.transport import server as transport_server
+from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part
 from fedlora.runs.tasks import TaskKind
@@ -126,8 +127,8 @@ async def test_each_personal_stage_goes_on_from_the_one_before_it(
     stages: dict[int, list[tuple[object, dict[str, Tensor]]]] = {}
     personalise = LocalTrainer.personalise
 
-    def noted(trainer: LocalTrainer, own: Any, **options: Any) -> dict[str, Tensor]:
-        made = personalise(trainer, own, **options)
+    def noted(trainer: LocalTrainer, work: RoundWork, own: Any) -> dict[str, Tensor]:
+        made = personalise(trainer, work, own)
         stages.setdefault(id(trainer), []).append((own, made))
         return made
 

@@ -370,3 +370,12 @@ def test_a_run_that_is_over_says_stop():
     with FakeFederation() as server, FederationClient(server.address) as client:
         task = client.await_task(joined(client).session_token, max_wait_seconds=0)
     assert (task.kind, task.reason) == (TaskKind.STOP, "over")
+
+
+def test_a_call_over_a_connection_that_is_closed_is_an_error_with_a_reason():
+    with FakeFederation() as server:
+        client = FederationClient(server.address)
+        client.close()
+        with pytest.raises(FedLoraError, match="is closed") as caught:
+            client.heartbeat("token", "")
+    assert caught.value.reason is Reason.UNAVAILABLE
