@@ -117,7 +117,7 @@ class TokenCallers(_Lapsing):
     ) -> None:
         super().__init__(is_revoked, wall)
         self._file = file
-        self._tokens: Mapping[str, BearerToken] = read_bearer_tokens(file)
+        self._read(read_bearer_tokens(file))
         self._stamp = file.stat().st_mtime_ns
         self._looked = time.monotonic()
 
@@ -130,7 +130,8 @@ class TokenCallers(_Lapsing):
         header = metadata.get("authorization", "")
         if not isinstance(header, str) or not header.startswith(_BEARER):
             return "no bearer token"
-        found = self._known().get(token_digest(header.removeprefix(_BEARER)))
+        self._look()
+        found = self._tokens.get(token_digest(header.removeprefix(_BEARER)))
         if found is None:
             return "an unknown bearer token"
         caller = Caller(
@@ -143,20 +144,26 @@ class TokenCallers(_Lapsing):
 
     def refusal(self, caller: Caller) -> str:
         """See Callers; a token that is no longer in the file is as good as revoked."""
-        held = {(t.role, t.name, t.issued_at) for t in self._known().values()}
-        if (caller.role, caller.name, caller.issued_at) not in held:
+        self._look()
+        if (caller.role, caller.name, caller.issued_at) not in self._held:
             return "removed"
         return super().refusal(caller)
 
-    def _known(self) -> Mapping[str, BearerToken]:
+    def _look(self) -> None:
+        """Reads the file again if it has changed, at most once a second."""
         now = time.monotonic()
-        if now - self._looked > _READ_AGAIN_SECONDS:
-            self._looked = now
-            try:
-                stamp = self._file.stat().st_mtime_ns
-                if stamp != self._stamp:
-                    self._tokens, self._stamp = read_bearer_tokens(self._file), stamp
-            except (OSError, FedLoraError) as error:
-                # Somebody may be writing: what was good a second ago is good still.
-                log.warning("tokens_not_read", error=str(error))
-        return self._tokens
+        if now - self._looked <= _READ_AGAIN_SECONDS:
+            return
+        self._looked = now
+        try:
+            stamp = self._file.stat().st_mtime_ns
+            if stamp != self._stamp:
+                self._read(read_bearer_tokens(self._file))
+                self._stamp = stamp
+        except (OSError, FedLoraError) as error:
+            # Somebody may be writing: what was good a second ago is good still.
+            log.warning("tokens_not_read", error=str(error))
+
+    def _read(self, tokens: Mapping[str, BearerToken]) -> None:
+        self._tokens = tokens
+        self._held = {(t.role, t.name, t.issued_at) for t in tokens.values()}
