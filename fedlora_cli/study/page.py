@@ -166,6 +166,9 @@ def _mean(metric: str, values: Mapping[int, float]) -> str:
     if not values:
         return ""
     summary = summarise(list(values.values()))
+    if len(values) == 1:
+        # One seed has no spread to tell of.
+        return _shown(metric, summary.mean)
     return f"{_shown(metric, summary.mean)} ± {_shown(metric, summary.deviation).rstrip(' %')}"
 
 

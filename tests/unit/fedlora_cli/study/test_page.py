@@ -113,3 +113,10 @@ def test_a_line_that_is_no_result_is_named(tmp_path):
     file.write_text('{"key": "k"}\n')
     with pytest.raises(Exception, match=r"results\.jsonl, line 1: no result of a cell"):
         Results(file)
+
+
+def test_one_seed_has_no_spread(study, tmp_path):
+    text = page(study, tmp_path, result(cell(0, 0), 0.4, 0.5))
+    (row,) = (line for line in text.splitlines() if "| `fedit`" in line)
+    assert "| 50.0 % |" in row
+    assert "±" not in row
