@@ -206,6 +206,8 @@ def test_a_terminal_shows_each_worker_and_how_its_device_does(tmp_path, monkeypa
     variables["PYTHONPATH"] += os.pathsep + str(SCRIPT.parents[1])
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
+    # A dumb terminal, such as many a build server claims to be, shows no table.
+    monkeypatch.setenv("TERM", "xterm")
     machine = NvmlDevices(StandInNvml(GPUS, silent={GPUS[1].uuid}))
     screen = io.StringIO()
     pool = DeviceWorkers(
