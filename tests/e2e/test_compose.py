@@ -142,6 +142,7 @@ def test_a_killed_worker_comes_back_under_its_name(project: Project) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_down_and_up_goes_on_where_it_was_and_a_further_worker_may_join(project: Project) -> None:
+    wait_for(project, admin_pb2.EVENT_TYPE_ROUND_COMPLETED, count=2)
     before = project.run_state(RUN)
     project("down", "--timeout", "30")
     project("up", "--detach", "--wait", "--no-build", "--scale", "worker=3", timeout=300)
