@@ -22,6 +22,11 @@ from fedlora.rpc.status import from_rpc_error
 __all__ = ["enrol", "renew"]
 
 
+_TRIES = 3
+_LOST = (Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED)
+"""an answer that may have been given; the same key gets the same certificate again"""
+
+
 def enrol(invitation: InvitationFile, folder: Path) -> Identity:
     """Redeems an invitation, and writes the identity that it is exchanged for.
 
@@ -44,19 +49,27 @@ def enrol(invitation: InvitationFile, folder: Path) -> Identity:
     credentials = grpc.ssl_channel_credentials(authorities)
     options = client_options()
     with grpc.secure_channel(invitation.enrolment, credentials, options=options) as channel:
-        try:
-            answer = identity_pb2_grpc.EnrolmentServiceStub(channel).Enrol(
-                pb.EnrolRequest(
-                    join_token=invitation.join_token, certificate_request=request_for(key)
-                ),
-                timeout=CONTROL_SECONDS,
-            )
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, peer=invitation.enrolment) from error
+        answer = _enrolled(channel, invitation, request_for(key))
     write_identity(
         folder, authorities_pem=authorities, certificates_pem=answer.certificate, key=key
     )
     return _identity(answer.certificate)
+
+
+def _enrolled(
+    channel: grpc.Channel, invitation: InvitationFile, request_pem: bytes
+) -> pb.EnrolResponse:
+    """The server's answer; asked for again if it was lost, since the token is spent by then."""
+    stub = identity_pb2_grpc.EnrolmentServiceStub(channel)
+    request = pb.EnrolRequest(join_token=invitation.join_token, certificate_request=request_pem)
+    for left in reversed(range(_TRIES)):
+        try:
+            return stub.Enrol(request, timeout=CONTROL_SECONDS)
+        except grpc.RpcError as error:
+            told = from_rpc_error(error, peer=invitation.enrolment)
+            if not left or told.reason not in _LOST:
+                raise told from error
+    raise AssertionError("the last try returns or raises")
 
 
 def renew(server: str, folder: Path) -> float:

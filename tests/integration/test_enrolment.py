@@ -23,6 +23,7 @@ from support.runs import run_spec
 from support.tiny_trainer import TinyTrainer
 from support.waiting import until
 
+from aggregator_service.transport.identity_servicer import EnrolmentServicer
 from client_worker.app import run_worker
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
@@ -308,3 +309,36 @@ def test_a_file_that_is_no_invitation_says_so(tmp_path: Path, text: str):
     (tmp_path / "i.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(FedLoraError, match=r"is no invitation.*fedlora pki token"):
         read_invitation(tmp_path / "i.json")
+
+
+class LosesItsFirstAnswer(EnrolmentServicer):
+    """Redeems a token, and its answer never arrives."""
+
+    calls = 0
+
+    async def Enrol(self, request: Any, context: Any) -> Any:
+        answer = await super().Enrol(request, context)
+        self.calls += 1
+        if self.calls == 1:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+        return answer
+
+
+async def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_key(
+    federation, tmp_path: Path
+):
+    folder = federation.server()
+    pair = ((folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes())
+    async with enrolling(federation, tmp_path) as served:
+        invitation = await invited(served, federation)
+        servicer, server = LosesItsFirstAnswer(served.aggregator.enrolment), grpc.aio.server()
+        identity_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        await server.start()
+        try:
+            lossy = replace(invitation, enrolment=f"127.0.0.1:{port}")
+            await asyncio.to_thread(enrol, lossy, tmp_path / "own")
+        finally:
+            await server.stop(None)
+        assert servicer.calls == 2
+        await registers(served, tmp_path / "own", "w-1")
