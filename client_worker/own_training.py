@@ -68,4 +68,4 @@ class OwnTraining:
         loaded.began_from, loaded.pristine = None, False
         loaded.trainer.load_adapter(loaded.held.tensors, own)
         with self._stop.window():
-            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
+            return loaded.trainer.evaluate(EvaluationScope.PERSONAL, round=task.round)

@@ -187,9 +187,9 @@ class Trainer(Protocol):
         ...
 
     def evaluate(
-        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+        self, scope: EvaluationScope, *, round: int, shard_index: int = 0, shard_count: int = 1
     ) -> tuple[Evaluation, ...]:
-        """Scores of the adapter in the model."""
+        """Scores of the adapter in the model, as of a round."""
         ...
 
 

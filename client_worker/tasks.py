@@ -150,7 +150,10 @@ class TaskWork:
         self._loader.bring(task, loaded, registration)
         with self._stop.window():
             scores = loaded.trainer.evaluate(
-                EvaluationScope.GLOBAL, shard_index=task.shard_index, shard_count=task.shard_count
+                EvaluationScope.GLOBAL,
+                round=task.round,
+                shard_index=task.shard_index,
+                shard_count=task.shard_count,
             )
         if task.plan.personal_stage:
             try:
@@ -223,7 +226,7 @@ class TaskWork:
         # What a refinement came to is scored by those whose data it is for.
         if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
-                scores = loaded.trainer.evaluate(EvaluationScope.LOCAL)
+                scores = loaded.trainer.evaluate(EvaluationScope.LOCAL, round=task.round)
         sent = {**self._coder.update(task, loaded, registration), **outcome.sent_extras}
         update = TrainedUpdate(
             payload=encode(sent),
@@ -249,7 +252,7 @@ class TaskWork:
         self._personal.keep(registration.run_id, task, magnitudes)
         log.info("personalised", begun_in_round=before.round if before else None)
         with self._stop.window():
-            return loaded.trainer.evaluate(EvaluationScope.PERSONAL)
+            return loaded.trainer.evaluate(EvaluationScope.PERSONAL, round=task.round)
 
     def _keep_own(self, task: Task, loaded: LoadedTrainer) -> None:
         """Writes down the adapter in the model, which is this worker's own."""

@@ -84,6 +84,14 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
             hint='Set rounds.engine = "sync" and late_updates = "drop", or take another method: '
             "fedit, flora_na and optimal combine late updates",
         )
+    if spec.continual is not None and (why := _needs_examples(recipe, spec.adapter.kind)):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            "in a run with a section [continual] a worker may have nothing to train on in a "
+            f"round, and {why}",
+            hint="Take another method, weighting or plug-in: fed_talora, fedit, flora_na and "
+            "optimal need no such thing",
+        )
     personal = any(plan.personal_stage for plan in recipe.plans(spec.adapter.kind))
     scored = personal or any(plugin.traits.personal for plugin in recipe.plugins)
     if spec.rounds.best_by.startswith("personal_") and not scored:
@@ -117,6 +125,19 @@ def needs_one_version(recipe: Recipe, kind: AdapterKind) -> str:
         return reason
     if not (properties.keeps_basis or properties.gauge_free):
         return "its versions come in other components each, and it combines updates by component"
+    return ""
+
+
+def _needs_examples(recipe: Recipe, kind: AdapterKind) -> str:
+    """What every worker must have examples for in every round; empty for nothing."""
+    plans = recipe.plans(kind)
+    if metrics := sorted({name for plan in plans for name in plan.required_metrics}):
+        return f"{recipe.method.name} as configured needs {', '.join(metrics)} with every update"
+    if any(plan.personal_stage for plan in plans):
+        return f"{recipe.method.name} has every worker train magnitudes of its own"
+    for plugin in recipe.plugins:
+        if plugin.traits.kept or plugin.traits.has_extras or plugin.traits.personal:
+            return f"the plug-in {plugin.name} goes by what every worker has trained"
     return ""
 
 

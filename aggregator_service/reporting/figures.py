@@ -22,14 +22,18 @@ from aggregator_service.reporting.svg import (
     range_chart,
     stacked_bars,
 )
+from fedlora.runs.pooling import pooled_metric
 from fedlora.runs.report import CertificateEntry, RoundReport
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["Score", "bytes_chart", "certificate_chart", "gap_chart", "layer_chart", "layer_map"]
-__all__ += ["score_chart", "score_of", "spectrum_chart", "time_chart"]
+__all__ += ["experience_chart", "score_chart", "score_of", "spectrum_chart", "time_chart"]
 
 # More rows than this do not help anybody; the worst are kept.
 _MOST_LAYERS = 60
+
+_NUM_STYLES = 5
+"""colours of the page's style sheet"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,30 @@ def score_chart(rounds: Sequence[RoundReport], score: Score) -> str:
         ],
         _labels(rounds),
         title=f"{score.name} by round",
+        x_title="round",
+        number=score.number,
+    )
+
+
+def experience_chart(rounds: Sequence[RoundReport], score: Score) -> str:
+    """Scores of the published adapter by experience of a continual run; empty for other runs."""
+    group = "test" if any(f"test_{score.metric}" in r.metrics for r in rounds) else "held_out"
+    pattern = re.compile(rf"{group}_experience_(\d+)_{score.metric}")
+    numbers = {int(m[1]) for r in rounds for name in r.metrics if (m := pattern.fullmatch(name))}
+    if not numbers:
+        return ""
+    return line_chart(
+        [
+            Series(
+                name=f"experience {number}",
+                style=f"c{(number - 1) % _NUM_STYLES + 1}",
+                dashed=number > _NUM_STYLES,
+                values=_pooled(rounds, f"{group}_experience_{number}_{score.metric}"),
+            )
+            for number in sorted(numbers)
+        ],
+        _labels(rounds),
+        title=f"{score.name} by experience",
         x_title="round",
         number=score.number,
     )
@@ -260,20 +288,23 @@ def _pooled(rounds: Sequence[RoundReport], metric: str) -> list[float | None]:
     return [r.metrics.get(metric) for r in rounds]
 
 
-def _own(report: RoundReport) -> list[Evaluation]:
-    return [e for u in report.updates for e in u.evaluations if e.scope is EvaluationScope.LOCAL]
+def _own(report: RoundReport) -> list[list[Evaluation]]:
+    """Each worker's scores of its own adapter."""
+    local = EvaluationScope.LOCAL
+    return [[e for e in u.evaluations if e.scope is local] for u in report.updates]
 
 
-def _published(report: RoundReport) -> list[Evaluation]:
-    found = (e for w in report.evaluations for e in w.evaluations)
-    return [e for e in found if e.scope is EvaluationScope.GLOBAL]
+def _published(report: RoundReport) -> list[list[Evaluation]]:
+    """Each worker's scores of the published one."""
+    published = EvaluationScope.GLOBAL
+    return [[e for e in w.evaluations if e.scope is published] for w in report.evaluations]
 
 
-def _spread(evaluations: Sequence[Evaluation], metric: str) -> tuple[float, float] | None:
+def _spread(by_worker: Sequence[Sequence[Evaluation]], metric: str) -> tuple[float, float] | None:
+    """The lowest and the highest of the workers' scores on their own data."""
     values = finite(
-        e.metrics.get(metric)
-        for e in evaluations
-        if e.split is EvaluationSplit.HELD_OUT and e.num_examples
+        pooled_metric((e for e in evaluations if e.split is EvaluationSplit.HELD_OUT), metric)
+        for evaluations in by_worker
     )
     return (min(values), max(values)) if len(values) > 1 else None
 

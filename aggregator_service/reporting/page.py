@@ -144,7 +144,14 @@ def _scores(rounds: Sequence[RoundReport]) -> str:
         "Local–global gap: how much better a worker's own adapter, before aggregation, does on the "
         "worker's own held-out data than the published one. Large where workers' data differ much.",
     )
-    return _section("What was learned", f'<div class="pair">{left}{right}</div>')
+    learned = f'<div class="pair">{left}{right}</div>'
+    if by_experience := figures.experience_chart(rounds, score):
+        learned += _figure(
+            by_experience,
+            "What joined when, and what became of it: the published adapter's score on the "
+            "examples of each experience. A line that falls once the next begins is forgetting.",
+        )
+    return _section("What was learned", learned)
 
 
 def _certificates(run: Run, rounds: Sequence[RoundReport]) -> str:

@@ -61,6 +61,7 @@ def _score_columns(rounds: Sequence[RoundReport]) -> list[tuple[str, str, Format
         ("test macro-F1", "test_macro_f1", format_percent),
         ("test exact match", "test_exact_match", format_percent),
         ("worst tenth of the workers, published", f"held_out_{metric}_worst_tenth", score.number),
+        ("forgetting", "test_forgetting", format_percent),
         (f"own data {name}, made personal", f"personal_{metric}", score.number),
     ]
     return always + [column for column in rarer if any(column[1] in r.metrics for r in rounds)]

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from aggregator_service.rounds.best_round import judged, out_of_patience
 from aggregator_service.rounds.events import Aggregate, Certify, Fact, Transition
+from aggregator_service.rounds.forgetting import best_scores
 from aggregator_service.rounds.outcome import round_report
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.tasks_in_hand import (
@@ -226,6 +227,9 @@ def complete_round(transition: Transition, now: float) -> Transition:
         state = leave_phase(state, now)
     report = round_report(state)
     state, rules = judged(state, report.metrics), state.spec.rounds
+    if (stream := state.spec.continual) is not None:
+        best = best_scores(stream, state.round, state.best_by_experience, report.metrics)
+        state = replace(state, best_by_experience=best)
     detail: dict[str, object] = {**report.metrics, **_best_round(state)}
     fact = Fact(type=EventType.ROUND_COMPLETED, round=state.round, detail=detail)
     done = replace(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from fedlora.runs.pooling import pooled_metric
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["fairness"]
@@ -47,9 +48,6 @@ def fairness(published: Mapping[str, Iterable[Evaluation]]) -> dict[str, float]:
 
 
 def _score(evaluations: Iterable[Evaluation], metric: str) -> float | None:
-    """A worker's score on its own data; None where it has none."""
-    for scores in evaluations:
-        own = scores.scope is EvaluationScope.GLOBAL and scores.split is EvaluationSplit.HELD_OUT
-        if own and scores.num_examples and metric in scores.metrics:
-            return scores.metrics[metric]
-    return None
+    """A worker's score on its own data, of all experiences together; None where it has none."""
+    published = (e for e in evaluations if e.scope is EvaluationScope.GLOBAL)
+    return pooled_metric((e for e in published if e.split is EvaluationSplit.HELD_OUT), metric)

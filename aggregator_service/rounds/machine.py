@@ -67,6 +67,7 @@ from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.rounds.tasks_in_hand import stand_in
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
+from fedlora.runs.pooling import pooled_metric
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
@@ -362,11 +363,8 @@ def _deadline_checked(state: RunState, event: DeadlineChecked, now: float) -> Tr
 
 def _loss(evaluations: tuple[Evaluation, ...]) -> float | None:
     """The published adapter's loss on the worker's own data; None if it was not measured."""
-    for scores in evaluations:
-        own = scores.split is EvaluationSplit.HELD_OUT and scores.scope is EvaluationScope.GLOBAL
-        if own and "loss" in scores.metrics:
-            return scores.metrics["loss"]
-    return None
+    published = (e for e in evaluations if e.scope is EvaluationScope.GLOBAL)
+    return pooled_metric((e for e in published if e.split is EvaluationSplit.HELD_OUT), "loss")
 
 
 def _words(name: str) -> str:

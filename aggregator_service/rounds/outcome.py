@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from aggregator_service.rounds.forgetting import forgetting
 from aggregator_service.rounds.scores import pool_scores
 from aggregator_service.rounds.state import RunState, UpdateRecord
 from fedlora.runs.report import RoundReport, UpdateReport, WorkerEvaluation
@@ -43,8 +46,16 @@ def round_report(state: RunState) -> RoundReport:
         ),
         phase_seconds=state.phase_seconds,
         bytes_up=sum(u.total_bytes for u in (*updates, *_refinement(state))),
-        metrics=pool_scores({u.worker: u.evaluations for u in updates}, state.evaluations),
+        metrics=_scores(state, updates),
     )
+
+
+def _scores(state: RunState, updates: Sequence[UpdateRecord]) -> dict[str, float]:
+    pooled = pool_scores({u.worker: u.evaluations for u in updates}, state.evaluations)
+    if state.spec.continual is not None:
+        stream, before = state.spec.continual, state.best_by_experience
+        pooled |= forgetting(stream, state.round, before, pooled)
+    return pooled
 
 
 def _refinement(state: RunState) -> tuple[UpdateRecord, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from aggregator_service.rounds.fairness import fairness
 from fedlora.runs.label_counts import LabelCounts
+from fedlora.runs.pooling import pooled_metric
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit
 
 __all__ = ["pool_scores"]
@@ -35,16 +36,20 @@ def pool_scores(
         ``test_<metric>`` (shared test set), ``held_out_<metric>`` (workers' own data, published
         adapter), ``local_<metric>`` (own data, own adapter), ``personal_<metric>`` (own data,
         published adapter with own magnitudes), each weighted by examples, with
-        ``<group>_num_examples``; of classifiers ``<group>_macro_f1`` and
-        ``<group>_balanced_accuracy``, of the sums of the workers' counts; and
-        ``local_global_gap``, how much better the workers' own adapters do on their own data, over
-        the workers that reported both. Beside them what `fairness` says.
+        ``<group>_num_examples``; of a continual run, whose workers score each experience for
+        itself, also ``<group>_experience_<number>_<metric>``; of classifiers
+        ``<group>_macro_f1`` and ``<group>_balanced_accuracy``, of the sums of the workers' counts;
+        and ``local_global_gap``, how much better the workers' own adapters do on their own data,
+        over the workers that reported both. Beside them what `fairness` says.
     """
     pooled: dict[str, float] = {}
     everything = [e for es in (*local.values(), *published.values()) for e in es]
     for (scope, split), group in _GROUPS.items():
         members = [e for e in everything if e.scope is scope and e.split is split]
         pooled |= _weighted_means(group, members)
+        for number in sorted({e.experience for e in members if e.experience is not None}):
+            joined = [e for e in members if e.experience == number]
+            pooled |= _weighted_means(f"{group}_experience_{number}", joined)
     gap = _gap(local, published)
     if gap is not None:
         pooled["local_global_gap"] = gap
@@ -58,10 +63,8 @@ def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:
     means: dict[str, float] = {f"{group}_num_examples": float(total)}
     names = sorted(set[str]().union(*(e.metrics for e in members)))
     for name in names:
-        with_it = [e for e in members if name in e.metrics and e.num_examples]
-        count = sum(e.num_examples for e in with_it)
-        if count:
-            mean = math.fsum(e.metrics[name] * e.num_examples for e in with_it) / count
+        mean = pooled_metric(members, name)
+        if mean is not None:
             means[f"{group}_{name}"] = mean
     counted = [e.label_counts for e in members if e.label_counts is not None and e.num_examples]
     if counted:
@@ -85,6 +88,7 @@ def _gap(
             for a in local[name]
             for b in published[name]
             if a.split is b.split is EvaluationSplit.HELD_OUT
+            and a.experience == b.experience
             and a.scope is EvaluationScope.LOCAL
             and b.scope is EvaluationScope.GLOBAL
             and metric in a.metrics

@@ -155,6 +155,8 @@ class RunState:
     """by `rounds.best_by`"""
     last_gain: BestRound | None = None
     """the last round that was better by enough to go on"""
+    best_by_experience: Mapping[str, float] = field(default_factory=dict)
+    """of a continual run: the best score of each experience so far, by its name in a report"""
 
     @property
     def ready_workers(self) -> tuple[str, ...]:

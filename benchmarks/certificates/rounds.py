@@ -210,7 +210,7 @@ def _accuracy(worker: LocalTrainer, adapter: Mapping[str, Tensor], score: bool) 
     if not score:
         return None
     worker.load_adapter(adapter)
-    scores = worker.evaluate(EvaluationScope.GLOBAL)
+    scores = worker.evaluate(EvaluationScope.GLOBAL, round=1)
     return next(s for s in scores if s.split is EvaluationSplit.TEST).metrics["accuracy"]
 
 

@@ -186,7 +186,7 @@ def federate(
         start, state = output, kept if outcome.has_state else None
     trainer = workers[0].trainer
     trainer.load_adapter(_held(start, run, trainer).tensors)
-    scores = trainer.evaluate(EvaluationScope.GLOBAL)
+    scores = trainer.evaluate(EvaluationScope.GLOBAL, round=1)
     test = next(s for s in scores if s.split is EvaluationSplit.TEST).metrics
     result = Result(
         seed=federation.seed,

@@ -53,7 +53,18 @@ def _epoch(lengths: Sequence[int], batch_size: int, generator: torch.Generator) 
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """All examples once, sorted by length: for scoring, where order does not matter."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+def by_length(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """All examples once, sorted by length: for scoring, where order does not matter.
+
+    Args:
+        lengths: tokens of each example.
+        most_tokens: of a batch, padding included; a longer example has a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        # The one to come is the longest, so all are padded to its length.
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= most_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -8,7 +8,7 @@ tokenised apart, so that the border between them never falls inside a token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from client_worker.data.examples import Chat, Completion, Example, LabelledText, PlainText
@@ -27,6 +27,8 @@ class EncodedExample:
     input_ids: tuple[int, ...]
     targets: tuple[int, ...]
     """(label,) for a classification, else one target for each token"""
+    experience: int = 1
+    """as of the example that it was made of"""
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +64,8 @@ def encode_examples(
                 ids, targets = _chat(tokenizer, example)
             case LabelledText():
                 raise AssertionError("examples of two kinds")
-        encoded.append(_cut(ids, targets, max_tokens))
+        cut = _cut(ids, targets, max_tokens)
+        encoded.append(replace(cut, experience=example.experience))
     return encoded
 
 
@@ -70,7 +73,7 @@ def _labelled(examples: Sequence[Example], tokenizer: Any, max_tokens: int) -> l
     labelled = [e for e in examples if isinstance(e, LabelledText)]
     tokens = tokenizer([e.text for e in labelled], truncation=True, max_length=max_tokens)
     return [
-        EncodedExample(tuple(ids), (example.label,))
+        EncodedExample(tuple(ids), (example.label,), example.experience)
         for ids, example in zip(tokens["input_ids"], labelled, strict=True)
     ]
 

@@ -16,8 +16,14 @@ __all__ = ["Chat", "Completion", "Example", "LabelledText", "Message", "PlainTex
 _ROLES = ("system", "user", "assistant", "tool")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Joining:
+    experience: int = 1
+    """of a continual run, from 1: when it joins (`fedlora.runs.continual`)"""
+
+
 @dataclass(frozen=True, slots=True)
-class LabelledText:
+class LabelledText(_Joining):
     """A text and the index of its label."""
 
     text: str
@@ -25,7 +31,7 @@ class LabelledText:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(_Joining):
     """A prompt, which carries no loss, and what follows it; nothing is put between them."""
 
     prompt: str
@@ -33,7 +39,7 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainText:
+class PlainText(_Joining):
     """A text all of which carries loss."""
 
     text: str
@@ -48,7 +54,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class Chat(_Joining):
     """A conversation; the assistant's turns carry the loss."""
 
     messages: tuple[Message, ...]

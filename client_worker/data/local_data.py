@@ -8,12 +8,14 @@ from pathlib import Path
 
 from client_worker.data.config import DataConfig
 from client_worker.data.examples import Example, require_labels, to_examples
+from client_worker.data.experiences import with_experiences
 from client_worker.data.held_out import split_held_out
 from client_worker.data.partition import partition
 from client_worker.data.readers import read_examples
 from client_worker.data.rows import FILE_SUFFIXES, Row, read_hub_splits, read_rows
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.partition import PartitionScheme, PartitionSpec
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.tasks import DataSlot
@@ -40,6 +42,7 @@ def load_local_data(
     labels: Sequence[str],
     slot: DataSlot | None,
     seed: int,
+    stream: ContinualSpec | None = None,
 ) -> LocalData:
     """Reads, splits and checks a worker's examples.
 
@@ -51,6 +54,7 @@ def load_local_data(
         labels: of the run; empty for causal_lm.
         slot: the part that is this worker's; None where all of it is.
         seed: of the choice of held-out and of public rows.
+        stream: of a continual run: says which experience each example belongs to.
 
     Raises:
         FedLoraError: INVALID_DATA, INVALID_CONFIG or MISSING_EXTRA.
@@ -70,23 +74,29 @@ def load_local_data(
         train_rows = [train_rows[i] for i in parts[slot.index]]
     if config.max_examples:
         train_rows = train_rows[: config.max_examples]
-    examples = _examples(train_rows, config, task, labels)
+    examples = _examples(train_rows, config, task, labels, stream)
     train, held_out = split_held_out(
         _strata(train_rows, config), config.held_out_fraction, seed=seed
     )
     return LocalData(
         train=tuple(examples[i] for i in train),
         held_out=tuple(examples[i] for i in held_out),
-        test=tuple(_examples(test_rows, config, task, labels)) if test_rows else (),
+        test=tuple(_examples(test_rows, config, task, labels, stream)) if test_rows else (),
     )
 
 
 def _examples(
-    rows: Sequence[Row], config: DataConfig, task: TaskType, labels: Sequence[str]
+    rows: Sequence[Row],
+    config: DataConfig,
+    task: TaskType,
+    labels: Sequence[str],
+    stream: ContinualSpec | None,
 ) -> list[Example]:
     if config.reader:
-        return read_examples(rows, config.reader, task, labels)
-    return to_examples(rows, config, task, labels)
+        examples = read_examples(rows, config.reader, task, labels)
+    else:
+        examples = to_examples(rows, config, task, labels)
+    return with_experiences(examples, rows, stream, labels)
 
 
 def _of_our_side(rows: list[Row], config: DataConfig, seed: int) -> list[Row]:

@@ -74,9 +74,8 @@ def _passes(
             logits = forward(model, placed.inputs)
         return of_batch(logits, placed)
 
-    longest = max(e.num_tokens for e in examples)
-    size = max(1, _BATCH_TOKENS.get(precision.device.type, _MOST_BATCH_TOKENS) // longest)
-    for chosen in by_length([e.num_tokens for e in examples], size):
+    most = _BATCH_TOKENS.get(precision.device.type, _MOST_BATCH_TOKENS)
+    for chosen in by_length([e.num_tokens for e in examples], most):
         yield from in_parts(one_pass, chosen, precision=precision)
 
 
@@ -88,6 +87,7 @@ def score(
     precision: Precision,
     pad_id: int,
     per_token: bool,
+    offsets_V: Tensor | None = None,
 ) -> Scores:
     """Means over examples; an example of a causal LM counts with the mean over its own targets.
 
@@ -105,6 +105,7 @@ def score(
         precision: device and autocast.
         pad_id: token to pad with.
         per_token: targets are tokens (causal LM).
+        offsets_V: added to a classifier's logits.
 
     Returns:
         accuracy, loss (nats) and counts by label of a classifier; loss, token_accuracy, exact_match
@@ -112,6 +113,8 @@ def score(
     """
 
     def of_batch(logits: Tensor, batch: Batch) -> tuple[ScoreSums, Tensor | None]:
+        if offsets_V is not None:
+            logits = logits + offsets_V.to(logits.device)
         counted = None if per_token else label_counts(logits, batch.targets)
         return score_sums(logits, batch), counted
 

@@ -67,7 +67,12 @@ def load_material(
         torch.set_num_threads(threads)
     # The data first: what is wrong with them shows in a second, a model may take minutes.
     examples = load_local_data(
-        data, task=spec.task_type, labels=spec.labels, slot=slot, seed=run.seed
+        data,
+        task=spec.task_type,
+        labels=spec.labels,
+        slot=slot,
+        seed=run.seed,
+        stream=run.continual,
     )
     base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
     model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)

@@ -15,10 +15,18 @@ from torch.nn.functional import cross_entropy
 from client_worker.data.collate import Batch
 from client_worker.data.encoding import IGNORED
 
-__all__ = ["ScoreSums", "example_losses", "forward", "label_counts", "label_offsets", "loss_sum"]
+__all__ = [
+    "ABSENT",
+    "ScoreSums",
+    "example_losses",
+    "forward",
+    "label_counts",
+    "label_offsets",
+    "loss_sum",
+]
 __all__ += ["score_sums"]
 
-_ABSENT = -1e4
+ABSENT = -1e4
 """offset of a label the worker does not have: its probability, and so its gradient, is exactly 0
 in float32. A merely tiny gradient would not do, because Adam divides by its size."""
 
@@ -60,7 +68,7 @@ def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -
         return None
     counts_V = torch.bincount(torch.tensor(targets), minlength=num_labels).double()
     offsets_V = strength * (counts_V / counts_V.sum()).log()
-    return torch.where(counts_V > 0, offsets_V, _ABSENT).float()
+    return torch.where(counts_V > 0, offsets_V, ABSENT).float()
 
 
 def loss_sum(logits: Tensor, targets: Tensor, offsets_V: Tensor | None = None) -> Tensor:

@@ -15,10 +15,10 @@ from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnit
 from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample
 from client_worker.training.evaluate import losses, score, shard
+from client_worker.training.experiences import Experiences
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.micro_batch import MicroBatch
-from client_worker.training.objective import label_offsets
 from client_worker.training.plugin_rounds import (
     flat_endings,
     local_round,
@@ -75,18 +75,10 @@ class LocalTrainer:
         self._plugins = create_plugins(run.plugins)
         self._model = model
         self._data = data
+        self._experiences = Experiences(run, data)
         self._precision = precision
         self._micro_batch = MicroBatch()
         self._per_token = run.adapter.task_type is TaskType.CAUSAL_LM
-        self._offsets_V = (
-            None
-            if self._per_token
-            else label_offsets(
-                [e.targets[0] for e in data.train],
-                num_labels=len(run.adapter.labels),
-                strength=run.training.logit_adjustment,
-            )
-        )
 
     @classmethod
     def create(
@@ -144,7 +136,7 @@ class LocalTrainer:
 
     @property
     def num_train_examples(self) -> int:
-        """Examples to train on; held-out ones are not among them."""
+        """Examples to train on, in one round or another; held-out ones are not among them."""
         return len(self._data.train)
 
     def begin(self, plan: RoundPlan) -> None:
@@ -279,7 +271,13 @@ class LocalTrainer:
         *,
         hooks: Sequence[LocalHooks] = (),
     ) -> TrainingOutcome:
-        """Trains what a stage says, or what stands in for it."""
+        """Trains what a stage says, or what stands in for it.
+
+        Where the worker has no example of what joined in a continual run, it trains nothing.
+        """
+        examples = self._experiences.train(work.round)
+        if not examples:
+            return TrainingOutcome(num_examples=0, num_steps=0, metrics={})
         factors, head = self._model.trainable(stage.parts, full_modules=stage.full_modules)
         if stage.directions is not None:
             stand_ins = [
@@ -290,7 +288,7 @@ class LocalTrainer:
         result = train_round(
             self._model.module,
             (trained or factors, head),
-            self._data.train,
+            examples,
             stage.training,
             Course(round=work.round, num_rounds=self._run.rounds.num_rounds, seed=work.seed),
             precision=self._precision,
@@ -300,12 +298,12 @@ class LocalTrainer:
             on_progress=work.on_progress,
             should_abandon=work.should_abandon,
             lora_b=self._model.factors(Part.B).values(),
-            offsets_V=self._offsets_V,
+            offsets_V=self._experiences.train_offsets(work.round),
             stand_ins=stand_ins,
             hooks=hooks,
         )
         return TrainingOutcome(
-            num_examples=self.num_train_examples,
+            num_examples=len(examples),
             num_steps=result.num_steps,
             metrics={
                 "train_loss": result.mean_loss,
@@ -317,12 +315,15 @@ class LocalTrainer:
         )
 
     def evaluate(
-        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+        self, scope: EvaluationScope, *, round: int, shard_index: int = 0, shard_count: int = 1
     ) -> tuple[Evaluation, ...]:
         """Scores of the adapter in the model; nothing for a set that has no examples.
 
+        Of a continual run's, each experience that has joined by the round for itself.
+
         Args:
             scope: LOCAL scores the held-out examples; GLOBAL also a shard of the test set.
+            round: that the scores are of.
             shard_index: which shard, from 0.
             shard_count: how many workers share the test set.
 
@@ -338,11 +339,19 @@ class LocalTrainer:
         if scope is EvaluationScope.GLOBAL:
             sets[EvaluationSplit.TEST] = shard(self._data.test, shard_index, shard_count)
         return tuple(
-            self._evaluation(scope, split, examples) for split, examples in sets.items() if examples
+            self._evaluation(scope, split, chosen, round, experience)
+            for split, examples in sets.items()
+            for experience, chosen in self._experiences.scored(examples, round)
+            if chosen
         )
 
     def _evaluation(
-        self, scope: EvaluationScope, split: EvaluationSplit, examples: Sequence[EncodedExample]
+        self,
+        scope: EvaluationScope,
+        split: EvaluationSplit,
+        examples: Sequence[EncodedExample],
+        round: int,
+        experience: int | None,
     ) -> Evaluation:
         scores = score(
             self._model.module,
@@ -350,6 +359,7 @@ class LocalTrainer:
             precision=self._precision,
             pad_id=self._model.pad_id,
             per_token=self._per_token,
+            offsets_V=self._experiences.score_offsets(round),
         )
         return Evaluation(
             scope=scope,
@@ -357,4 +367,5 @@ class LocalTrainer:
             num_examples=len(examples),
             metrics=scores.metrics,
             label_counts=scores.label_counts,
+            experience=experience,
         )

@@ -33,6 +33,7 @@ def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
         "training": (spec.training,),
         "codec": (spec.codec,) if spec.codec else (),
         "data.partition": (spec.partition,) if spec.partition else (),
+        "continual": (spec.continual,) if spec.continual else (),
         **{name: (rule,) if rule else () for name, rule in rules.items()},
     }
     entries = []

@@ -36,6 +36,7 @@ from fedlora.config.sources import (
 )
 from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins
+from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.rounds import RoundRules
@@ -230,6 +231,7 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         }
     model, method = values["model"], values["method"]
     partition, codec = values["data.partition"], values["codec"]
+    continual = values["continual"]
     rules = {
         name: RuleSpec(name=values[name].pop("name"), options=values[name])
         for name in METHOD_RULES
@@ -252,6 +254,7 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         partition=PartitionSpec(**partition) if partition else None,
         codec=CodecSpec(**codec) if codec else None,
         plugins=tuple(plugins),
+        continual=ContinualSpec(**continual) if continual else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The sections of a configuration file: which keys each has, and which dataclass gets the values.
 
-Twelve sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
-command line; their dataclasses come from whoever loads the configuration, so that this package
+Thirteen sections define a run and belong to `fedlora.runs`. The others belong to a service or to
+the command line; their dataclasses come from whoever loads the configuration, so that this package
 imports no service, and an image with one service reads past the other's sections.
 """
 
@@ -16,6 +16,7 @@ from fedlora.adapters.spec import AdapterSpec, BaseModel
 from fedlora.codecs.spec import CodecSpec
 from fedlora.config.keys import Key, keys_of
 from fedlora.plugins import Plugin, known_plugins
+from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.runs.partition import PartitionSpec
 from fedlora.runs.rounds import RoundRules
@@ -141,6 +142,13 @@ def run_sections() -> tuple[Section, ...]:
             help="An experiment's split of one file over several workers; leave the section out "
             "where every worker brings its own data.",
             keys=keys_of(PartitionSpec),
+        ),
+        Section(
+            name="continual",
+            help="Classes or tasks that join while the run goes on "
+            "([evaluation.md](evaluation.md)); leave the section out where all are there from the "
+            "beginning.",
+            keys=keys_of(ContinualSpec),
         ),
         *(_plugin_section(plugin) for plugin in known_plugins().values()),
     )

@@ -192,9 +192,11 @@ class Projection:
 
     def leading(self, count: int) -> Tensor:
         """The first columns of U, orthonormal also where values are zero."""
-        smallest = torch.finfo(torch.float64).tiny
-        scaled_ML = self._turn_MM[:, :count] / self.values_M[:count].clamp(smallest)
-        return _orthonormal(self._image_DM @ scaled_ML)
+        # What lies below rounding is rounding: divided by itself, it would outgrow any float.
+        limits = torch.finfo(torch.float64)
+        smallest = max(float(self.values_M[:1].sum()) * limits.eps, limits.tiny**0.5)
+        image_DL = self._image_DM @ self._turn_MM[:, :count]
+        return _orthonormal(image_DL / self.values_M[:count].clamp(min=smallest))
 
     def know(self, left_DL: Tensor, back_KL: Tensor) -> None:
         """Takes what `leading` gave, and T^T times it."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from fedlora.adapters.spec import AdapterSpec
+from fedlora.adapters.spec import AdapterSpec, TaskType
 from fedlora.codecs.spec import CodecSpec
 from fedlora.errors import invalid_argument
+from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.runs.partition import PartitionSpec
-from fedlora.runs.rounds import RoundRules
+from fedlora.runs.rounds import FinalVersion, RoundRules
 from fedlora.runs.score_names import judged_scores
 from fedlora.runs.training import TrainingSpec
 from fedlora.tensors.manifest import FLOATS, DataType
@@ -44,6 +45,8 @@ class RunSpec:
     """how updates are written; absent: plainly, in wire_dtype"""
     plugins: tuple[RuleSpec, ...] = ()
     """what goes into local training beside the method, each under its own name; kept sorted"""
+    continual: ContinualSpec | None = None
+    """classes or tasks that join later; absent where all examples are there from the beginning"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", tuple(sorted(self.plugins, key=lambda p: p.name)))
@@ -66,4 +69,33 @@ class RunSpec:
         if self.wire_dtype not in FLOATS:
             raise invalid_argument(
                 f"run.wire_dtype must be one of {', '.join(FLOATS)}, got {self.wire_dtype.value}"
+            )
+        if self.continual is not None:
+            self._check_continual(self.continual)
+
+    def _check_continual(self, stream: ContinualSpec) -> None:
+        labels, rules = self.adapter.labels, self.rounds
+        if stream.by_label and self.adapter.task_type is not TaskType.SEQUENCE_CLASSIFICATION:
+            raise invalid_argument(
+                "continual.column is empty, so that labels join, and "
+                f"{self.adapter.task_type.value} has none",
+                "Name the column by whose values the examples join",
+            )
+        if stream.by_label and {*stream.order} != {*labels}:
+            odd = sorted({*stream.order} ^ {*labels})
+            raise invalid_argument(
+                f"continual.order must list the run's {len(labels)} labels, and differs in "
+                f"{odd!r:.200}"
+            )
+        last = stream.joins_in_round(stream.num_experiences)
+        if rules.num_rounds < last:
+            raise invalid_argument(
+                f"rounds.num_rounds is {rules.num_rounds}, and the last of continual.sizes would "
+                f"join in round {last}"
+            )
+        if rules.early_stopping_rounds or rules.final_version is FinalVersion.BEST:
+            raise invalid_argument(
+                "rounds.early_stopping_rounds and rounds.final_version = best compare scores of "
+                "rounds, and in a run with a section [continual] these are of ever more examples",
+                "Leave both out",
             )

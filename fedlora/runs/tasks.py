@@ -195,6 +195,8 @@ class Evaluation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     label_counts: LabelCounts | None = None
     """of a classifier: what macro-F1 is made of"""
+    experience: int | None = None
+    """of a continual run: the experience, from 1, whose examples these are"""
 
     def __post_init__(self) -> None:
         counts = self.label_counts
@@ -209,7 +211,8 @@ class Evaluation:
     def label(self) -> str:
         """What the scores are called in events and logs: after their examples, or personal."""
         personal = self.scope is EvaluationScope.PERSONAL
-        return self.scope.value if personal else self.split.value
+        name = self.scope.value if personal else self.split.value
+        return name if self.experience is None else f"{name}_experience_{self.experience}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.identity import members
 from fedlora.proto.v1 import adapter_pb2, admin_pb2, federation_pb2, run_pb2, tensor_pb2
 from fedlora.runs import (
+    continual,
     label_counts,
     method,
     partition,
@@ -45,6 +46,7 @@ PAIRS = {
     training.TrainingSpec: run_pb2.TrainingSpec,
     partition.PartitionSpec: run_pb2.PartitionSpec,
     codecs.CodecSpec: run_pb2.CodecSpec,
+    continual.ContinualSpec: run_pb2.ContinualSpec,
     spec.RunSpec: run_pb2.RunSpec,
     members.Invite: admin_pb2.InviteRequest,
     members.Invited: admin_pb2.InviteResponse,
@@ -94,7 +96,13 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "optimizer": training.OptimizerName.SGD,
         "momentum": 0.5,
     },
-    spec.RunSpec: {"name": "run", "wire_dtype": manifest.DataType.BF16},
+    spec.RunSpec: {
+        "name": "run",
+        "wire_dtype": manifest.DataType.BF16,
+        # Experiences join over its rounds, and no round is judged beside them.
+        "rounds": rounds.RoundRules(num_rounds=7),
+    },
+    continual.ContinualSpec: {"order": ("b", "a", "c"), "sizes": (2, 1)},
     codecs.CodecSpec: {"kept_share": 0.5},
     method.MethodSpec: {"options": {"ridge": 0.5, "flag": True, "core": "qr"}},
     plan.RoundPlan: {"private": (names.Part.MAGNITUDE,)},

@@ -142,3 +142,39 @@ def test_a_worker_that_fails_ends_the_process_with_its_reason(tmp_path):
     assert "cannot be attached" in done.stderr
     assert "worker-" in done.stderr
     assert not list(wrong.glob("scratch-*"))
+
+
+def test_a_class_that_joins_later_is_learnt_and_scored(tmp_path):
+    """Two classes, one after the other; the third worker has no example of the second."""
+    stream = "[continual]\norder = ['b', 'a']\nsizes = [1, 1]\nrounds_per_experience = 1\n"
+    run = folder(
+        tmp_path,
+        "stream",
+        ('"flora_na"', '"fed_talora"'),
+        ("max_ranks = [3, 1, 2]", ""),
+        ('scheme = "iid"', 'scheme = "column"\ncolumn = "team"'),
+        ("[training]", f"{stream}[training]"),
+    )
+    rows = [
+        {
+            "text": f"{'up' if i % 2 else 'down'} {i}",
+            "label": "ab"[i % 2],
+            "split": "test" if i % 8 < 2 else "train",
+            "team": "only b" if i % 6 == 5 else f"team {i // 8 % 2}",
+        }
+        for i in range(96)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = command("fedlora_cli.simulation", config=run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = rounds(run)
+    assert all(u["num_examples"] > 0 for u in first["updates"])
+    (without,) = [u for u in second["updates"] if u["num_examples"] == 0]
+    assert without["weight"] == 0
+    assert "train_loss" not in without["metrics"]
+    # After the first round only "b" is asked for, and nothing else can be answered.
+    assert first["metrics"]["test_accuracy"] == 1.0
+    assert "test_experience_2_accuracy" not in first["metrics"]
+    lost = 1.0 - second["metrics"]["test_experience_1_accuracy"]
+    assert second["metrics"]["test_forgetting"] == pytest.approx(lost)
+    assert "Accuracy by experience" in (run / "report.html").read_text()

@@ -111,7 +111,7 @@ class TinyTrainer:
         return 1.0
 
     def evaluate(
-        self, scope: EvaluationScope, *, shard_index: int = 0, shard_count: int = 1
+        self, scope: EvaluationScope, *, round: int, shard_index: int = 0, shard_count: int = 1
     ) -> tuple[Evaluation, ...]:
         self.evaluated.append((scope, shard_index, shard_count))
         return (

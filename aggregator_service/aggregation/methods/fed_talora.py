@@ -14,9 +14,8 @@ the adapter and its residual are kept when they do, with no part that belongs to
 server that means doing nothing at the border of a task: no reset, no new stack
 (test_fed_talora.py: round after round as `fedex_lora`, bit for bit). The head is not the
 method's: it is a module trained in full, and its tensors are averaged with the weights of the
-round. A head's row of a class that no client of the round has seen stays as it was as long as
-clients leave it alone; to weigh rows by the examples of their classes, and to widen the head for
-new classes, is left to whoever defines the run's model.
+round. A run's section [continual] does the rest: workers leave the rows of classes that are not
+there alone, and updates weigh by the examples of those that are (`fedlora.runs.continual`).
 """
 
 from __future__ import annotations

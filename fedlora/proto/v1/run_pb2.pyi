@@ -863,6 +863,47 @@ class CodecSpec(_message.Message):
 Global___CodecSpec: _TypeAlias = CodecSpec  # noqa: Y015
 
 @_typing.final
+class ContinualSpec(_message.Message):
+    """Classes or tasks that join while a run goes on. Experiences and rounds count from 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    ROUNDS_PER_EXPERIENCE_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    KEEP_EARLIER_FIELD_NUMBER: _builtins.int
+    rounds_per_experience: _builtins.int
+    column: _builtins.str
+    """Column whose values `order` lists; empty: the labels."""
+    keep_earlier: _builtins.bool
+    """Whether workers go on training on what joined earlier."""
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The labels, or the column's values, in the order in which they join; all there are."""
+
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many of them each experience brings."""
+
+    def __init__(
+        self,
+        *,
+        order: _abc.Iterable[_builtins.str] | None = ...,
+        sizes: _abc.Iterable[_builtins.int] | None = ...,
+        rounds_per_experience: _builtins.int = ...,
+        column: _builtins.str = ...,
+        keep_earlier: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "keep_earlier", b"keep_earlier", "order", b"order", "rounds_per_experience", b"rounds_per_experience", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContinualSpec: _TypeAlias = ContinualSpec  # noqa: Y015
+
+@_typing.final
 class RunSpec(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -876,6 +917,7 @@ class RunSpec(_message.Message):
     WIRE_DTYPE_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     PLUGINS_FIELD_NUMBER: _builtins.int
+    CONTINUAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Letters, digits, "-", "_" and "."; unique on a server."""
     seed: _builtins.int
@@ -901,6 +943,10 @@ class RunSpec(_message.Message):
     def plugins(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuleSpec]:
         """What goes into local training beside the method, sorted by name."""
 
+    @_builtins.property
+    def continual(self) -> Global___ContinualSpec:
+        """Absent: all examples are there from the beginning."""
+
     def __init__(
         self,
         *,
@@ -914,17 +960,22 @@ class RunSpec(_message.Message):
         wire_dtype: _tensor_pb2.DataType.ValueType = ...,
         codec: Global___CodecSpec | None = ...,
         plugins: _abc.Iterable[Global___RuleSpec] | None = ...,
+        continual: Global___ContinualSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "partition", b"partition", "rounds", b"rounds", "training", b"training"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_continual", b"_continual", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "continual", b"continual", "method", b"method", "partition", b"partition", "rounds", b"rounds", "training", b"training"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "method", b"method", "name", b"name", "partition", b"partition", "plugins", b"plugins", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_codec", b"_codec", "_continual", b"_continual", "_partition", b"_partition", "adapter", b"adapter", "codec", b"codec", "continual", b"continual", "method", b"method", "name", b"name", "partition", b"partition", "plugins", b"plugins", "rounds", b"rounds", "seed", b"seed", "training", b"training", "wire_dtype", b"wire_dtype"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__codec: _TypeAlias = _typing.Literal["codec"]  # noqa: Y015
     _WhichOneofArgType__codec: _TypeAlias = _typing.Literal["_codec", b"_codec"]  # noqa: Y015
+    _WhichOneofReturnType__continual: _TypeAlias = _typing.Literal["continual"]  # noqa: Y015
+    _WhichOneofArgType__continual: _TypeAlias = _typing.Literal["_continual", b"_continual"]  # noqa: Y015
     _WhichOneofReturnType__partition: _TypeAlias = _typing.Literal["partition"]  # noqa: Y015
     _WhichOneofArgType__partition: _TypeAlias = _typing.Literal["_partition", b"_partition"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__codec) -> _WhichOneofReturnType__codec | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__continual) -> _WhichOneofReturnType__continual | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__partition) -> _WhichOneofReturnType__partition | None: ...
 
@@ -997,9 +1048,12 @@ class Evaluation(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     LABEL_COUNTS_FIELD_NUMBER: _builtins.int
+    EXPERIENCE_FIELD_NUMBER: _builtins.int
     scope: Global___EvaluationScope.ValueType
     split: Global___EvaluationSplit.ValueType
     num_examples: _builtins.int
+    experience: _builtins.int
+    """Of a continual run: the experience, from 1, whose examples these are."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Means over num_examples: "loss", "accuracy", "exact_match", ..."""
@@ -1016,13 +1070,19 @@ class Evaluation(_message.Message):
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         label_counts: Global___LabelCounts | None = ...,
+        experience: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_experience", b"_experience", "_label_counts", b"_label_counts", "experience", b"experience", "label_counts", b"label_counts"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts", "label_counts", b"label_counts", "metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_experience", b"_experience", "_label_counts", b"_label_counts", "experience", b"experience", "label_counts", b"label_counts", "metrics", b"metrics", "num_examples", b"num_examples", "scope", b"scope", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__experience: _TypeAlias = _typing.Literal["experience"]  # noqa: Y015
+    _WhichOneofArgType__experience: _TypeAlias = _typing.Literal["_experience", b"_experience"]  # noqa: Y015
     _WhichOneofReturnType__label_counts: _TypeAlias = _typing.Literal["label_counts"]  # noqa: Y015
     _WhichOneofArgType__label_counts: _TypeAlias = _typing.Literal["_label_counts", b"_label_counts"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__experience) -> _WhichOneofReturnType__experience | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__label_counts) -> _WhichOneofReturnType__label_counts | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015

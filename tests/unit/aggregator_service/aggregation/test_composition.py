@@ -30,6 +30,7 @@ from aggregator_service.aggregation.run_checks import check_kind, check_run
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
 
 
@@ -192,6 +193,27 @@ def test_a_quorum_below_what_the_method_needs_is_refused():
             needy, replace(spec, rounds=replace(spec.rounds, quorum=2)), has_base_weights=False
         )
     assert caught.value.hint == "Set rounds.quorum = 3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": MethodSpec(name="fedlora_optimizer")}, "magnitudes of its own"),
+        ({"plugins": (RuleSpec(name="ditto"),)}, "the plug-in ditto"),
+        ({"plugins": (RuleSpec(name="fednova"),)}, "needs .* with every update"),
+        (
+            {"method": MethodSpec(name="fedit", weighting=RuleSpec(name="loss_reduction"))},
+            "needs loss_reduction with every update",
+        ),
+    ],
+)
+def test_what_counts_on_every_worker_is_refused_where_some_have_nothing_to_train_on(changes, named):
+    stream = ContinualSpec(order=("x", "y"), sizes=(1, 1), rounds_per_experience=1, column="z")
+    spec = replace(run_spec(), continual=stream, **changes)
+    made = create_recipe(spec.method, spec.plugins)
+    with pytest.raises(FedLoraError, match=rf"\[continual\] .* {named}"):
+        check_run(made, spec, has_base_weights=False)
+    check_run(made, replace(spec, continual=None), has_base_weights=False)
 
 
 def test_a_personal_stage_without_evaluations_would_never_come_and_is_refused():

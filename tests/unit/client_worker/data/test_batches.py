@@ -55,5 +55,6 @@ def test_steps_of_a_round(epochs, steps, expected):
 
 def test_scoring_takes_every_example_once_shortest_first():
     lengths = [5, 1, 4, 2, 3]
-    assert by_length(lengths, 2) == [[1, 3], [4, 2], [0]]
-    assert Counter(itertools.chain(*by_length(lengths, 3))) == Counter(range(5))
+    assert by_length(lengths, 6) == [[1, 3], [4], [2], [0]]
+    assert by_length(lengths, 12) == [[1, 3, 4], [2, 0]]
+    assert Counter(itertools.chain(*by_length(lengths, 12))) == Counter(range(5))

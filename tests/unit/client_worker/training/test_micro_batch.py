@@ -159,9 +159,9 @@ def test_scores_are_the_same_in_the_passes_that_find_room(bert, tmp_path):
     path = write_jsonl(tmp_path / "d.jsonl", labelled_rows(40))
     data = DataConfig(path=str(path), held_out_fraction=0.5)
     trainer = trainer_for(worker_run(classifier_spec(bert)), data)
-    (expected,) = trainer.evaluate(EvaluationScope.LOCAL)
+    (expected,) = trainer.evaluate(EvaluationScope.LOCAL, round=1)
     with small_device(trainer.module, rows_up_to(3)) as device:
-        (scores,) = trainer.evaluate(EvaluationScope.LOCAL)
+        (scores,) = trainer.evaluate(EvaluationScope.LOCAL, round=1)
     assert device.refused
     assert sum(rows for rows, _ in device.fitted) == scores.num_examples == expected.num_examples
     assert device.leaked == 0
@@ -169,4 +169,4 @@ def test_scores_are_the_same_in_the_passes_that_find_room(bert, tmp_path):
     # Sums in another order, each of which is rounded; logits of other widths likewise.
     assert scores.metrics == pytest.approx(expected.metrics, rel=1e-5)
     with small_device(trainer.module, rows_up_to(0)), pytest.raises(FedLoraError, match="one ex"):
-        trainer.evaluate(EvaluationScope.LOCAL)
+        trainer.evaluate(EvaluationScope.LOCAL, round=1)

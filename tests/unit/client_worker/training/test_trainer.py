@@ -60,14 +60,14 @@ def one_round(trainer, extras=None, **changes):
 
 
 def test_a_workers_own_scores_are_those_of_its_held_out_rows(trainer):
-    (own,) = trainer.evaluate(EvaluationScope.LOCAL)
+    (own,) = trainer.evaluate(EvaluationScope.LOCAL, round=1)
     assert (own.scope, own.split) == (EvaluationScope.LOCAL, EvaluationSplit.HELD_OUT)
     assert own.num_examples == 7
     assert trainer.num_train_examples == 26
 
 
 def test_the_published_adapter_is_scored_on_held_out_rows_and_a_test_shard(trainer):
-    scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=1, shard_count=4)
+    scores = trainer.evaluate(EvaluationScope.GLOBAL, round=1, shard_index=1, shard_count=4)
     assert [(s.split.value, s.num_examples) for s in scores] == [("held_out", 7), ("test", 4)]
     assert all(s.scope is EvaluationScope.GLOBAL for s in scores)
     assert set(scores[1].metrics) == {"accuracy", "loss"}
@@ -75,7 +75,9 @@ def test_the_published_adapter_is_scored_on_held_out_rows_and_a_test_shard(train
 
 def test_shards_pool_to_the_whole_test_set_exactly(trainer):
     def test_scores(index, count):
-        scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=index, shard_count=count)
+        scores = trainer.evaluate(
+            EvaluationScope.GLOBAL, round=1, shard_index=index, shard_count=count
+        )
         return next(s for s in scores if s.split is EvaluationSplit.TEST)
 
     whole = test_scores(0, 1)
@@ -90,11 +92,11 @@ def test_shards_pool_to_the_whole_test_set_exactly(trainer):
 @pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
 def test_a_shard_that_does_not_exist_is_refused(trainer, index, count):
     with pytest.raises(FedLoraError, match="there is no shard"):
-        trainer.evaluate(EvaluationScope.GLOBAL, shard_index=index, shard_count=count)
+        trainer.evaluate(EvaluationScope.GLOBAL, round=1, shard_index=index, shard_count=count)
 
 
 def test_a_shard_beyond_a_small_test_set_scores_nothing(trainer):
-    scores = trainer.evaluate(EvaluationScope.GLOBAL, shard_index=30, shard_count=40)
+    scores = trainer.evaluate(EvaluationScope.GLOBAL, round=1, shard_index=30, shard_count=40)
     assert [s.split for s in scores] == [EvaluationSplit.HELD_OUT]
 
 
@@ -102,7 +104,7 @@ def test_scoring_changes_nothing_and_knows_no_dropout(bert, labelled):
     trainer = trainer_for(worker_run(classifier_spec(bert, lora_dropout=0.5)), labelled)
     one_round(trainer)
     before = trainer.adapter()
-    first, second = (trainer.evaluate(EvaluationScope.GLOBAL) for _ in range(2))
+    first, second = (trainer.evaluate(EvaluationScope.GLOBAL, round=1) for _ in range(2))
     assert first == second
     assert all(torch.equal(t, before[n]) for n, t in trainer.adapter().items())
 
@@ -110,15 +112,15 @@ def test_scoring_changes_nothing_and_knows_no_dropout(bert, labelled):
 def test_training_teaches_what_the_labels_are(bert, labelled):
     trainer = trainer_for(worker_run(classifier_spec(bert), local_epochs=20.0), labelled)
     one_round(trainer)
-    (_, test) = trainer.evaluate(EvaluationScope.GLOBAL)
+    (_, test) = trainer.evaluate(EvaluationScope.GLOBAL, round=1)
     assert test.metrics["accuracy"] > 0.9
 
 
 def test_a_language_model_is_scored_by_loss_perplexity_and_tokens(llama, completions):
     trainer = trainer_for(worker_run(causal_spec(llama), local_epochs=3.0), completions)
-    (before,) = trainer.evaluate(EvaluationScope.LOCAL)
+    (before,) = trainer.evaluate(EvaluationScope.LOCAL, round=1)
     one_round(trainer)
-    (after,) = trainer.evaluate(EvaluationScope.LOCAL)
+    (after,) = trainer.evaluate(EvaluationScope.LOCAL, round=1)
     assert before.num_examples == 6
     assert after.metrics["loss"] < before.metrics["loss"]
     assert after.metrics["perplexity"] == pytest.approx(math.exp(after.metrics["loss"]))

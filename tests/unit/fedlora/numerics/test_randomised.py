@@ -99,6 +99,18 @@ def test_a_projection_is_orthonormal_and_contains_what_it_was_told_to(seed, near
     assert bool((found.values_M[:count] <= exact[:count] * (1 + 1e-9) + 1e-9).all())
 
 
+def test_a_value_that_rounding_has_made_zero_has_a_direction_all_the_same():
+    # Whether an eigenvalue of a Gram matrix comes out as a little above or below zero is up to the
+    # processor; below, its root is zero.
+    product = product_of([unrelated([4], d=40, k=30)[0]] * 3, torch.float64)
+    found = projection(product, rank=3)
+    found.add(found.lacking(normal(7, 30, 2)), 1e3 * normal(8, 40, 2))
+    found.values_M[-1] = 0
+    left = found.leading(found.size)
+    eye = torch.eye(found.size, dtype=torch.float64)
+    torch.testing.assert_close(left.T @ left, eye, rtol=0, atol=1e3 * EPS)
+
+
 def test_distances_are_exact_where_the_basis_holds_everything():
     product = product_of(unrelated([4] * 3, d=40, k=12), torch.float64)
     b_DR, a_RK = product.stacked()
