@@ -1,7 +1,7 @@
 """The sections of a configuration file: which keys each has, and which dataclass gets the values.
 
-Twelve sections define a run and belong to `fedlora.runs`. The others belong to a service or to the
-command line; their dataclasses come from whoever loads the configuration, so that this package
+Thirteen sections define a run and belong to `fedlora.runs`. The others belong to a service or to
+the command line; their dataclasses come from whoever loads the configuration, so that this package
 imports no service, and an image with one service reads past the other's sections.
 """
 
@@ -25,6 +25,7 @@ from fedlora.runs.training import TrainingSpec
 __all__ = [
     "METHOD_RULES",
     "PLUGIN_SECTIONS",
+    "SAMPLER",
     "SERVICE_SECTIONS",
     "SWITCH",
     "Section",
@@ -46,6 +47,9 @@ METHOD_RULES: Mapping[str, str] = {
     "server_optimizer": "How far the global adapter follows a round's result",
 }
 """sections of the rules around the method, with what they are about"""
+
+SAMPLER = "sampler"
+"""section of a client sampler with its options"""
 
 PLUGIN_SECTIONS = "plugins"
 """what the names of plug-ins' sections begin with"""
@@ -125,6 +129,15 @@ def run_sections() -> tuple[Section, ...]:
             for name, text in METHOD_RULES.items()
         ),
         Section(name="rounds", help="When rounds begin and end.", keys=keys_of(RoundRules)),
+        Section(
+            name=SAMPLER,
+            help="Which workers a round takes, where it does not take all, in place of "
+            "`rounds.sampling` ([algorithms.md](algorithms.md#client-samplers)); leave the section "
+            "out for one that `rounds.sampling` names. The sampler's options stand beside its "
+            "name.",
+            keys=keys_of(RuleSpec, name=""),
+            open=True,
+        ),
         Section(
             name="training",
             help="Local training; equal for all workers of a run.",
