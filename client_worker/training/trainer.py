@@ -18,8 +18,9 @@ from client_worker.training.evaluate import losses, score, shard
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.micro_batch import MicroBatch
-from client_worker.training.objective import label_offsets
+from client_worker.training.objective import class_counts, label_offsets
 from client_worker.training.plugin_rounds import (
+    checked,
     flat_endings,
     local_round,
     snapshot,
@@ -39,7 +40,7 @@ from client_worker.training.stages import (
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
-from fedlora.plugins import LocalHooks, create_plugins
+from fedlora.plugins import LocalHooks, LocalRound, create_plugins
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
@@ -78,15 +79,14 @@ class LocalTrainer:
         self._precision = precision
         self._micro_batch = MicroBatch()
         self._per_token = run.adapter.task_type is TaskType.CAUSAL_LM
-        self._offsets_V = (
-            None
+        self._class_counts = (
+            ()
             if self._per_token
-            else label_offsets(
-                [e.targets[0] for e in data.train],
-                num_labels=len(run.adapter.labels),
-                strength=run.training.logit_adjustment,
+            else class_counts(
+                [e.targets[0] for e in data.train], num_labels=len(run.adapter.labels)
             )
         )
+        self._offsets_V = label_offsets(self._class_counts, strength=run.training.logit_adjustment)
 
     @classmethod
     def create(
@@ -255,12 +255,9 @@ class LocalTrainer:
         given = snapshot(tensors)
         for name, values in (own or {}).items():
             tensors[name].data.copy_(values)
-        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
-        self._stretch(
-            replace(work, seed=derive_seed(work.seed, "own")),
-            stage,
-            hooks=[plugin.personal(seen) for plugin in self._plugins if plugin.traits.personal],
-        )
+        seen = self._seen(stage, given)
+        own_hooks = [checked(p, p.personal(seen)) for p in self._plugins if p.traits.personal]
+        self._stretch(replace(work, seed=derive_seed(work.seed, "own")), stage, hooks=own_hooks)
         return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
     def _hooks(self, stage: Stage, extras: Mapping[str, Tensor]) -> dict[str, LocalHooks]:
@@ -268,8 +265,13 @@ class LocalTrainer:
         if not self._plugins:
             return {}
         given = snapshot(self._model.named(stage.parts, full_modules=stage.full_modules))
-        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
-        return {p.name: p.local(with_memory(seen, p, extras)) for p in self._plugins}
+        seen = self._seen(stage, given)
+        return {p.name: checked(p, p.local(with_memory(seen, p, extras))) for p in self._plugins}
+
+    def _seen(self, stage: Stage, given: Mapping[str, Tensor]) -> LocalRound:
+        """A stage as the run's plug-ins see it."""
+        counts = self._class_counts
+        return local_round(self._plugins, self._model, stage, self._run.adapter, given, counts)
 
     def _stretch(
         self,

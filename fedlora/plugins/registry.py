@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from fedlora.plugins.base import Plugin
 from fedlora.plugins.clip import Clip
 from fedlora.plugins.ditto import Ditto
+from fedlora.plugins.fedlc import FedLC
 from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.scaffold import Scaffold
@@ -16,7 +17,9 @@ from fedlora.runs.tables import Table, by_name
 
 __all__ = ["PLUGINS", "create_plugins", "known_plugins"]
 
-PLUGINS: Mapping[str, Plugin] = by_name((FedProx(), Ditto(), FedNova(), Scaffold(), Clip()))
+PLUGINS: Mapping[str, Plugin] = by_name(
+    (FedProx(), FedLC(), Ditto(), FedNova(), Scaffold(), Clip())
+)
 """Those that come with fedlora, by name, each with its options' defaults."""
 
 _TABLE = Table(kind="plug-in", group=PLUGINS_GROUP, rows=PLUGINS, does="local")
