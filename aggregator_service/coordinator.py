@@ -33,6 +33,7 @@ from aggregator_service.rounds.events import (
 )
 from aggregator_service.rounds.membership import session_epoch
 from aggregator_service.rounds.ports import StateStore
+from aggregator_service.rounds.samplers.registry import create_sampler
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import Observer, RunActor
@@ -177,12 +178,14 @@ class Coordinator:
 
         Raises:
             FedLoraError: ALREADY_EXISTS for another spec under the name; UNSUPPORTED_METHOD or
-                INVALID_ARGUMENT for a method, option or adapter kind the server cannot run.
+                INVALID_ARGUMENT for a method, rule, option or adapter kind the server cannot run;
+                INVALID_CONFIG for a package of one that cannot be loaded.
         """
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
             recipe = registry.create_recipe(spec.method, spec.plugins)
             check_run(recipe, spec, has_base_weights=self._engine.has_base_weights)
+            create_sampler(spec.rounds)
             run_id = f"{spec.name}-{secrets.token_hex(4)}"
             state = RunState(
                 run_id=run_id,

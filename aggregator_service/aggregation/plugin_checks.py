@@ -28,7 +28,7 @@ def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
     Raises:
         FedLoraError: UNSUPPORTED_METHOD, naming both sides and the way out.
     """
-    _check_one_own_adapter(recipe)
+    _check_alone(recipe)
     for plugin in recipe.plugins:
         for find in _CONFLICTS:
             found = find(plugin.traits, recipe, spec)
@@ -40,15 +40,23 @@ def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
                 )
 
 
-def _check_one_own_adapter(recipe: Recipe) -> None:
-    owners = [plugin.name for plugin in recipe.plugins if plugin.traits.personal]
-    if len(owners) > 1:
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"a worker trains one adapter of its own, and the plug-ins {' and '.join(owners)} "
-            "make one each",
-            hint=f"Leave one of the sections out: {', '.join(f'[plugins.{o}]' for o in owners)}",
-        )
+_ALONE: tuple[tuple[Callable[[Traits], bool], str], ...] = (
+    (lambda traits: traits.personal, "a worker trains one adapter of its own"),
+    (lambda traits: traits.replaces_criterion, "a step has one loss of its targets"),
+)
+"""what only one plug-in of a run can be, and why"""
+
+
+def _check_alone(recipe: Recipe) -> None:
+    for makes_one, why in _ALONE:
+        owners = [plugin.name for plugin in recipe.plugins if makes_one(plugin.traits)]
+        if len(owners) > 1:
+            raise FedLoraError(
+                Reason.UNSUPPORTED_METHOD,
+                f"{why}, and the plug-ins {' and '.join(owners)} make one each",
+                hint="Leave one of the sections out: "
+                f"{', '.join(f'[plugins.{o}]' for o in owners)}",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +171,17 @@ def _labels(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None: 
     )
 
 
+def _criterion(traits: Traits, recipe: Recipe, spec: RunSpec) -> _Conflict | None:  # noqa: ARG001
+    if not (traits.replaces_criterion and spec.training.logit_adjustment):
+        return None
+    return _Conflict(
+        expects="has a loss of its own in place of cross-entropy",
+        got=f"and training.logit_adjustment = {spec.training.logit_adjustment:g} is about "
+        "cross-entropy",
+        way_out="Set training.logit_adjustment = 0",
+    )
+
+
 _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = (
     _factors,
     _private,
@@ -172,4 +191,5 @@ _CONFLICTS: tuple[Callable[[Traits, Recipe, RunSpec], _Conflict | None], ...] = 
     _weights,
     _codec,
     _labels,
+    _criterion,
 )

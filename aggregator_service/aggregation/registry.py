@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
 from aggregator_service.aggregation.base import CompressionRule, Method, ServerOptimizer
 from aggregator_service.aggregation.composition import Recipe, compose
@@ -55,11 +53,10 @@ from aggregator_service.aggregation.weighting.loss_reduction import LossReductio
 from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from aggregator_service.aggregation.weighting.tilted import Tilted
 from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
-from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import create_plugins
-from fedlora.runs.installed import METHODS_GROUP, installed
+from fedlora.runs.installed import METHODS_GROUP
 from fedlora.runs.method import MethodSpec, OptionValue, RuleSpec
-from fedlora.runs.options import suggest, with_options
+from fedlora.runs.tables import Table, by_name
 
 __all__ = [
     "COMPRESSIONS",
@@ -73,18 +70,7 @@ __all__ = [
 ]
 
 
-class _Named(Protocol):
-    name: ClassVar[str]
-
-
-N = TypeVar("N", bound=_Named)
-
-
-def _by_name(rows: Iterable[N]) -> Mapping[str, N]:
-    return {row.name: row for row in rows}
-
-
-METHODS: Mapping[str, Method] = _by_name(
+METHODS: Mapping[str, Method] = by_name(
     (
         FLoRANA(),
         Optimal(),
@@ -117,10 +103,10 @@ METHODS: Mapping[str, Method] = _by_name(
 )
 """Methods by registry name, each with its options' defaults."""
 
-COMPRESSIONS: Mapping[str, CompressionRule] = _by_name(
+COMPRESSIONS: Mapping[str, CompressionRule] = by_name(
     (Keep(), Truncate(), Energy(), Residual(), Merge(), Reset())
 )
-WEIGHTINGS: Mapping[str, WeightingRule] = _by_name(
+WEIGHTINGS: Mapping[str, WeightingRule] = by_name(
     (
         NumExamples(),
         Uniform(),
@@ -132,7 +118,7 @@ WEIGHTINGS: Mapping[str, WeightingRule] = _by_name(
         FedAWAWeights(),
     )
 )
-SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = _by_name(
+SERVER_OPTIMIZERS: Mapping[str, ServerOptimizer] = by_name(
     (Momentum(), FedAdam(), FedYogi(), FedAdagrad())
 )
 
@@ -144,43 +130,34 @@ _OF_THE_RECIPE = {
 """what somebody may look for among a method's or rule's options, and where it is"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Table(Generic[N]):
-    """Rows of one kind: fedlora's own, and those of other packages that are installed."""
-
-    kind: str
-    rows: Mapping[str, N]
-    does: str
-    """the method that a row of this kind has, and no row of another"""
-
-    def known(self) -> Mapping[str, N]:
-        """All rows; a name of ours is ours."""
-        others = installed(METHODS_GROUP).rows.items()
-        return {**{n: cast("N", row) for n, row in others if hasattr(row, self.does)}, **self.rows}
-
-    def create(self, name: str, given: Mapping[str, OptionValue] | None) -> N:
-        """The row of that name with the given options."""
-        # Other packages are asked only for what is not ours.
-        known = self.rows if name in self.rows else self.known()
-        if name in known:
-            return with_options(known[name], name, given, elsewhere=_OF_THE_RECIPE)
-        if (broken := installed(METHODS_GROUP).broken.get(name)) is not None:
-            raise broken
-        raise FedLoraError(
-            Reason.UNSUPPORTED_METHOD,
-            f"there is no {self.kind} {name!r}",
-            hint=suggest(name, known),
-        )
-
-    def optional(self, rule: RuleSpec | None) -> N | None:
-        """The same of a rule that a run may leave out."""
-        return None if rule is None else self.create(rule.name, rule.options)
-
-
-_METHODS = _Table(kind="aggregation method", rows=METHODS, does="combine")
-_COMPRESSIONS = _Table(kind="compression rule", rows=COMPRESSIONS, does="compress")
-_WEIGHTINGS = _Table(kind="weighting rule", rows=WEIGHTINGS, does="weigh")
-_SERVER_OPTIMIZERS = _Table(kind="server optimiser", rows=SERVER_OPTIMIZERS, does="step")
+_METHODS = Table(
+    kind="aggregation method",
+    group=METHODS_GROUP,
+    rows=METHODS,
+    does="combine",
+    elsewhere=_OF_THE_RECIPE,
+)
+_COMPRESSIONS = Table(
+    kind="compression rule",
+    group=METHODS_GROUP,
+    rows=COMPRESSIONS,
+    does="compress",
+    elsewhere=_OF_THE_RECIPE,
+)
+_WEIGHTINGS = Table(
+    kind="weighting rule",
+    group=METHODS_GROUP,
+    rows=WEIGHTINGS,
+    does="weigh",
+    elsewhere=_OF_THE_RECIPE,
+)
+_SERVER_OPTIMIZERS = Table(
+    kind="server optimiser",
+    group=METHODS_GROUP,
+    rows=SERVER_OPTIMIZERS,
+    does="step",
+    elsewhere=_OF_THE_RECIPE,
+)
 
 
 def create(name: str, given: Mapping[str, OptionValue] | None = None) -> Method:

@@ -6,6 +6,7 @@ package; `machine` decides which event calls which.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from aggregator_service.rounds.best_round import judged, out_of_patience
@@ -20,7 +21,9 @@ from aggregator_service.rounds.tasks_in_hand import (
     hand_out,
     is_complete,
     open_round,
+    stand_in,
 )
+from fedlora.errors import FedLoraError
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
 from fedlora.runs.rounds import BelowQuorum, RoundEngine
@@ -35,6 +38,7 @@ __all__ = [
     "leave_phase",
     "publish",
     "reassign_initializer",
+    "replace_lost",
     "settle",
     "skip_refining",
     "wait_again",
@@ -79,19 +83,51 @@ def advance(transition: Transition, now: float) -> Transition:
     return begin(transition, now)
 
 
+def replace_lost(transition: Transition, lost: str, now: float) -> Transition:
+    """Gives a lost worker's place in the open round to another, and closes what nobody is left for.
+
+    Where the run is not training, there are no places.
+    """
+    state = transition.state
+    if state.phase is _P.TRAINING:
+        try:
+            state, other = stand_in(state, lost, now)
+        except FedLoraError as error:
+            return _no_sample(transition, state.round, error)
+        if other:
+            transition = _reassigned(replace(transition, state=state), {other: lost})
+    return settle(transition, now)
+
+
 def _give_out(transition: Transition, now: float) -> Transition:
     """Lets nobody idle whom the open round could use."""
-    state, stand_ins = fill_up(hand_out(transition.state, now), now)
+    try:
+        state, stand_ins = fill_up(hand_out(transition.state, now), now)
+    except FedLoraError as error:
+        return _no_sample(transition, transition.state.round, error)
+    return _reassigned(replace(transition, state=state), stand_ins)
+
+
+def _reassigned(transition: Transition, stand_ins: Mapping[str, str]) -> Transition:
+    """Says of each worker that took another's place, whose."""
     facts = tuple(
         Fact(
             type=EventType.TASK_REASSIGNED,
-            round=state.round,
+            round=transition.state.round,
             worker=name,
             detail={"from": missing},
         )
         for name, missing in stand_ins.items()
     )
-    return replace(transition, state=state, facts=(*transition.facts, *facts))
+    return replace(transition, facts=(*transition.facts, *facts))
+
+
+def _no_sample(transition: Transition, round: int, error: FedLoraError) -> Transition:
+    """Fails the run whose sampler takes nobody: it would take nobody the next time either.
+
+    What brought it about, an update or a worker that came, stays as it is.
+    """
+    return fail(transition, f"round {round}: {error}")
 
 
 def begin(transition: Transition, now: float) -> Transition:
@@ -107,7 +143,10 @@ def begin(transition: Transition, now: float) -> Transition:
             deadline=now + state.spec.rounds.deadline_seconds,
         )
         return replace(transition, state=state)
-    state = open_round(replace(state, phase=_P.TRAINING), now)
+    try:
+        state = open_round(replace(state, phase=_P.TRAINING), now)
+    except FedLoraError as error:
+        return _no_sample(transition, state.round + 1, error)
     fact = Fact(
         type=EventType.ROUND_STARTED,
         round=state.round,

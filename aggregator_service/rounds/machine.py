@@ -32,6 +32,7 @@ from aggregator_service.rounds.course import (
     leave_phase,
     publish,
     reassign_initializer,
+    replace_lost,
     settle,
     skip_refining,
     wait_again,
@@ -64,7 +65,6 @@ from aggregator_service.rounds.membership import (
     set_worker_state,
 )
 from aggregator_service.rounds.state import RunState, UpdateRecord
-from aggregator_service.rounds.tasks_in_hand import stand_in
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.pooling import pooled_metric
@@ -157,14 +157,8 @@ def _worker_lost(state: RunState, event: WorkerLost, now: float) -> Transition:
     if worker.state not in (WorkerState.JOINING, WorkerState.READY):
         return Transition(state=state)
     state = set_worker_state(state, event.worker, WorkerState.LOST)
-    facts = [Fact(type=EventType.WORKER_LOST, round=state.round, worker=event.worker)]
-    if state.phase is _P.TRAINING:
-        state, other = stand_in(state, event.worker, now)
-        if other:
-            detail = {"from": event.worker}
-            kind = EventType.TASK_REASSIGNED
-            facts.append(Fact(type=kind, round=state.round, worker=other, detail=detail))
-    return settle(Transition(state=state, facts=tuple(facts)), now)
+    fact = Fact(type=EventType.WORKER_LOST, round=state.round, worker=event.worker)
+    return replace_lost(Transition(state=state, facts=(fact,)), event.worker, now)
 
 
 def _worker_returned(state: RunState, event: WorkerReturned, now: float) -> Transition:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client_worker.data.encoding import EncodedExample
 from client_worker.training.material import EncodedData
-from client_worker.training.objective import ABSENT, label_offsets
+from client_worker.training.objective import ABSENT, class_counts, label_offsets
 from fedlora.adapters.spec import TaskType
 from fedlora.runs.continual import ContinualSpec
 from fedlora.runs.spec import RunSpec
@@ -58,14 +58,18 @@ class Experiences:
             for joined in self._stream.joined(round)
         ]
 
+    def class_counts(self, round: int) -> tuple[int, ...]:
+        """How many examples of each label are trained on; empty for a causal LM."""
+        if self._per_token:
+            return ()
+        targets = [e.targets[0] for e in self.train(round)]
+        return class_counts(targets, num_labels=len(self._labels))
+
     def train_offsets(self, round: int) -> Tensor | None:
         """What is added to a classifier's logits in training, V numbers; None for nothing."""
         if self._per_token:
             return None
-        targets = [e.targets[0] for e in self.train(round)]
-        offsets_V = label_offsets(
-            targets, num_labels=len(self._labels), strength=self._strength if targets else 0.0
-        )
+        offsets_V = label_offsets(self.class_counts(round), strength=self._strength)
         if self._stream is None or not self._stream.by_label:
             return offsets_V
         others_V = self._only(self._stream, self._stream.trained(round))

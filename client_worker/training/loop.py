@@ -30,7 +30,7 @@ from client_worker.data.batches import batches_of_round, num_steps
 from client_worker.data.collate import Batch, pack, pad
 from client_worker.data.encoding import EncodedExample
 from client_worker.training.micro_batch import MicroBatch
-from client_worker.training.objective import forward, loss_sum
+from client_worker.training.objective import criterion_sum, forward, loss_sum
 from client_worker.training.precision import Precision
 from client_worker.training.schedule import round_factor, step_factor
 from fedlora.errors import FedLoraError, Reason
@@ -99,9 +99,9 @@ def train_round(
         on_progress: called after each step with steps done, steps in all, and loss and rate.
         should_abandon: asked before each step.
         lora_b: those of the factors with `b_learning_rate_ratio` times the rate.
-        offsets_V: added to the logits (`objective.label_offsets`).
+        offsets_V: added to the logits (`objective.label_offsets`) for cross-entropy.
         stand_ins: where `parameters` are trained in the place of tensors of the model.
-        hooks: what else goes into a step, in this order.
+        hooks: what else goes into a step, in this order; one of them may have a criterion.
 
     Raises:
         TaskAbandoned: once `should_abandon` says so.
@@ -124,6 +124,7 @@ def train_round(
         steps=steps,
         generator=torch.Generator().manual_seed(derive_seed(course.seed, course.round, "order")),
     )
+    targets_loss = _criterion(hooks, offsets_V)
     began = time.perf_counter()
     total_loss, total_targets, processed = 0.0, 0, 0
     model.train()
@@ -140,7 +141,7 @@ def train_round(
                 _batches, [examples[i] for i in chosen], spec, pad_id, per_token
             )
             loss, targets = micro_batch.fitting(
-                functools.partial(_backward, model, batches, precision, scaler, offsets_V),
+                functools.partial(_backward, model, batches, precision, scaler, targets_loss),
                 min(len(chosen), micro_batch.size(spec)),
                 model=model,
                 precision=precision,
@@ -187,12 +188,23 @@ def train_round(
     )
 
 
+def _criterion(
+    hooks: Sequence[LocalHooks], offsets_V: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """What makes the sum of losses of logits and targets."""
+    own = [hook.criterion for hook in hooks if hook.criterion is not None]
+    if not own:
+        return functools.partial(loss_sum, offsets_V=offsets_V)
+    (criterion,) = own
+    return functools.partial(criterion_sum, criterion, offsets_V=offsets_V)
+
+
 def _backward(
     model: nn.Module,
     batches: Callable[[int], Sequence[Batch]],
     precision: Precision,
     scaler: torch.amp.GradScaler,
-    offsets_V: Tensor | None,
+    targets_loss: Callable[[Tensor, Tensor], Tensor],
     size: int,
 ) -> tuple[float, int]:
     """Adds the gradient of a step's mean loss, in passes of `size` examples.
@@ -206,7 +218,7 @@ def _backward(
         placed = batch.to(precision.device)
         with precision.autocast():
             logits = forward(model, placed.inputs)
-        summed = loss_sum(logits, placed.targets, offsets_V)
+        summed = targets_loss(logits, placed.targets)
         scaler.scale(summed / targets).backward()  # type: ignore[no-untyped-call]
         loss += float(summed.detach())
     return loss, targets

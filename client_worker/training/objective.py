@@ -5,7 +5,7 @@ Shape suffixes: B rows, T tokens, V classes or vocabulary, N some of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +15,8 @@ from torch.nn.functional import cross_entropy
 from client_worker.data.collate import Batch
 from client_worker.data.encoding import IGNORED
 
-__all__ = [
-    "ABSENT",
-    "ScoreSums",
-    "example_losses",
-    "forward",
-    "label_counts",
-    "label_offsets",
-    "loss_sum",
-]
-__all__ += ["score_sums"]
+__all__ = ["ABSENT", "ScoreSums", "class_counts", "criterion_sum", "example_losses", "forward"]
+__all__ += ["label_counts", "label_offsets", "loss_sum", "score_sums"]
 
 ABSENT = -1e4
 """offset of a label the worker does not have: its probability, and so its gradient, is exactly 0
@@ -47,7 +39,12 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return logits.float()
 
 
-def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -> Tensor | None:
+def class_counts(targets: Sequence[int], *, num_labels: int) -> tuple[int, ...]:
+    """How many examples have each of `num_labels` labels; `targets` are theirs, one each."""
+    return tuple(torch.bincount(torch.tensor(targets), minlength=num_labels).tolist())
+
+
+def label_offsets(class_counts: Sequence[int], *, strength: float) -> Tensor | None:
     """What is added to the logits while training on labels that are not evenly spread.
 
     A worker whose labels are skewed learns first of all how frequent they are *there*, and the
@@ -57,8 +54,7 @@ def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -
     arXiv:2007.07314, Eq. 10; for skewed federated clients: Zhang et al. 2022, arXiv:2209.00189).
 
     Args:
-        targets: the worker's labels, one an example.
-        num_labels: V.
+        class_counts: how many of the worker's examples have each label, V of them.
         strength: 1 is the balanced softmax.
 
     Returns:
@@ -66,7 +62,7 @@ def label_offsets(targets: Sequence[int], *, num_labels: int, strength: float) -
     """
     if strength == 0:
         return None
-    counts_V = torch.bincount(torch.tensor(targets), minlength=num_labels).double()
+    counts_V = torch.tensor(class_counts, dtype=torch.float64)
     offsets_V = strength * (counts_V / counts_V.sum()).log()
     return torch.where(counts_V > 0, offsets_V, ABSENT).float()
 
@@ -78,6 +74,20 @@ def loss_sum(logits: Tensor, targets: Tensor, offsets_V: Tensor | None = None) -
     return cross_entropy(
         logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def criterion_sum(
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    targets: Tensor,
+    offsets_V: Tensor | None = None,
+) -> Tensor:
+    """The same by a plug-in's criterion, which sees no target that is IGNORED."""
+    if offsets_V is not None:
+        logits = logits + offsets_V.to(logits.device)
+    targets_N = targets.flatten()
+    counts_N = targets_N != IGNORED
+    return criterion(logits.flatten(0, -2)[counts_N], targets_N[counts_N])
 
 
 def example_losses(logits: Tensor, batch: Batch) -> Tensor:

@@ -13,9 +13,10 @@ from client_worker.training.stages import Stage
 from fedlora.adapters.extras import extras_of, flat
 from fedlora.adapters.names import Part, part_key
 from fedlora.adapters.spec import AdapterKind, AdapterSpec
-from fedlora.plugins import Ending, LocalRound, Plugin
+from fedlora.errors import FedLoraError, Reason
+from fedlora.plugins import Ending, LocalHooks, LocalRound, Plugin
 
-__all__ = ["flat_endings", "local_round", "snapshot", "with_memory"]
+__all__ = ["checked", "flat_endings", "local_round", "snapshot", "with_memory"]
 
 
 def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -29,6 +30,7 @@ def local_round(
     stage: Stage,
     adapter: AdapterSpec,
     given: Mapping[str, Tensor],
+    class_counts: tuple[int, ...] = (),
 ) -> LocalRound:
     """A round as plug-ins see it.
 
@@ -38,6 +40,7 @@ def local_round(
         stage: what that is, and how it is trained.
         adapter: the run's.
         given: what the worker was given of what is trained (`snapshot`).
+        class_counts: examples of each label; empty for a causal language model.
     """
     trained = model.named(stage.parts, full_modules=stage.full_modules)
     training = stage.training
@@ -60,7 +63,26 @@ def local_round(
         rates=rates,
         training=training,
         plugins=plugins,
+        class_counts=class_counts,
     )
+
+
+def checked(plugin: Plugin, hooks: LocalHooks) -> LocalHooks:
+    """The hooks of a plug-in, once they are seen to be what its traits have said to the server.
+
+    Raises:
+        FedLoraError: INVALID_CONFIG for a criterion that was not declared, beside which another may
+            stand.
+    """
+    if hooks.criterion is not None and not plugin.traits.replaces_criterion:
+        raise FedLoraError(
+            Reason.INVALID_CONFIG,
+            f"the plug-in {plugin.name} has a criterion, and its traits do not say "
+            "replaces_criterion",
+            hint="Correct that package (docs/extending.md), or leave the section "
+            f"[plugins.{plugin.name}] out",
+        )
+    return hooks
 
 
 def with_memory(round: LocalRound, plugin: Plugin, extras: Mapping[str, Tensor]) -> LocalRound:

@@ -20,6 +20,7 @@ from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
 from client_worker.training.micro_batch import MicroBatch
 from client_worker.training.plugin_rounds import (
+    checked,
     flat_endings,
     local_round,
     snapshot,
@@ -39,7 +40,7 @@ from client_worker.training.stages import (
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterLayout, TaskType
 from fedlora.errors import FedLoraError, Reason
-from fedlora.plugins import LocalHooks, create_plugins
+from fedlora.plugins import LocalHooks, LocalRound, create_plugins
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
@@ -196,7 +197,7 @@ class LocalTrainer:
         a, b = self._model.factors(Part.A), self._model.factors(Part.B)
         tail = Tail(work.plan, self.rank, a, b)
         stage = round_stage(self._run.training, work.plan)
-        hooks = self._hooks(stage, extras or {})
+        hooks = self._hooks(work, stage, extras or {})
         outcome = self._stretch(work, stage, hooks=(tail.hooks, *hooks.values()))
         with torch.no_grad():
             ends = {name: hook.end() for name, hook in hooks.items() if hook.end is not None}
@@ -247,21 +248,25 @@ class LocalTrainer:
         given = snapshot(tensors)
         for name, values in (own or {}).items():
             tensors[name].data.copy_(values)
-        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
-        self._stretch(
-            replace(work, seed=derive_seed(work.seed, "own")),
-            stage,
-            hooks=[plugin.personal(seen) for plugin in self._plugins if plugin.traits.personal],
-        )
+        seen = self._seen(work, stage, given)
+        own_hooks = [checked(p, p.personal(seen)) for p in self._plugins if p.traits.personal]
+        self._stretch(replace(work, seed=derive_seed(work.seed, "own")), stage, hooks=own_hooks)
         return {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
-    def _hooks(self, stage: Stage, extras: Mapping[str, Tensor]) -> dict[str, LocalHooks]:
+    def _hooks(
+        self, work: RoundWork, stage: Stage, extras: Mapping[str, Tensor]
+    ) -> dict[str, LocalHooks]:
         """What each of the run's plug-ins does in a stage that is about to begin."""
         if not self._plugins:
             return {}
         given = snapshot(self._model.named(stage.parts, full_modules=stage.full_modules))
-        seen = local_round(self._plugins, self._model, stage, self._run.adapter, given)
-        return {p.name: p.local(with_memory(seen, p, extras)) for p in self._plugins}
+        seen = self._seen(work, stage, given)
+        return {p.name: checked(p, p.local(with_memory(seen, p, extras))) for p in self._plugins}
+
+    def _seen(self, work: RoundWork, stage: Stage, given: Mapping[str, Tensor]) -> LocalRound:
+        """A stage as the run's plug-ins see it."""
+        counts = self._experiences.class_counts(work.round)
+        return local_round(self._plugins, self._model, stage, self._run.adapter, given, counts)
 
     def _stretch(
         self,

@@ -9,6 +9,7 @@ from fedlora.config.load import ConfigEntry
 from fedlora.config.sections import (
     METHOD_RULES,
     PLUGIN_SECTIONS,
+    SAMPLER,
     SWITCH,
     Section,
     run_sections,
@@ -23,6 +24,7 @@ __all__ = ["run_entries"]
 def run_entries(spec: RunSpec) -> tuple[ConfigEntry, ...]:
     """Every value of the sections that define the run, in the order of the reference."""
     rules = {name: getattr(spec.method, name) for name in METHOD_RULES}
+    rules[SAMPLER] = spec.rounds.sampler
     plugins = {f"{PLUGIN_SECTIONS}.{rule.name}": rule for rule in spec.plugins}
     holders: Mapping[str, tuple[Any, ...]] = {
         "run": (spec,),

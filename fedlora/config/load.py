@@ -20,6 +20,7 @@ from fedlora.config.keys import REQUIRED, keys_of
 from fedlora.config.sections import (
     METHOD_RULES,
     PLUGIN_SECTIONS,
+    SAMPLER,
     SWITCH,
     Section,
     all_sections,
@@ -234,9 +235,10 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
     continual = values["continual"]
     rules = {
         name: RuleSpec(name=values[name].pop("name"), options=values[name])
-        for name in METHOD_RULES
+        for name in (*METHOD_RULES, SAMPLER)
         if values[name]
     }
+    sampler = rules.pop(SAMPLER, None)
     plugins = [
         RuleSpec(name=section.path[1], options=values[section.name])
         for section in run_sections()
@@ -249,7 +251,7 @@ def _run_spec(entries: Sequence[ConfigEntry]) -> RunSpec:
         method=MethodSpec(
             name=method.pop("name"), gauge=method.pop("gauge"), options=method, **rules
         ),
-        rounds=RoundRules(**values["rounds"]),
+        rounds=RoundRules(**values["rounds"], sampler=sampler),
         training=TrainingSpec(**values["training"]),
         partition=PartitionSpec(**partition) if partition else None,
         codec=CodecSpec(**codec) if codec else None,

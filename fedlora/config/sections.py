@@ -26,6 +26,7 @@ from fedlora.runs.training import TrainingSpec
 __all__ = [
     "METHOD_RULES",
     "PLUGIN_SECTIONS",
+    "SAMPLER",
     "SERVICE_SECTIONS",
     "SWITCH",
     "Section",
@@ -47,6 +48,9 @@ METHOD_RULES: Mapping[str, str] = {
     "server_optimizer": "How far the global adapter follows a round's result",
 }
 """sections of the rules around the method, with what they are about"""
+
+SAMPLER = "sampler"
+"""section of a client sampler with its options"""
 
 PLUGIN_SECTIONS = "plugins"
 """what the names of plug-ins' sections begin with"""
@@ -126,6 +130,15 @@ def run_sections() -> tuple[Section, ...]:
             for name, text in METHOD_RULES.items()
         ),
         Section(name="rounds", help="When rounds begin and end.", keys=keys_of(RoundRules)),
+        Section(
+            name=SAMPLER,
+            help="Which workers a round takes, where it does not take all, in place of "
+            "`rounds.sampling` ([algorithms.md](algorithms.md#client-samplers)); leave the section "
+            "out for one that `rounds.sampling` names. The sampler's options stand beside its "
+            "name.",
+            keys=keys_of(RuleSpec, name=""),
+            open=True,
+        ),
         Section(
             name="training",
             help="Local training; equal for all workers of a run.",

@@ -50,6 +50,8 @@ class Traits:
     """it changes what was trained before it is sent; what is private must stay as it is"""
     personal: bool = False
     """each worker trains an adapter of its own with its hooks, after the round's update is made"""
+    replaces_criterion: bool = False
+    """its hooks have the loss of a step's targets; a run has one such plug-in at most"""
     needs_labels: bool = False
     """it is about classes, which a causal language model has none of"""
     pull: float = 0.0
@@ -88,6 +90,9 @@ class LocalRound:
     training: TrainingSpec
     plugins: tuple[Plugin, ...]
     """all of the run"""
+    class_counts: tuple[int, ...] = ()
+    """n_j: how many of the examples that are trained on have each label, in the order of the
+    logits; empty for a causal language model"""
     kept: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """what the plug-in has kept, by `Traits.kept`; zeros in a worker's first round"""
     extras: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -121,10 +126,15 @@ class LocalHooks:
     """What a plug-in does in one round of training. What is None is not done.
 
     In a step: the loss and the penalty are differentiated, the gradients edited, then clipped as
-    `training.max_gradient_norm` says, then the optimiser makes its step. All but the penalty run
-    without autograd.
+    `training.max_gradient_norm` says, then the optimiser makes its step. All but the criterion and
+    the penalty run without autograd.
     """
 
+    criterion: Callable[[Tensor, Tensor], Tensor] | None = None
+    """in place of cross-entropy, in training alone: of logits N x V in float32 and their N targets,
+    the sum of the targets' losses. It is called for each forward pass, and the sums are divided by
+    the number of targets of the whole step, so that a target's loss must not depend on which others
+    are in the pass. V is classes or vocabulary; the local objective"""
     penalty: Callable[[], Tensor] | None = None
     """what is added to the mean loss of a step; the local objective"""
     edit_gradients: Callable[[], None] | None = None

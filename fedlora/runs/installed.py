@@ -15,7 +15,14 @@ from importlib.metadata import EntryPoint, entry_points
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["METHODS_GROUP", "PLUGINS_GROUP", "READERS_GROUP", "Installed", "installed"]
+__all__ = [
+    "METHODS_GROUP",
+    "PLUGINS_GROUP",
+    "READERS_GROUP",
+    "SAMPLERS_GROUP",
+    "Installed",
+    "installed",
+]
 
 METHODS_GROUP = "fedlora.methods"
 """aggregation methods, and the rules around them"""
@@ -24,6 +31,9 @@ PLUGINS_GROUP = "fedlora.plugins"
 
 READERS_GROUP = "fedlora.readers"
 """what makes examples of a worker's rows"""
+
+SAMPLERS_GROUP = "fedlora.samplers"
+"""which workers a round takes, where it does not take all"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from fedlora.errors import invalid_argument
+from fedlora.runs.method import RuleSpec
 
 __all__ = [
     "BelowQuorum",
@@ -72,9 +73,12 @@ class RoundRules:
     """workers sampled for a round; 0 takes all that are ready"""
     sampling: Sampling = Sampling.UNIFORM
     """which workers are taken where not all are: uniform; by_examples: the more data the likelier;
-    power_of_choice: of some candidates those with the highest loss"""
+    power_of_choice: of some candidates those with the highest loss. Others have the section
+    [sampler]"""
     sampling_candidates: int = 0
     """candidates of power_of_choice, drawn by examples; 0 for twice as many as are taken"""
+    sampler: RuleSpec | None = None
+    """which workers are taken, in place of `sampling`, with the rule's own options"""
     over_selection: float = 0.0
     """share of cohort_size that is asked in addition; the round closes with the first cohort_size
     updates"""
@@ -118,6 +122,15 @@ class RoundRules:
     final_version: FinalVersion = FinalVersion.LAST
     """the version in the run directory's final/: last, or best, that of the best round"""
 
+    @property
+    def client_sampler(self) -> RuleSpec:
+        """Which workers are taken where not all are, as a rule with its options."""
+        if self.sampler is not None:
+            return self.sampler
+        has_candidates = self.sampling is Sampling.POWER_OF_CHOICE
+        options = {"candidates": self.sampling_candidates} if has_candidates else {}
+        return RuleSpec(name=self.sampling.value, options=options)
+
     def certifies(self, round: int) -> bool:
         """Whether a round's aggregation is measured."""
         every = self.certify_every
@@ -141,11 +154,7 @@ class RoundRules:
             self._check_sync()
         else:
             self._check_engine()
-        if self.sampling is not Sampling.UNIFORM and not (self.cohort_size or self.concurrency):
-            raise invalid_argument(
-                f'rounds.sampling is "{self.sampling.value}", but all ready workers are taken',
-                "Set rounds.cohort_size (or concurrency, for the engines buffered and async)",
-            )
+        self._check_sampler()
         most = self.closing_updates or self.cohort_size or self.min_workers
         if self.quorum > most:
             raise invalid_argument(
@@ -191,6 +200,23 @@ class RoundRules:
                 raise invalid_argument(
                     f"rounds.{name} must lie in (0, 1], got {getattr(self, name)}"
                 )
+
+    def _check_sampler(self) -> None:
+        key, rule = "rounds.sampling", self.client_sampler.name
+        if self.sampler is not None:
+            if self.sampling is not Sampling.UNIFORM or self.sampling_candidates:
+                raise invalid_argument(
+                    f'sampler.name is "{rule}", and rounds.sampling is "{self.sampling.value}" '
+                    f"with {self.sampling_candidates} sampling_candidates",
+                    "Leave sampling and sampling_candidates out of [rounds], or [sampler]",
+                )
+            key = "sampler.name"
+        is_asked = self.sampler is not None or self.sampling is not Sampling.UNIFORM
+        if is_asked and not (self.cohort_size or self.concurrency):
+            raise invalid_argument(
+                f'{key} is "{rule}", but all ready workers are taken',
+                "Set rounds.cohort_size (or concurrency, for the engines buffered and async)",
+            )
 
     def _check_best_round(self) -> None:
         if not self.best_by:

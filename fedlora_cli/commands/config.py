@@ -37,8 +37,10 @@ def check(
     if config.run is not None and importlib.util.find_spec("aggregator_service"):
         from aggregator_service.aggregation.plugin_checks import check_plugins
         from aggregator_service.aggregation.registry import create_recipe
+        from aggregator_service.rounds.samplers.registry import create_sampler
 
         check_plugins(create_recipe(config.run.method, config.run.plugins), config.run)
+        create_sampler(config.run.rounds)
     if as_json:
         rows = [
             {

@@ -12,7 +12,7 @@ import typer
 
 from fedlora.config.keys import Key, keys_of
 from fedlora.errors import FedLoraError
-from fedlora.runs.installed import METHODS_GROUP, PLUGINS_GROUP, installed
+from fedlora.runs.installed import METHODS_GROUP, PLUGINS_GROUP, SAMPLERS_GROUP, installed
 from fedlora_cli.console import output, print_json
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
         ServerOptimizer,
     )
     from aggregator_service.aggregation.weighting.base import WeightingRule
+    from aggregator_service.rounds.samplers.base import ClientSampler
     from fedlora.plugins import Plugin
     from fedlora.runs.method import Gauge
 
-    Rule = CompressionRule | Plugin | ServerOptimizer | WeightingRule
+    Rule = ClientSampler | CompressionRule | Plugin | ServerOptimizer | WeightingRule
 
 __all__ = ["markdown", "methods"]
 
@@ -122,6 +123,13 @@ method has one of its own.""",
 How far the global adapter follows a round's result: `[server_optimizer]`, for methods that keep the
 clients' basis.""",
     ),
+    "sampler": (
+        "Client samplers",
+        """\
+Which workers a round takes, where `rounds.cohort_size` or `rounds.concurrency` asks for fewer than
+are ready: `[sampler]` with a name and the sampler's options beside it, or one of the names below as
+`rounds.sampling`.""",
+    ),
     "plugins": (
         "Plug-ins",
         """\
@@ -183,16 +191,19 @@ def _methods(*, others: bool = True) -> list[Method]:
 
 
 def _rules(*, others: bool = True) -> Mapping[str, Mapping[str, Rule]]:
-    """The rules and plug-ins by section; `others` as above."""
+    """The rules, samplers and plug-ins by section; `others` as above."""
     from aggregator_service.aggregation import registry
+    from aggregator_service.rounds.samplers.registry import SAMPLERS, known_samplers
     from fedlora.plugins import PLUGINS, known_plugins
 
     if others:
-        return {**registry.known_rules(), "plugins": known_plugins()}
+        samplers, plugins = known_samplers(), known_plugins()
+        return {**registry.known_rules(), "sampler": samplers, "plugins": plugins}
     return {
         "weighting": registry.WEIGHTINGS,
         "compression": registry.COMPRESSIONS,
         "server_optimizer": registry.SERVER_OPTIMIZERS,
+        "sampler": SAMPLERS,
         "plugins": PLUGINS,
     }
 
@@ -364,5 +375,5 @@ def _print_table(rows: list[Method]) -> None:
 
 def _broken() -> list[FedLoraError]:
     """Of other packages: what cannot be loaded."""
-    groups = (METHODS_GROUP, PLUGINS_GROUP)
+    groups = (METHODS_GROUP, PLUGINS_GROUP, SAMPLERS_GROUP)
     return [error for group in groups for error in installed(group).broken.values()]

@@ -85,6 +85,9 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "quorum": 2,
         "cohort_size": 0,
         "over_selection": 0.0,
+        # One word or a section says who is taken, not both.
+        "sampling": rounds.Sampling.UNIFORM,
+        "sampling_candidates": 0,
         "mixing": 0.5,
         "test_share": 0.5,
         "best_by": "held_out_loss",
@@ -143,6 +146,13 @@ def test_a_value_comes_back_unchanged(domain: type):
     message = to_message(value, PAIRS[domain])
     again = PAIRS[domain].FromString(message.SerializeToString())
     assert from_message(again, domain) == value
+
+
+def test_a_sampling_that_is_named_by_its_word_comes_back_unchanged():
+    word = {"sampling": rounds.Sampling.POWER_OF_CHOICE, "sampling_candidates": 5}
+    value = dataclasses.replace(example(rounds.RoundRules), sampler=None, **word)
+    message = to_message(value, run_pb2.RoundRules)
+    assert from_message(message, rounds.RoundRules) == value
 
 
 def enums_of(descriptor: Descriptor) -> set[str]:

@@ -36,7 +36,12 @@ def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(
     "plugin",
-    [rule("fedprox", mu=0.0), rule("fednova", max_ratio=1.0), rule("clip", max_norm=0.0)],
+    [
+        rule("fedprox", mu=0.0),
+        rule("fedlc", tau=0.0),
+        rule("fednova", max_ratio=1.0),
+        rule("clip", max_norm=0.0),
+    ],
     ids=lambda p: p.name,
 )
 async def test_a_neutral_setting_is_fedavg_bit_for_bit(
@@ -45,6 +50,18 @@ async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     done = await federate(tmp_path, run_with(bert, plugin))
     assert len(done.versions) == 3
     assert all(same(a, b) for a, b in zip(plain, done.versions, strict=True))
+
+
+async def test_fedlc_trains_by_other_losses_and_sends_nothing_more(
+    tmp_path: Path, bert: Path, plain, recording: Recording
+):
+    done = await federate(tmp_path, run_with(bert, rule("fedlc", tau=2.0)))
+    assert same(plain[0], done.versions[0])
+    assert not same(plain[1], done.versions[1])
+    assert all(t.isfinite().all() for version in done.versions for t in version.values())
+    _, *updates = recording.up
+    assert len(updates) == 4
+    assert all(update.tensors.keys() == plain[0].keys() for update in updates)
 
 
 async def test_no_update_that_is_clipped_goes_farther_than_the_bound(

@@ -32,6 +32,7 @@ def seen(
     given: Mapping[str, Tensor],
     *,
     plugins: tuple[Plugin, ...] = (),
+    class_counts: tuple[int, ...] = (),
     rate: float = 0.1,
     head_rate: float = 0.1,
     **training: object,
@@ -46,6 +47,7 @@ def seen(
         rates={name: head_rate if name == HEAD else rate for name in trained},
         training=TrainingSpec(**settings),
         plugins=plugins,
+        class_counts=class_counts,
     )
 
 

@@ -17,6 +17,7 @@ from aggregator_service.rounds.ports import Transaction
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
 from fedlora_cli.admin_client import AdminClient
@@ -68,6 +69,15 @@ def test_a_run_is_created_once_listed_and_stopped(client):
     stopped = client.stop_run("one", "enough")
     assert (stopped.phase, stopped.reason) == (RunPhase.STOPPED, "enough")
     assert client.list_rounds("one") == ()
+
+
+def test_a_run_with_a_sampler_that_nobody_has_is_refused_when_it_is_created(client):
+    for options, words in ({}, "Did you mean 'uniform'"), ({"n": 1}, "has no option"):
+        name = "power_of_choice" if options else "uniformly"
+        sampler = RuleSpec(name=name, options=options)
+        with pytest.raises(FedLoraError, match=words):
+            client.create_run(run_spec("one", cohort_size=2, sampler=sampler), start=True)
+    assert client.list_runs() == ()
 
 
 def test_a_run_of_any_length_is_listed(tmp_path):

@@ -16,6 +16,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.plugins import PluginDefaults, Traits
 from fedlora.plugins.clip import Clip
 from fedlora.plugins.ditto import Ditto
+from fedlora.plugins.fedlc import FedLC
 from fedlora.plugins.fedprox import FedProx
 from fedlora.plugins.scaffold import Mode
 from fedlora.runs.method import MethodSpec, RuleSpec
@@ -166,3 +167,29 @@ def test_a_language_model_has_no_classes():
 def test_a_runs_recipe_has_its_plug_ins():
     spec = replace(run_spec(), plugins=(RuleSpec(name="fedprox", options={"mu": 2.0}),))
     assert registry.create_recipe(spec.method, spec.plugins).plugins == (FedProx(mu=2.0),)
+
+
+def test_a_run_has_one_loss_of_its_targets():
+    one, other = Choosy(asks=Traits(replaces_criterion=True)), FedLC()
+    recipe = compose(METHODS["fedit"], plugins=(one, other))
+    words = r"one loss of its targets, and the plug-ins choosy and fedlc make one each"
+    with pytest.raises(FedLoraError, match=words) as caught:
+        check_plugins(recipe, run_spec())
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    assert "[plugins.choosy], [plugins.fedlc]" in caught.value.hint
+    check_plugins(compose(METHODS["fedit"], plugins=(one, FedLC(tau=0.0))), run_spec())
+
+
+def test_a_loss_of_its_own_goes_without_an_adjustment_of_cross_entropy():
+    spec = run_spec()
+    spec = replace(spec, training=replace(spec.training, logit_adjustment=1.0))
+    with pytest.raises(FedLoraError, match=r"plug-in fedlc has a loss .*logit_adjustment = 1 is"):
+        check(FedLC(), spec=spec)
+    check(FedLC(tau=0.0), spec=spec)
+
+
+def test_class_counts_are_nothing_that_a_language_model_has():
+    spec = run_spec()
+    spec = replace(spec, adapter=replace(spec.adapter, task_type=TaskType.CAUSAL_LM, labels=()))
+    with pytest.raises(FedLoraError, match="plug-in fedlc is about classes"):
+        check(FedLC(), spec=spec)

@@ -8,6 +8,8 @@ from support.runs import MachineDriver, run_spec
 
 from aggregator_service.rounds.sampling import cohort_size, sample
 from aggregator_service.rounds.state import RunState
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.rounds import RoundRules, Sampling
 
 NAMES = tuple(f"w-{i}" for i in range(6))
@@ -81,3 +83,46 @@ def test_a_worker_whose_loss_is_unknown_is_tried_first():
 def test_over_selection_rounds_up():
     assert cohort_size(RoundRules(min_workers=10, cohort_size=10, over_selection=0.25)) == 13
     assert cohort_size(RoundRules()) == 0
+
+
+EXAMPLES, LOSSES = (1, 0, 3, 4, 5, 60), (0.1, None, 0.3, 0.9, 0.2, 0.2)
+DRAWN = {
+    Sampling.UNIFORM: ("34 14 13 14 35 01", "245"),
+    Sampling.BY_EXAMPLES: ("45 15 15 15 25 45", "135"),
+    Sampling.POWER_OF_CHOICE: ("12 13 13 13 13 35", "123"),
+}
+"""numbers of those taken in rounds 1 to 6, and for a hand-out of round 4 without the first"""
+
+
+@pytest.mark.parametrize("rule", Sampling)
+def test_a_run_that_goes_on_under_a_newer_program_draws_as_it_did(rule: Sampling):
+    cohorts, handed_out = DRAWN[rule]
+    state = population(rule, examples=EXAMPLES, losses=LOSSES)
+    for round, cohort in enumerate(cohorts.split(), start=1):
+        assert sample(replace(state, round=round), NAMES, 2) == tuple(f"w-{n}" for n in cohort)
+    again = sample(replace(state, round=4), NAMES[1:], 3, purpose="hand-out 2")
+    assert again == tuple(f"w-{n}" for n in handed_out)
+
+
+def test_a_rule_takes_the_same_by_either_name():
+    named = population(Sampling.POWER_OF_CHOICE, losses=LOSSES, sampling_candidates=3)
+    section = RuleSpec(name="power_of_choice", options={"candidates": 3})
+    ruled = population(Sampling.UNIFORM, losses=LOSSES, sampler=section)
+    for round in range(1, 20):
+        expected = sample(replace(named, round=round), NAMES, 2)
+        assert sample(replace(ruled, round=round), NAMES, 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"sampling": Sampling.BY_EXAMPLES}, 'rounds.sampling is "by_examples"'),
+        ({"sampling_candidates": 4}, "with 4 sampling_candidates"),
+        ({"cohort_size": 0}, 'sampler.name is "uniform", but all ready workers are taken'),
+    ],
+)
+def test_a_sampler_beside_another_or_without_a_choice_to_make_is_refused(rules, words):
+    with pytest.raises(FedLoraError) as caught:
+        RoundRules(**{"cohort_size": 2, "sampler": RuleSpec(name="uniform"), **rules})
+    assert words in caught.value.message
+    assert caught.value.reason is Reason.INVALID_ARGUMENT

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from fedlora.codecs.spec import CodecName, CodecSpec
-from fedlora.config import CONFIG_VARIABLE, LocalWorkers, OriginKind, load_config, run_entries
+from fedlora.config import (
+    CONFIG_VARIABLE,
+    LocalWorkers,
+    OriginKind,
+    load_config,
+    run_entries,
+    toml_text,
+    toml_value,
+)
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.method import Gauge
+from fedlora.runs.method import Gauge, RuleSpec
 from fedlora.runs.partition import PartitionScheme
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.training import LearningRateSchedule
@@ -94,6 +103,22 @@ def test_method_options_stand_beside_the_name(write):
     method = load(write(RUN)).need_run().method
     assert method.options == {"core": "qr"}
     assert method.gauge is Gauge.BALANCED
+
+
+def test_a_sampler_with_a_section_has_its_options_beside_its_name(write):
+    text = RUN + "[rounds]\ncohort_size = 2\n"
+    assert load(write(text)).need_run().rounds.sampler is None
+    text += "[sampler]\nname = 'power_of_choice'\ncandidates = 5\n"
+    run = load(write(text)).need_run()
+    assert run.rounds.sampler == RuleSpec(name="power_of_choice", options={"candidates": 5})
+    assert load(write(toml_text(run_entries(run)))).need_run() == run
+    assert "site.toml" in refused(write(text), "rounds.sampling=by_examples")
+    assert load(None, *overrides_of(text)).need_run().rounds == run.rounds
+
+
+def overrides_of(text: str) -> list[str]:
+    values = tomllib.loads(text)
+    return [f"{s}.{k}={toml_value(v)}" for s, keys in values.items() for k, v in keys.items()]
 
 
 def test_keys_left_out_have_the_default_of_the_dataclass(write):

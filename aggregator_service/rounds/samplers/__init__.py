@@ -1,0 +1,1 @@
+"""Client samplers: which workers a round takes, where it does not take all of them."""
