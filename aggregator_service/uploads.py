@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from aggregator_service.admission import Admission
 from aggregator_service.aggregation.coded_update import check_codes
-from aggregator_service.aggregation.cohort_files import check_selections
+from aggregator_service.aggregation.selected_components import check_selections
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.pace import Pace, PaceRules
