@@ -36,7 +36,7 @@ ACCESS = (
     Mutant(
         name="sessions_are_anybodys",
         sentence="a worker uses the session of another",
-        file="aggregator_service/coordinator.py",
+        file="aggregator_service/worker_calls.py",
         old="        check_is_worker(parsed.worker)\n",
         new="",
         killers=(_ACCESS + "test_a_worker_acts_as_itself_only",),
@@ -44,7 +44,7 @@ ACCESS = (
     Mutant(
         name="names_are_anybodys",
         sentence="a worker registers under the name of another",
-        file="aggregator_service/coordinator.py",
+        file="aggregator_service/worker_calls.py",
         old="        check_is_worker(name)\n",
         new="",
         killers=(_ACCESS + "test_a_worker_acts_as_itself_only",),
