@@ -24,7 +24,7 @@ from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.enrolment import Enrolment
 from aggregator_service.exporter import RunExporter
-from aggregator_service.run_actor import Observers
+from aggregator_service.observers import Observers
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
@@ -32,6 +32,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Silent
 from aggregator_service.transport.server import GrpcServer
 from aggregator_service.uploads import Uploads
+from aggregator_service.worker_calls import WorkerCalls
 from fedlora.exit_codes import ExitCode
 from fedlora.identity.folder import certificate_end, read_authority
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
@@ -59,7 +60,8 @@ class Aggregator:
     Args:
         config: its settings.
         run: run to create and start if it is not there; None serves what is stored.
-        listens: serve over gRPC; otherwise its coordinator and uploads are for this process alone.
+        listens: serve over gRPC; otherwise coordinator, workers and uploads are for this process
+            alone.
     """
 
     def __init__(
@@ -99,13 +101,6 @@ class Aggregator:
                 blobs=blobs,
                 engine=engine,
                 observer=Observers(exporter, metrics.rounds) if metrics else exporter,
-                limits=Limits(
-                    max_update_bytes=config.max_update_bytes,
-                    max_chunk_bytes=MAX_CHUNK_BYTES,
-                    heartbeat_interval_seconds=config.heartbeat_interval_seconds,
-                    idle_timeout_seconds=config.idle_timeout_seconds,
-                    min_bytes_per_second=config.min_bytes_per_second,
-                ),
                 worker_timeout_seconds=config.worker_timeout_seconds,
                 disk=disk,
                 telemetry=metrics.calls if metrics else Silent(),
@@ -127,7 +122,8 @@ class Aggregator:
             )
             await self.enrolment.open()
             admission = Admission(admission_rules(config), time.monotonic)
-            self.uploads = Uploads(self.coordinator, admission, pace_rules(config))
+            self.workers = WorkerCalls(self.coordinator, engine, limits=_limits(config))
+            self.uploads = Uploads(self.coordinator, self.workers, admission, pace_rules(config))
             if metrics is not None:
                 page = metrics.page(config.metrics_address, self.coordinator, admission, disk)
                 self.metrics_address = opened.enter_context(page).address
@@ -137,7 +133,9 @@ class Aggregator:
         return self
 
     async def _listen(self, opened: contextlib.AsyncExitStack) -> None:
-        server = GrpcServer(self.coordinator, self.uploads, self.enrolment, self._config)
+        server = GrpcServer(
+            self.coordinator, self.workers, self.uploads, self.enrolment, self._config
+        )
         opened.push_async_callback(server.stop)
         self.address = await server.start()
         self.enrolment_address = server.enrolment_address
@@ -187,6 +185,16 @@ def _metrics(config: AggregatorConfig, engine: AggregationEngine) -> ServerMetri
 
     ends = functools.partial(certificate_end, config.identity_dir)
     return ServerMetrics(TorchDevice(engine.device), ends)
+
+
+def _limits(config: AggregatorConfig) -> Limits:
+    return Limits(
+        max_update_bytes=config.max_update_bytes,
+        max_chunk_bytes=MAX_CHUNK_BYTES,
+        heartbeat_interval_seconds=config.heartbeat_interval_seconds,
+        idle_timeout_seconds=config.idle_timeout_seconds,
+        min_bytes_per_second=config.min_bytes_per_second,
+    )
 
 
 def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:

@@ -1,74 +1,37 @@
-"""What the server can do, in domain words: sessions, tasks, adapters, runs.
+"""The runs of a server: which there are, what operators do with them, and what is stored of them.
 
-The servicers in `transport` decode a request, call one method here, and encode what it returns.
+The servicer in `transport` decodes a request, calls one method here, and encodes what it returns.
 """
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.run_checks import check_run
-from aggregator_service.caller import check_is_worker
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
-from aggregator_service.reported_numbers import check_scores
-from aggregator_service.rounds.assignment import (
-    changed_parts,
-    check_evaluation,
-    directive_for,
-    task_for,
-)
+from aggregator_service.observers import Observer
 from aggregator_service.rounds.events import (
-    AdapterConfirmed,
-    EvaluationReported,
     RunStarted,
     RunStopped,
-    WorkerLeft,
-    WorkerRegistered,
 )
-from aggregator_service.rounds.membership import session_epoch
 from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.samplers.registry import create_sampler
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
-from aggregator_service.run_actor import Observer, RunActor
-from aggregator_service.sessions import check_session, issue, parse, unknown_session
+from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Telemetry
-from fedlora.adapters.names import Part
-from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
-from fedlora.runs.tasks import (
-    AdapterHeader,
-    Capabilities,
-    DataSlot,
-    Directive,
-    Evaluation,
-    Limits,
-    Progress,
-    Registration,
-    Task,
-    TaskKind,
-    check_worker_name,
-)
-from fedlora.telemetry.logs import bind_context
 
-__all__ = [
-    "MAX_TASK_WAIT_SECONDS",
-    "Coordinator",
-]
-
-MAX_TASK_WAIT_SECONDS = 60.0
-"""longest poll for a task; proxies drop calls that are silent for longer"""
+__all__ = ["Coordinator"]
 
 _REPORTS_AT_ONCE = 100
 """read from the database; with a thousand workers each has some 0.5 MB"""
@@ -82,7 +45,6 @@ class Coordinator:
         blobs: updates and adapters.
         engine: aggregation.
         observer: told of every commit.
-        limits: what workers are allowed.
         worker_timeout_seconds: silence after which a worker counts as lost.
         disk: told of writes that fail.
         telemetry: told of what the server does.
@@ -95,7 +57,6 @@ class Coordinator:
         blobs: BlobStore,
         engine: AggregationEngine,
         observer: Observer,
-        limits: Limits,
         worker_timeout_seconds: float,
         disk: DiskWatch,
         telemetry: Telemetry,
@@ -103,7 +64,6 @@ class Coordinator:
     ) -> None:
         self.store = store
         self.blobs = blobs
-        self.limits = limits
         self.disk = disk
         self.telemetry = telemetry
         self._engine = engine
@@ -239,6 +199,10 @@ class Coordinator:
             Reason.NOT_FOUND, f"no run {run[:100]!r} on this server; there are: {known}"
         )
 
+    def find(self, run_id: str) -> RunActor | None:
+        """The run with an id, if there is one."""
+        return self._runs.get(run_id)
+
     async def reports(self, actor: RunActor) -> AsyncIterator[RoundReport]:
         """The run's completed rounds, in order; never all of them in memory."""
         run_id, last = actor.state.run_id, 0
@@ -295,193 +259,6 @@ class Coordinator:
     async def servable(self, actor: RunActor, adapter: AdapterRecord) -> tuple[str, int]:
         """Digest and rank of a version in the form that PEFT loads."""
         return await self._engine.servable(actor.state.spec, adapter)
-
-    # --- workers -------------------------------------------------------------------------
-
-    async def register(
-        self, *, name: str, run_name: str, instance_id: str, capabilities: Capabilities
-    ) -> Registration:
-        """Opens a session; NO_OPEN_RUN if there is nothing to join."""
-        check_worker_name(name)
-        check_is_worker(name)
-        if not 1 <= len(instance_id) <= 128:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"instance_id must have 1 to 128 characters, got {len(instance_id)}",
-            )
-        actor = self._run_to_join(run_name)
-        before = actor.state.workers.get(name)
-        token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
-        spec = actor.state.spec
-        mixed = registry.create_recipe(spec.method, spec.plugins).takes_mixed_ranks
-        transition = await actor.apply(
-            WorkerRegistered(
-                name=name,
-                instance_id=instance_id,
-                session_hash=digest,
-                capabilities=capabilities,
-                takes_mixed_ranks=mixed,
-            )
-        )
-        actor.touch(name)
-        worker = transition.state.workers[name]
-        slot = None
-        if worker.slot is not None and spec.partition is not None:
-            slot = DataSlot(index=worker.slot, partition=spec.partition)
-        return Registration(
-            session_token=token,
-            run_id=actor.state.run_id,
-            run=spec,
-            rank=worker.rank,
-            limits=self.limits,
-            data_slot=slot,
-            replaced_session=before is not None and before.instance_id != instance_id,
-        )
-
-    def session(self, token: str) -> tuple[RunActor, str]:
-        """The run and worker of a session, which thereby proves that it lives."""
-        actor, worker = self._find_session(token)
-        actor.touch(worker)
-        # A call is a task of its own: what is bound stands on its lines and on no other's.
-        state = actor.state
-        bind_context(run=state.spec.name, round=state.round, worker=worker)
-        return actor, worker
-
-    def _find_session(self, token: str) -> tuple[RunActor, str]:
-        parsed = parse(token)
-        # Before anything is looked up: what there is of others is not for the caller to learn.
-        check_is_worker(parsed.worker)
-        actor = self._runs.get(parsed.run_id)
-        if actor is None:
-            raise unknown_session()
-        check_session(parsed, actor.state.workers.get(parsed.worker))
-        return actor, parsed.worker
-
-    async def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
-        """Makes a worker ready; returns the fingerprint the run is on."""
-        actor, worker = self.session(token)
-        transition = await actor.apply(AdapterConfirmed(worker, layout))
-        fixed = transition.state.layout
-        return fixed.base_fingerprint if fixed else ""
-
-    async def await_task(self, token: str, max_wait_seconds: float) -> Task:
-        """The worker's next task, as soon as there is one.
-
-        Raises:
-            FedLoraError: UNAVAILABLE once the server is leaving; UNKNOWN_SESSION for a session that
-                has not confirmed the adapter. A worker asks only after that, so this state was
-                restored from before it: the worker must tell again who it is and what it holds.
-        """
-        budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
-        until = time.monotonic() + budget
-        actor, worker = self.session(token)
-        while True:
-            self.check_serving()
-            if not (actor.state.workers[worker].confirmed or actor.state.phase.is_final):
-                raise unknown_session()
-            task = task_for(actor.state, worker, actor.now())
-            left = until - time.monotonic()
-            if task.kind is not TaskKind.WAIT or left <= 0:
-                return task
-            await actor.wait_for_task(worker, left)
-            # Only the call itself was a sign of life: its worker may have vanished since.
-            self._find_session(token)
-
-    async def open_adapter(
-        self, token: str, version: int, start_offset: int, held_version: int | None = None
-    ) -> tuple[AdapterHeader, Path]:
-        """The file of a published version at the worker's rank, and the header that goes before.
-
-        Args:
-            token: of the session.
-            version: wanted.
-            start_offset: where an interrupted download goes on.
-            held_version: an earlier version that the worker still has whole; what has not
-                changed since is left out.
-
-        Raises:
-            FedLoraError: NOT_FOUND, or OFFSET_MISMATCH for an offset beyond the end.
-        """
-        actor, worker = self.session(token)
-        record = await self.adapter(actor, version)
-        parts = frozenset(Part)
-        if held_version is not None:
-            run_id = actor.state.run_id
-            held = await self.store.call(lambda s: s.adapter(run_id, held_version))
-            # One that this state has never had, such as after a restore: everything is sent.
-            parts = changed_parts(actor.state, held, record) if held else parts
-        rank = actor.state.workers[worker].rank
-        copy = await self._engine.copy_for(actor.state.spec, record, rank, parts)
-        header = AdapterHeader(
-            run_id=actor.state.run_id,
-            adapter_version=record.version,
-            round=record.round,
-            rank=copy.rank,
-            total_bytes=copy.total_bytes,
-            digest=bytes.fromhex(copy.digest),
-            manifest=copy.manifest,
-            held_version=held_version if parts < frozenset(Part) else None,
-        )
-        if start_offset > copy.total_bytes:
-            raise FedLoraError(
-                Reason.OFFSET_MISMATCH,
-                f"start_offset is {start_offset}, the adapter has {copy.total_bytes} bytes",
-            )
-        actor.count_download(copy.total_bytes - start_offset)
-        return header, self.blobs.path(copy.digest)
-
-    async def report_evaluation(
-        self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]
-    ) -> None:
-        """Counts a worker's scores of the published adapter, once."""
-        actor, worker = self.session(token)
-        check_scores(evaluations, num_labels=len(actor.state.spec.adapter.labels))
-        if check_evaluation(actor.state, worker, task_id, actor.now()):
-            await actor.apply(EvaluationReported(worker, evaluations))
-
-    def report_progress(self, token: str, progress: Progress) -> None:
-        """Tells watchers how far a worker has got."""
-        actor, worker = self.session(token)
-        actor.publish_progress(
-            worker,
-            {
-                "task_id": progress.task_id,
-                "completed_steps": progress.completed_steps,
-                "total_steps": progress.total_steps,
-                **{k: v for k, v in progress.metrics.items() if math.isfinite(v)},
-            },
-        )
-
-    def heartbeat(self, token: str, task_id: str) -> Directive:
-        """Whether the task in hand still counts."""
-        actor, worker = self.session(token)
-        return directive_for(actor.state, worker, task_id, actor.now())
-
-    async def leave(self, token: str, reason: str) -> None:
-        """Ends a session in good order."""
-        actor, worker = self.session(token)
-        await actor.apply(WorkerLeft(worker, reason[:500]))
-
-    def _run_to_join(self, run_name: str) -> RunActor:
-        if run_name:
-            return self.run(run_name)
-        open_runs = [a for a in self.runs() if not a.state.phase.is_final]
-        if len(open_runs) > 1:
-            names = ", ".join(a.state.spec.name for a in open_runs)
-            raise FedLoraError(
-                Reason.NO_OPEN_RUN,
-                f"this server has {len(open_runs)} open runs: {names}",
-                hint="Name the run to join: worker.run_name",
-            )
-        # A worker that comes late to the only run is told that it is over.
-        candidates = open_runs or list(self.runs())[-1:]
-        if not candidates:
-            raise FedLoraError(
-                Reason.NO_OPEN_RUN,
-                "this server has no run to join",
-                hint="Create one: fedlora serve --config FILE with a [run] section",
-            )
-        return candidates[0]
 
 
 def _spec_difference(old: RunSpec, new: RunSpec) -> str:

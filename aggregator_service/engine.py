@@ -17,8 +17,8 @@ import torch
 from aggregator_service.aggregation import registry
 from aggregator_service.aggregation.base_weights import BaseWeights
 from aggregator_service.aggregation.certify import certify
-from aggregator_service.aggregation.cohort_files import Contribution
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
 from aggregator_service.aggregation.refine import refine

@@ -16,6 +16,7 @@ from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.identity.folder import AUTHORITY_KEY, CERTIFICATE
 from fedlora.identity.names import AccessRole
 from fedlora.identity.setup import AUTHORITY_FOLDER, init_federation, issue_to
+from fedlora.identity.swap import holds
 
 __all__ = ["main", "make_identities"]
 
@@ -26,11 +27,11 @@ def make_identities(folder: Path, *, server_names: list[str], workers: int) -> l
     """Makes the identities that are not there; returns their folders' names."""
     made = []
     authority_dir = folder / AUTHORITY_FOLDER
-    if not (authority_dir / AUTHORITY_KEY).exists():
+    if not holds(authority_dir, AUTHORITY_KEY):
         init_federation(folder, federation="local", server_names=server_names, days=_DAYS)
         made += ["authority", "server", "operator"]
     for name in (f"worker-{number}" for number in range(1, workers + 1)):
-        if not (folder / name / CERTIFICATE).exists():
+        if not holds(folder / name, CERTIFICATE):
             issue_to(folder / name, authority_dir, role=AccessRole.WORKER, name=name, days=_DAYS)
             made.append(name)
     return made

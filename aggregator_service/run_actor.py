@@ -10,10 +10,10 @@ import asyncio
 import contextvars
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -21,6 +21,8 @@ from aggregator_service.clock import RunClock
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.failpoints import Failpoint, reach
+from aggregator_service.observers import Observer
+from aggregator_service.progress_feed import ProgressFeed
 from aggregator_service.rounds.events import (
     AdapterAggregated,
     AdapterRefined,
@@ -36,6 +38,7 @@ from aggregator_service.rounds.events import (
     WorkerLost,
     WorkerReturned,
 )
+from aggregator_service.rounds.history import as_events, certificate_ready
 from aggregator_service.rounds.machine import TABLE, pending_effects, step
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import RunState
@@ -43,10 +46,10 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.task_waits import TaskWaits
 from aggregator_service.telemetry import Telemetry
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.report import Certificate, EventType, RoundReport, RunEvent, WorkerState
+from fedlora.runs.report import Certificate, EventType, RunEvent, WorkerState
 from fedlora.telemetry.logs import bind_context
 
-__all__ = ["Observer", "Observers", "RunActor"]
+__all__ = ["RunActor"]
 
 log = structlog.get_logger(__name__)
 
@@ -55,34 +58,6 @@ T = TypeVar("T")
 
 _SHORTEST_WAIT_SECONDS = 0.01
 _REFUSED_WAIT_SECONDS = 5.0
-
-
-class Observer(Protocol):
-    """Told of what has become durable; must not block and must not fail the run."""
-
-    def committed(
-        self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
-    ) -> None:
-        """New stored events of a run, and the rounds that are complete or certified by them."""
-        ...
-
-
-class Observers:
-    """Several observers, told one after the other.
-
-    Args:
-        observers: in this order.
-    """
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def committed(
-        self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
-    ) -> None:
-        """See Observer."""
-        for observer in self._observers:
-            observer.committed(state, events, reports)
 
 
 class RunActor:
@@ -130,7 +105,8 @@ class RunActor:
         self._last_seen = {name: monotonic() for name in state.workers}
         self._silence_due = monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._progress: set[asyncio.Queue[RunEvent]] = set()
+        self.progress = ProgressFeed()
+        """of its workers"""
         self._certifying: set[int] = set()
         self._bytes_down = 0
 
@@ -254,16 +230,6 @@ class RunActor:
 
     # --- watching ------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def subscribe_progress(self) -> AsyncIterator[asyncio.Queue[RunEvent]]:
-        """Progress events as they come; a slow reader misses some, nobody waits for it."""
-        queue: asyncio.Queue[RunEvent] = asyncio.Queue(maxsize=256)
-        self._progress.add(queue)
-        try:
-            yield queue
-        finally:
-            self._progress.discard(queue)
-
     def publish_progress(self, worker: str, detail: dict[str, object]) -> None:
         """Tells watchers how far a worker has got; nothing is stored."""
         event = RunEvent(
@@ -274,10 +240,7 @@ class RunActor:
             worker=worker,
             detail=detail,
         )
-        for queue in self._progress:
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(event)
+        self.progress.publish(event)
 
     # --- driving -------------------------------------------------------------------------
 
@@ -374,20 +337,7 @@ class RunActor:
 
     async def _measure(self, round: int) -> None:
         certificate = await self._engine.certify(self._state, round, self._store)
-        overall = certificate.overall
-        fact = Fact(
-            type=EventType.CERTIFICATE_READY,
-            round=round,
-            detail={
-                "relative_error": overall.relative_error,
-                "factor_mean_error": overall.factor_mean_error,
-                "lower_bound": overall.lower_bound,
-                "relative_error_vs_change": overall.relative_error_vs_change,
-                "factor_mean_error_vs_change": overall.factor_mean_error_vs_change,
-                "lower_bound_vs_change": overall.lower_bound_vs_change,
-                "seconds": certificate.seconds,
-            },
-        )
+        fact = certificate_ready(round, certificate)
         async with self._lock:
             # With the certificate the run may be settled: whoever waits for that looks now.
             self._certifying.discard(round)
@@ -412,18 +362,7 @@ class RunActor:
             and not certificates
         ):
             return
-        first = self._state.last_sequence + 1
-        events = tuple(
-            RunEvent(
-                sequence=first + i,
-                type=fact.type,
-                time=wall,
-                round=fact.round,
-                worker=fact.worker,
-                detail=fact.detail,
-            )
-            for i, fact in enumerate(transition.facts)
-        )
+        events = as_events(transition.facts, after=self._state.last_sequence, time=wall)
         state = replace(state, last_sequence=self._state.last_sequence + len(events))
         reports = transition.reports
         if reports:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from aggregator_service.aggregation.adapter_file import StoredAdapter
-from aggregator_service.aggregation.cohort_files import Coding, Contribution
+from aggregator_service.aggregation.contribution import Coding, Contribution
 from aggregator_service.aggregation.slicing import slice_adapter
 from aggregator_service.rounds.state import AdapterRecord, UpdateRecord
 from aggregator_service.store.blobs import BlobStore

@@ -1,7 +1,7 @@
 """What the server tells whoever counts: calls, payloads and commits, each with its details.
 
 The server knows this protocol and nothing of what is made of it; `aggregator_service.metrics` makes
-Prometheus metrics. What a run comes to is told by `run_actor.Observer`, and what can be looked at
+Prometheus metrics. What a run comes to is told by `observers.Observer`, and what can be looked at
 whenever somebody asks (queues, phases, workers) is not told at all.
 """
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from aggregator_service.admission import Admission
 from aggregator_service.aggregation.coded_update import check_codes
-from aggregator_service.aggregation.cohort_files import check_selections
+from aggregator_service.aggregation.selected_components import check_selections
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.pace import Pace, PaceRules
@@ -33,6 +33,7 @@ from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import UploadWriter
 from aggregator_service.upload_story import CUT, DISK, UploadStory
+from aggregator_service.worker_calls import WorkerCalls
 from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key, split_extra
 from fedlora.codecs.updates import create_codec
@@ -56,13 +57,21 @@ class Uploads:
     """Receives updates.
 
     Args:
-        coordinator: the server.
+        coordinator: the runs.
+        workers: whose sessions they are, and what they are allowed.
         admission: gives uploads their turn.
         pace: what each of them is held to.
     """
 
-    def __init__(self, coordinator: Coordinator, admission: Admission, pace: PaceRules) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        workers: WorkerCalls,
+        admission: Admission,
+        pace: PaceRules,
+    ) -> None:
         self._coordinator = coordinator
+        self._workers = workers
         self._admission = admission
         self._pace = pace
 
@@ -83,7 +92,7 @@ class Uploads:
             FedLoraError: for a header that is not what the worker was asked for, bytes that are
                 not what the header says, or a stream that ends too early.
         """
-        actor, worker = self._coordinator.session(header.session_token)
+        actor, worker = self._workers.session(header.session_token)
         self._check_header(header, num_labels=len(actor.state.spec.adapter.labels))
         reach(Failpoint.HEADER_READ)
         left = max(0, header.total_bytes - header.start_offset)
@@ -157,7 +166,7 @@ class Uploads:
 
     async def status(self, token: str, idempotency_key: str) -> UploadStatus:
         """How much of an upload is here."""
-        actor, worker = self._coordinator.session(token)
+        actor, worker = self._workers.session(token)
         run_id = actor.state.run_id
         known = await self._known(actor, idempotency_key)
         if known is not None and known.worker == worker:
@@ -178,7 +187,7 @@ class Uploads:
         return await self._coordinator.store.call(lambda s: s.update_by_key(run_id, key))
 
     def _check_header(self, header: UpdateHeader, *, num_labels: int) -> None:
-        limits = self._coordinator.limits
+        limits = self._workers.limits
         if not 1 <= len(header.idempotency_key) <= 512:
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
@@ -228,7 +237,7 @@ class Uploads:
     async def _receive_chunks(
         self, writer: UploadWriter, header: UpdateHeader, messages: AsyncIterator[Chunk | Commit]
     ) -> Commit:
-        limit = self._coordinator.limits.max_chunk_bytes
+        limit = self._workers.limits.max_chunk_bytes
         async with WriteBehind(writer) as behind:
             while (message := await behind.next_of(messages)) is not None:
                 if isinstance(message, Commit):

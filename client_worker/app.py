@@ -35,6 +35,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.identity.folder import CERTIFICATE, certificate_end
 from fedlora.identity.invitation import read_invitation
+from fedlora.identity.swap import holds
 from fedlora.plugins import known_plugins
 from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.spec import RunSpec
@@ -101,7 +102,7 @@ def run_worker(
 
 def _enrol_if_invited(config: WorkerConfig) -> None:
     folder, invitation = config.identity_dir, config.invitation
-    if folder is not None and invitation is not None and not (folder / CERTIFICATE).exists():
+    if folder is not None and invitation is not None and not holds(folder, CERTIFICATE):
         log.info("enrolled", identity=enrol(read_invitation(invitation), folder).uri)
 
 

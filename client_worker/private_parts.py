@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError
-from fedlora.folders import sync_folder
+from fedlora.folders import make_folder, sync_folder
 from fedlora.runs.tasks import Task
 from fedlora.tensors.manifest import TensorManifest
 from fedlora.tensors.safetensors_io import decode, encode
@@ -138,7 +138,7 @@ class PrivateParts:
 
 
 def _write(folder: Path, run_id: str, task: Task, tensors: Mapping[str, Tensor]) -> Path:
-    _make(folder)
+    make_folder(folder)
     made_for = {"run_id": run_id, "task_id": task.task_id, "round": task.round}
     head = json.dumps(made_for).encode() + b"\n"
     digest, temporary = new_digest(head), folder / "writing.tmp"
@@ -178,11 +178,3 @@ def _read(path: Path, run_id: str, manifest: TensorManifest) -> PrivatePart | No
     except (OSError, FedLoraError) as error:
         log.warning("private_part_foreign", file=str(path), error=str(error), action=_INSTEAD)
         return None
-
-
-def _make(folder: Path) -> None:
-    """Makes a folder, and its name durable."""
-    if not folder.is_dir():
-        _make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)

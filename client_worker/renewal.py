@@ -16,6 +16,7 @@ import structlog
 
 from fedlora.errors import FedLoraError
 from fedlora.identity.folder import read_identity
+from fedlora.identity.swap import settle
 
 __all__ = ["Renewal"]
 
@@ -52,6 +53,7 @@ class Renewal:
 
     def __enter__(self) -> None:
         if os.access(self._folder, os.W_OK):
+            settle(self._folder)
             self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -64,7 +66,7 @@ class Renewal:
             try:
                 if self._is_due():
                     log.info("identity_renewed", expires=self._renew())
-            except FedLoraError as error:
+            except (FedLoraError, OSError) as error:
                 # There is a third of its life left to try again in.
                 log.warning("identity_not_renewed", error=str(error))
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["sync_folder"]
+__all__ = ["make_folder", "sync_folder"]
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """Makes a folder, and what is missing above it, and their names durable.
+
+    Args:
+        folder: stays as it is if it is there.
+        mode: of the folder itself, less the umask.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode, exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,8 +18,9 @@ import torch
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.certificate import ModuleNorms, measure
-from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
+from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter

@@ -12,18 +12,18 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from aggregator_service.aggregation.adapter_file import AdapterFile, Scaling, StoredAdapter
+from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.client_grams import ClientGrams
-from aggregator_service.aggregation.coded_update import CodedTensors
+from aggregator_service.aggregation.contribution import Contribution
+from aggregator_service.aggregation.layout_check import check_layout
 from aggregator_service.aggregation.module_cohort import BaseRows, GlobalModule, ModuleCohort
+from aggregator_service.aggregation.selected_components import selected_components
 from aggregator_service.aggregation.slicing import given_factors
 from aggregator_service.aggregation.update_shares import (
     Shares,
@@ -33,55 +33,11 @@ from aggregator_service.aggregation.update_shares import (
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
-from fedlora.codecs.base import Codec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_finite
 from fedlora.runs.plan import RoundPlan, Selection
 
-__all__ = ["Coding", "CohortFiles", "Contribution", "check_selections", "selected_components"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coding:
-    """What it takes to read an update in a codec."""
-
-    codec: Codec
-    base: StoredAdapter
-    """the version that the update is a change of"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """One worker's update of a round."""
-
-    worker: str
-    """name; sums run in its order"""
-    weight: float
-    """>= 0, need not sum to 1 over the cohort; 0 means absent. What the weighting rule takes for
-    the number of examples"""
-    path: Path
-    """safetensors file with PEFT keys, or in a codec"""
-    scaling: Scaling
-    """s of lora_B"""
-    given_rank: int = 0
-    """rank of the adapter that the worker was given; 0: the update's own"""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    coding: Coding | None = None
-    """None: the file holds the adapter's tensors as they are"""
-
-    def open(self) -> AdapterFile:
-        """The update as the adapter that it says, whatever it is written in."""
-        if self.coding is None:
-            return AdapterFile(self.path, self.scaling, self.worker)
-        base = self.coding.base
-        tensors = CodedTensors(
-            self.path,
-            codec=self.coding.codec,
-            base=AdapterFile(base.path, base.scaling, "the version it began from"),
-            rank=self.given_rank,
-            owner=self.worker,
-        )
-        return AdapterFile(tensors, self.scaling, self.worker)
+__all__ = ["CohortFiles"]
 
 
 class CohortFiles:
@@ -120,7 +76,7 @@ class CohortFiles:
             for file in self.files:
                 if start is None:
                     file.check_complete()
-                _check_layout(self._frame, file)
+                check_layout(self._frame, file)
         except BaseException:
             self._stack.close()
             raise
@@ -342,50 +298,6 @@ class CohortFiles:
         return LoraFactors(a, b)
 
 
-def check_selections(path: Path, rank: int, owner: str) -> None:
-    """Refuses an update of chosen components whose masks do not fit its factors.
-
-    A manifest tells shapes, not which components they stand for.
-
-    Args:
-        path: the update's file.
-        rank: of the adapter that the worker was given.
-        owner: the worker, for messages.
-
-    Raises:
-        FedLoraError: INVALID_PAYLOAD.
-    """
-    with AdapterFile(path, 1.0, owner) as file:
-        for module in file.modules:
-            selected_components(file, module, rank)
-
-
-def selected_components(file: AdapterFile, module: str, rank: int) -> Tensor:
-    """Indices of the components that an update of chosen components holds.
-
-    Raises:
-        FedLoraError: INVALID_PAYLOAD for a mask that is none, or that does not fit the factors
-            beside it.
-    """
-
-    def refuse(text: str) -> FedLoraError:
-        return FedLoraError(Reason.INVALID_PAYLOAD, f"{file.owner}: module {module!r}: {text}")
-
-    if Part.SELECTED not in file.parts(module):
-        raise refuse("expected a mask of the components sent, got none")
-    mask = file.part(module, Part.SELECTED)
-    if mask.shape != (rank,) or not bool(((mask == 0) | (mask == 1)).all()):
-        raise refuse(f"expected a mask of {rank} zeros and ones, got {mask.tolist()[:64]}")
-    chosen: Tensor = mask.nonzero().flatten()
-    for part, axis in ((Part.A, 0), (Part.B, 1)):
-        held = file.shape(module, part)[axis] if part in file.parts(module) else 0
-        if part in file.parts(module) and held != len(chosen):
-            raise refuse(f"the mask names {len(chosen)} components, {part.value} has {held}")
-    if len(chosen) and not {Part.A, Part.B} & {*file.parts(module)}:
-        raise refuse(f"the mask names {len(chosen)} components, and no factor is there")
-    return chosen
-
-
 def _alone(a_RK: Tensor, rows: int) -> LoraFactors:
     """A with the identity for B, so that the product is A with rows of zeros below it."""
     return LoraFactors(a_RK, torch.eye(rows, len(a_RK), dtype=a_RK.dtype, device=a_RK.device))
@@ -406,50 +318,3 @@ def _check_weights(contributions: Sequence[Contribution]) -> None:
             Reason.INVALID_ARGUMENT,
             f"none of the {len(contributions)} updates has a positive weight",
         )
-
-
-def _check_layout(first: AdapterFile, other: AdapterFile) -> None:
-    """That two adapters are of one base model and the same layers; ranks may differ."""
-
-    def refuse(what: str) -> FedLoraError:
-        return FedLoraError(
-            Reason.LAYOUT_MISMATCH,
-            f"{first.owner} and {other.owner} adapt different layers: {what}",
-            hint="Updates can be combined only for one base model and the same target_modules",
-        )
-
-    if first.is_hira != other.is_hira and any(Part.A in other.parts(m) for m in other.modules):
-        raise refuse("one is LoRA, the other HiRA")
-    if _is_dora(first) != _is_dora(other):
-        raise refuse("one is DoRA, the other has no magnitudes")
-    if different := sorted({*first.modules} ^ {*other.modules}):
-        holder = first if different[0] in first.modules else other
-        raise refuse(f"module {different[0]!r} is in {holder.owner} only")
-    for module in first.modules:
-        for part, axis in ((Part.A, 1), (Part.B, 0), (Part.MAGNITUDE, 0)):
-            if part not in first.parts(module) or part not in other.parts(module):
-                continue
-            if first.shape(module, part)[axis] != other.shape(module, part)[axis]:
-                mine, theirs = (_words(f, module) for f in (first, other))
-                raise refuse(f"module {module!r} is {mine} in one and {theirs} in the other")
-    if different := sorted({*first.saved} ^ {*other.saved}):
-        holder = first if different[0] in first.saved else other
-        raise refuse(f"tensor {different[0]!r} is in {holder.owner} only")
-    for key in first.saved:
-        if first.shapes[key] != other.shapes[key]:
-            raise refuse(
-                f"tensor {key!r} is {list(first.shapes[key])} in one and "
-                f"{list(other.shapes[key])} in the other"
-            )
-
-
-def _is_dora(file: AdapterFile) -> bool:
-    return any(Part.MAGNITUDE in file.parts(module) for module in file.modules)
-
-
-def _words(file: AdapterFile, module: str) -> str:
-    """Out x in of a module, with a question mark for what the file does not say."""
-    parts = file.parts(module)
-    rows = file.shape(module, Part.B)[0] if Part.B in parts else "?"
-    columns = file.shape(module, Part.A)[1] if Part.A in parts else "?"
-    return f"{rows}x{columns}"

@@ -21,8 +21,9 @@ from torch import Tensor
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.base import ModuleResult, Publication
 from aggregator_service.aggregation.certify import certify
-from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
+from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.geometry import cohort_geometry
 from aggregator_service.aggregation.memory import modules_at_a_time

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.client_grams import ClientGrams
-from aggregator_service.aggregation.cohort_files import CohortFiles, Contribution
+from aggregator_service.aggregation.cohort_files import CohortFiles
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import StoredAdapter
 

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.round_context import StoredAdapter
 from aggregator_service.aggregation.slicing import given_factors
 from aggregator_service.aggregation.tensor_writer import TensorWriter

@@ -89,7 +89,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> AsyncIterator[pb.WatchRunResponse]:
         actor = self._coordinator.run(request.run)
         sequence = max(1, request.first_sequence)
-        async with actor.subscribe_progress() as progress:
+        async with actor.progress.subscribe() as progress:
             while True:
                 change = actor.next_change
                 self._coordinator.check_serving()

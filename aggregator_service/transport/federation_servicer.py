@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from aggregator_service.coordinator import Coordinator
 from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.errors import Context, answering, streaming
 from aggregator_service.uploads import Uploads
+from aggregator_service.worker_calls import WorkerCalls
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
@@ -22,16 +22,16 @@ __all__ = ["FederationServicer"]
 
 
 class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
-    """Decodes, calls the coordinator, encodes."""
+    """Decodes, calls what workers may do, encodes."""
 
-    def __init__(self, coordinator: Coordinator, uploads: Uploads, files: EncodedFiles) -> None:
-        self._coordinator = coordinator
+    def __init__(self, workers: WorkerCalls, uploads: Uploads, files: EncodedFiles) -> None:
+        self._workers = workers
         self._uploads = uploads
         self._files = files
 
     @answering
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
-        registration = await self._coordinator.register(
+        registration = await self._workers.register(
             name=request.worker_name,
             run_name=request.run_name,
             instance_id=request.instance_id,
@@ -44,21 +44,21 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.ConfirmAdapterRequest, context: Context
     ) -> pb.ConfirmAdapterResponse:
         layout = from_message(request.layout, AdapterLayout)
-        fingerprint = await self._coordinator.confirm_adapter(request.session_token, layout)
+        fingerprint = await self._workers.confirm_adapter(request.session_token, layout)
         return pb.ConfirmAdapterResponse(base_fingerprint=fingerprint)
 
     @answering
     async def AwaitTask(
         self, request: pb.AwaitTaskRequest, context: Context
     ) -> pb.AwaitTaskResponse:
-        task = await self._coordinator.await_task(request.session_token, request.max_wait_seconds)
+        task = await self._workers.await_task(request.session_token, request.max_wait_seconds)
         return pb.AwaitTaskResponse(task=to_message(task, pb.Task))
 
     @streaming
     async def PullAdapter(
         self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[Any]:
-        header, path = await self._coordinator.open_adapter(
+        header, path = await self._workers.open_adapter(
             request.session_token,
             request.adapter_version,
             request.start_offset,
@@ -99,16 +99,14 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.ReportEvaluationRequest, context: Context
     ) -> pb.ReportEvaluationResponse:
         evaluations = tuple(from_message(e, Evaluation) for e in request.evaluations)
-        await self._coordinator.report_evaluation(
-            request.session_token, request.task_id, evaluations
-        )
+        await self._workers.report_evaluation(request.session_token, request.task_id, evaluations)
         return pb.ReportEvaluationResponse()
 
     @answering
     async def ReportMetrics(
         self, request: pb.ReportMetricsRequest, context: Context
     ) -> pb.ReportMetricsResponse:
-        self._coordinator.report_progress(
+        self._workers.report_progress(
             request.session_token, from_message(request.progress, Progress)
         )
         return pb.ReportMetricsResponse()
@@ -117,14 +115,14 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     async def Heartbeat(
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
-        directive = self._coordinator.heartbeat(request.session_token, request.task_id)
+        directive = self._workers.heartbeat(request.session_token, request.task_id)
         return pb.HeartbeatResponse(
             directive=pb.Directive.Value(f"DIRECTIVE_{directive.value.upper()}")
         )
 
     @answering
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
-        await self._coordinator.leave(request.session_token, request.reason)
+        await self._workers.leave(request.session_token, request.reason)
         return pb.LeaveResponse()
 
 

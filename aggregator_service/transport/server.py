@@ -20,6 +20,7 @@ from aggregator_service.transport.identity_servicer import EnrolmentServicer, Id
 from aggregator_service.transport.measured_calls import MeasuredCalls
 from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
+from aggregator_service.worker_calls import WorkerCalls
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import admin_pb2_grpc, federation_pb2_grpc, identity_pb2_grpc
 from fedlora.rpc.channel import SERVER_OPTIONS
@@ -61,6 +62,7 @@ class GrpcServer:
     def __init__(
         self,
         coordinator: Coordinator,
+        workers: WorkerCalls,
         uploads: Uploads,
         enrolment: Enrolment,
         config: AggregatorConfig,
@@ -73,7 +75,7 @@ class GrpcServer:
         self._coordinator = coordinator
         self._enrolment = enrolment
         self._reporting: asyncio.Task[None] | None = None
-        self._server = self._main_server(uploads)
+        self._server = self._main_server(workers, uploads)
         self._beside: list[grpc.aio.Server] = []
 
     async def start(self) -> str:
@@ -124,7 +126,7 @@ class GrpcServer:
     health_address = ""
     """host:port of plain health checks; empty for none"""
 
-    def _main_server(self, uploads: Uploads) -> grpc.aio.Server:
+    def _main_server(self, workers: WorkerCalls, uploads: Uploads) -> grpc.aio.Server:
         config = self._config
         # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
         measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
@@ -134,7 +136,7 @@ class GrpcServer:
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
         files = EncodedFiles(on_sent=self._coordinator.telemetry.sent)
-        federation = FederationServicer(self._coordinator, uploads, files)
+        federation = FederationServicer(workers, uploads, files)
         admin = AdminServicer(self._coordinator, self._enrolment, files)
         identity = IdentityServicer(self._enrolment)
         federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from aggregator_service.aggregation import driver, registry
 from aggregator_service.aggregation.adapter_file import AdapterFile
-from aggregator_service.aggregation.cohort_files import Coding
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.contribution import Coding
 from client_worker.coding import UpdateCoder
 from client_worker.data.config import DataConfig
 from client_worker.held import HeldAdapter

@@ -9,10 +9,19 @@ import grpc
 
 from client_worker.transport.calls import CONTROL_SECONDS
 from fedlora.errors import FedLoraError, Reason
-from fedlora.identity.certificates import certified_of_pem, new_key, request_for
+from fedlora.identity.bearer import token_digest
+from fedlora.identity.certificates import (
+    Key,
+    certified_of_pem,
+    key_from_pem,
+    key_to_pem,
+    new_key,
+    request_for,
+)
 from fedlora.identity.folder import read_authorities, write_identity
 from fedlora.identity.invitation import InvitationFile
 from fedlora.identity.names import Identity
+from fedlora.identity.swap import holds, read_file, replace_files
 from fedlora.proto.v1 import identity_pb2 as pb
 from fedlora.proto.v1 import identity_pb2_grpc
 from fedlora.rpc.channel import client_options
@@ -21,6 +30,8 @@ from fedlora.rpc.status import from_rpc_error
 
 __all__ = ["enrol", "renew"]
 
+_KEY_NAME = ".enrolling-{}.key"
+"""in the identity folder until there is a certificate for it"""
 
 _TRIES = 3
 _LOST = (Reason.UNAVAILABLE, Reason.DEADLINE_EXCEEDED)
@@ -32,7 +43,8 @@ def enrol(invitation: InvitationFile, folder: Path) -> Identity:
 
     Args:
         invitation: good still, and not redeemed.
-        folder: gets ca.crt, tls.crt and tls.key.
+        folder: gets ca.crt, tls.crt and tls.key. Whoever is killed meanwhile can do it again
+            with the same folder and the same invitation, for as long as that is good.
 
     Raises:
         FedLoraError: INVALID_CONFIG for an invitation that has expired; UNAUTHENTICATED for one
@@ -44,7 +56,7 @@ def enrol(invitation: InvitationFile, folder: Path) -> Identity:
             f"the invitation for {invitation.name!r} has expired",
             hint="Ask the federation's operator for another: `fedlora pki token`",
         )
-    key = new_key()
+    key = _own_key(folder, invitation.join_token)
     authorities = invitation.authorities_pem.encode()
     credentials = grpc.ssl_channel_credentials(authorities)
     options = client_options()
@@ -53,7 +65,22 @@ def enrol(invitation: InvitationFile, folder: Path) -> Identity:
     write_identity(
         folder, authorities_pem=authorities, certificates_pem=answer.certificate, key=key
     )
+    for spent in folder.glob(_KEY_NAME.format("*")):
+        spent.unlink()
     return _identity(answer.certificate)
+
+
+def _own_key(folder: Path, join_token: str) -> Key:
+    """The key to redeem a token with: the same again for who was killed before it had the answer.
+
+    Each token gets a key of its own, so that one that was lost is not certified anew.
+    """
+    name = _KEY_NAME.format(token_digest(join_token)[:16])
+    if holds(folder, name):
+        return key_from_pem(read_file(folder, name))
+    key = new_key()
+    replace_files(folder, {name: key_to_pem(key)})
+    return key
 
 
 def _enrolled(

@@ -6,16 +6,13 @@ before anything is dialled or served: a TLS handshake that fails tells nobody wh
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
 
 from fedlora.errors import FedLoraError, Reason
-from fedlora.folders import sync_folder
 from fedlora.identity.certificates import (
     Authority,
     Certified,
@@ -27,6 +24,7 @@ from fedlora.identity.certificates import (
     to_pem,
 )
 from fedlora.identity.names import Identity
+from fedlora.identity.swap import file_status, read_file, replace_files
 
 __all__ = [
     "AUTHORITY_CERTIFICATE",
@@ -76,8 +74,7 @@ def read_identity(folder: Path, *, now: float) -> IdentityFiles:
         FedLoraError: INVALID_CONFIG for a file that is missing or is not what it should be, a key
             that is not the certificate's, a certificate that names nobody, or is not good now.
     """
-    authorities = read_authorities(folder)
-    certificates, key, own = _read_pair(folder)
+    authorities, certificates, key, own = _read_whole(folder)
     if own.identity is None:
         raise _invalid(
             folder / CERTIFICATE,
@@ -103,7 +100,7 @@ def read_identity(folder: Path, *, now: float) -> IdentityFiles:
 
 def read_authorities(folder: Path) -> bytes:
     """The authorities of a folder, PEM; INVALID_CONFIG if there are none."""
-    pem = _read(folder / AUTHORITY_CERTIFICATE)
+    pem = _read(folder, AUTHORITY_CERTIFICATE)
     _certificates(folder / AUTHORITY_CERTIFICATE, pem)
     return pem
 
@@ -115,8 +112,8 @@ def read_authority(folder: Path) -> Authority:
         FedLoraError: INVALID_CONFIG for files that are missing, or not those of an authority.
     """
     file = folder / AUTHORITY_CERTIFICATE
-    certificate = _certificates(file, _read(file))[0]
-    key = _key(folder / AUTHORITY_KEY, _read(folder / AUTHORITY_KEY))
+    certificate = _certificates(file, _read(folder, AUTHORITY_CERTIFICATE))[0]
+    key = _key(folder / AUTHORITY_KEY, _read(folder, AUTHORITY_KEY))
     if key.public_key() != certificate.public_key():
         raise _invalid(folder / AUTHORITY_KEY, f"is not the key of {file}", "")
     return authority_of(certificate, key)
@@ -126,7 +123,7 @@ def write_identity(
     folder: Path, *, authorities_pem: bytes, certificates_pem: bytes, key: Key
 ) -> None:
     """Makes or renews an identity folder; the key is readable for its owner alone."""
-    _write(
+    replace_files(
         folder,
         {
             AUTHORITY_CERTIFICATE: authorities_pem,
@@ -138,7 +135,7 @@ def write_identity(
 
 def write_authority(folder: Path, authority: Authority) -> None:
     """Makes the folder of an authority."""
-    _write(
+    replace_files(
         folder,
         {
             AUTHORITY_CERTIFICATE: to_pem(authority.certificate),
@@ -152,7 +149,7 @@ def stamp(folder: Path) -> tuple[tuple[int, int], ...]:
     found = []
     for name in (AUTHORITY_CERTIFICATE, CERTIFICATE, KEY):
         try:
-            status = (folder / name).stat()
+            status = file_status(folder, name)
         except OSError:
             continue
         found.append((status.st_ino, status.st_mtime_ns))
@@ -166,21 +163,23 @@ def certificate_end(folder: Path | None) -> float | None:
     """
     if folder is None:
         return None
-    file = folder / CERTIFICATE
     try:
-        return certified(_certificates(file, _read(file))[0]).not_after
+        pem = _read(folder, CERTIFICATE)
+        return certified(_certificates(folder / CERTIFICATE, pem)[0]).not_after
     except FedLoraError:
         return None
 
 
-def _read_pair(folder: Path) -> tuple[bytes, bytes, Certified]:
-    """Certificate and key, read anew while somebody is between writing the one and the other."""
+def _read_whole(folder: Path) -> tuple[bytes, bytes, bytes, Certified]:
+    """Authorities, certificate and key, read anew while somebody replaces them."""
     for left in reversed(range(_SWAP_TRIES)):
-        pem, key_pem = _read(folder / CERTIFICATE), _read(folder / KEY)
+        before = stamp(folder)
+        authorities = read_authorities(folder)
+        pem, key_pem = _read(folder, CERTIFICATE), _read(folder, KEY)
         own = _certificates(folder / CERTIFICATE, pem)[0]
         key = _key(folder / KEY, key_pem)
-        if key.public_key() == own.public_key():
-            return pem, key_pem, certified(own)
+        if key.public_key() == own.public_key() and stamp(folder) == before:
+            return authorities, pem, key_pem, certified(own)
         if left:
             time.sleep(_SWAP_SECONDS)
     raise _invalid(folder / KEY, f"is not the key of {folder / CERTIFICATE}", "")
@@ -200,31 +199,16 @@ def _key(file: Path, pem: bytes) -> Key:
         raise _invalid(file, f"cannot be used: {error.message}", "") from error
 
 
-def _read(file: Path) -> bytes:
+def _read(folder: Path, name: str) -> bytes:
     try:
-        return file.read_bytes()
+        return read_file(folder, name)
     except OSError as error:
         raise _invalid(
-            file,
+            folder / name,
             f"cannot be read: {error.strerror}",
             "An identity folder has ca.crt, tls.crt and tls.key; `fedlora pki` and `fedlora worker "
             "enroll` make one",
         ) from error
-
-
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name, content in contents.items():
-        temporary = folder / f".{name}.new"
-        temporary.unlink(missing_ok=True)
-        mode = 0o600 if name.endswith(".key") else 0o644
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
-    sync_folder(folder)
 
 
 def _invalid(file: Path, what: str, hint: str) -> FedLoraError:

@@ -15,6 +15,7 @@ from fedlora.identity.folder import (
     write_identity,
 )
 from fedlora.identity.names import AccessRole, Identity
+from fedlora.identity.swap import holds
 
 __all__ = ["AUTHORITY_FOLDER", "OPERATOR_FOLDER", "SERVER_FOLDER", "init_federation", "issue_to"]
 
@@ -36,7 +37,7 @@ def init_federation(
         FedLoraError: ALREADY_EXISTS if there is an authority: another would lock everybody out.
     """
     home = folder / AUTHORITY_FOLDER
-    if (home / AUTHORITY_KEY).exists():
+    if holds(home, AUTHORITY_KEY):
         raise FedLoraError(
             Reason.ALREADY_EXISTS,
             f"{home} has an authority, and its members would not know another",

@@ -15,23 +15,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedlora.adapters.spec import AdapterKind
-from fedlora.errors import FedLoraError, Reason
+from fedlora_cli.aggregate_arguments import (
+    check_kin,
+    check_target,
+    data_type,
+    device_of,
+    method_spec,
+    weights_of,
+)
 from fedlora_cli.console import errors, output, print_json
 
 if TYPE_CHECKING:
     from aggregator_service.aggregation.base_weights import BaseWeights
-    from aggregator_service.aggregation.cohort_files import Contribution
+    from aggregator_service.aggregation.contribution import Contribution
     from fedlora.adapters.peft_files import AdapterFolder
-    from fedlora.runs.method import MethodSpec, OptionValue
-    from fedlora.runs.report import Certificate, CertificateEntry
-    from fedlora.tensors.manifest import DataType
 
 __all__ = ["aggregate"]
 
 REPORT_NAME = "aggregation.json"
 """the report's name inside the folder written"""
-
-_WORST_LAYERS = 8
 
 
 def aggregate(
@@ -104,26 +106,29 @@ def aggregate(
     """
     from aggregator_service.aggregation import registry
     from aggregator_service.aggregation.certify import certify
-    from aggregator_service.aggregation.cohort_files import Contribution
+    from aggregator_service.aggregation.contribution import Contribution
     from aggregator_service.aggregation.driver import aggregate as combine
     from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
     from aggregator_service.aggregation.run_checks import check_kind
     from aggregator_service.aggregation.servable import servable_rank, write_servable
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
+    from fedlora_cli.certificate_table import certificate_table
 
     began = time.perf_counter()
-    spec = _method(method, option or [], weighting=weighting, compression=compression, gauge=gauge)
+    spec = method_spec(
+        method, option or [], weighting=weighting, compression=compression, gauge=gauge
+    )
     recipe = registry.create_recipe(spec)
-    element, where = _data_type(dtype), _device(device)
-    _check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
+    element, where = data_type(dtype), device_of(device)
+    check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
     folders = [read_peft_folder(folder) for folder in adapters]
     origin = read_peft_folder(start) if start else None
-    _check_kin([*folders, *([origin] if origin else [])])
+    check_kin([*folders, *([origin] if origin else [])])
     kind = folders[0].kind
     check_kind(recipe, kind, has_base_weights=base_weights is not None)
     contributions = [
         Contribution(worker=str(f.folder), weight=w, path=f.weights, scaling=f.scaling)
-        for f, w in zip(folders, _weights(weights, folders), strict=True)
+        for f, w in zip(folders, weights_of(weights, folders), strict=True)
     ]
     result_rank = rank or max(r for f in folders for r in f.ranks.values())
     alpha, rslora = _serving(folders, result_rank)
@@ -205,7 +210,7 @@ def aggregate(
     if as_json:
         print_json(record)
         return
-    _print_certificate(certificate, with_change=origin is not None)
+    output().print(certificate_table(certificate, with_change=origin is not None))
     output().print(
         f"[green]wrote[/] {out}  rank {result_rank}, lora_alpha {alpha:g}, "
         f"{len(certificate.modules)} layers, {size / 1e6:.1f} MB; "
@@ -215,45 +220,6 @@ def aggregate(
     )
 
 
-# --- reading the command line --------------------------------------------------------------
-
-
-def _method(
-    name: str,
-    given: Sequence[str],
-    *,
-    weighting: str = "",
-    compression: str = "",
-    gauge: str = "own",
-) -> MethodSpec:
-    """The method and its rules; an option with a rule's name before a dot is the rule's."""
-    from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
-
-    if gauge not in {*Gauge}:
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, f"--gauge: expected one of {', '.join(Gauge)}, got {gauge!r}"
-        )
-    rules = {"weighting": weighting, "compression": compression}
-    own: dict[str, OptionValue] = {}
-    of_rules: dict[str, dict[str, OptionValue]] = {rule: {} for rule in rules}
-    for key, value in _options(given).items():
-        rule, dot, rest = key.partition(".")
-        if not dot:
-            own[key] = value
-        elif rules.get(rule):
-            of_rules[rule][rest] = value
-        else:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"--option {key}: expected a key of the method, or of a rule that is given",
-                hint=f"Known rules: {', '.join(f'--{r}' for r in rules)}",
-            )
-    chosen = {
-        rule: RuleSpec(name=value, options=of_rules[rule]) for rule, value in rules.items() if value
-    }
-    return MethodSpec(name=name, options=own, gauge=Gauge(gauge), **chosen)
-
-
 def _frozen(path: Path | None, folder: AdapterFolder) -> AbstractContextManager[BaseWeights | None]:
     """The frozen weights, if they are given."""
     from aggregator_service.aggregation.base_weights import BaseWeights
@@ -261,103 +227,18 @@ def _frozen(path: Path | None, folder: AdapterFolder) -> AbstractContextManager[
     return BaseWeights(path, fan_in_fan_out=folder.fan_in_fan_out) if path else nullcontext()
 
 
-def _options(given: Sequence[str]) -> dict[str, OptionValue]:
-    """key=value pairs; a value that reads as a JSON number or boolean is one."""
-    values: dict[str, OptionValue] = {}
-    for pair in given:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT, f"--option: expected key=value, got {pair!r}"
-            )
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        values[key.strip()] = value if isinstance(value, bool | int | float) else text
-    return values
+@contextmanager
+def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    console = errors()
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-
-def _data_type(name: str) -> DataType:
-    from fedlora.tensors.manifest import FLOATS
-
-    for dtype in FLOATS:
-        if dtype == name:
-            return dtype
-    raise FedLoraError(
-        Reason.INVALID_ARGUMENT, f"--dtype: expected one of {', '.join(FLOATS)}, got {name!r}"
-    )
-
-
-def _device(name: str) -> str:
-    from aggregator_service.engine import resolve_device
-
-    try:
-        return str(resolve_device(name))
-    except FedLoraError as error:
-        text = error.message.replace("server.device", "--device")
-        raise FedLoraError(error.reason, text, hint=error.hint) from error
-
-
-def _weights(text: str, folders: Sequence[AdapterFolder]) -> list[float]:
-    if not text:
-        return [1.0] * len(folders)
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, f"--weights: expected numbers such as 3,1,2, got {text!r}"
-        ) from error
-    if len(values) != len(folders):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT,
-            f"--weights: expected one for each of {len(folders)} folders, got {len(values)}",
-        )
-    return values
-
-
-def _check_target(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    if any(out.resolve() == folder.resolve() for folder in inputs):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, f"--out {str(out)!r} is one of the adapters to combine"
-        )
-    if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
-        raise FedLoraError(
-            Reason.ALREADY_EXISTS,
-            f"--out {str(out)!r} is there already",
-            hint="Name another folder, or add --overwrite to replace this one",
-        )
-
-
-def _check_kin(folders: Sequence[AdapterFolder]) -> None:
-    """One base model, one task, one layout of weights; modules and shapes are compared later."""
-    paths = [f.folder.resolve() for f in folders]
-    if len(set(paths)) != len(paths):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT,
-            "an adapter folder is named twice",
-            hint="Give it a larger weight with --weights instead",
-        )
-    first = folders[0]
-    for other in folders[1:]:
-        for what, mine, theirs in (
-            ("kind of adapter", first.kind.value, other.kind.value),
-            ("base_model_name_or_path", first.base_model, other.base_model),
-            ("revision", first.revision, other.revision),
-            ("task_type", first.task_type, other.task_type),
-            ("modules_to_save", first.modules_to_save, other.modules_to_save),
-            ("fan_in_fan_out", first.fan_in_fan_out, other.fan_in_fan_out),
-        ):
-            if mine != theirs:
-                reason = Reason.LAYOUT_MISMATCH
-                if what in ("base_model_name_or_path", "revision"):
-                    reason = Reason.BASE_MISMATCH
-                raise FedLoraError(
-                    reason,
-                    f"{what} is {mine!r} in {str(first.folder)!r} and {theirs!r} in "
-                    f"{str(other.folder)!r}",
-                    hint="Only adapters trained on one base model, in one way, can be combined",
-                )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 # --- what is written -----------------------------------------------------------------------
@@ -410,53 +291,3 @@ def _jsonable(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- what is shown -------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    console = errors()
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _print_certificate(certificate: Certificate, *, with_change: bool) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("layer", header_style="bold", overflow="fold")
-    for name in ("error", "A,B mean", "bound", "gap closed", *(["vs change"] * with_change)):
-        table.add_column(name, header_style="bold", justify="right", no_wrap=True)
-    table.add_row(*_cells(certificate.overall, with_change), style="bold cyan")
-    worst = sorted(certificate.modules, key=lambda e: (-e.relative_error, e.module))
-    for entry in worst[:_WORST_LAYERS]:
-        table.add_row(*_cells(entry, with_change))
-    table.caption_justify = "left"
-    left_out = len(worst) - _WORST_LAYERS
-    table.caption = (
-        "error: of the result against the exact mean of the products; A,B mean: of averaging the "
-        "factors; bound: least possible at this rank"
-        + (f"; the worst {_WORST_LAYERS} of {len(worst)} layers" if left_out > 0 else "")
-        + ("; estimates, good to about 2 %" if certificate.overall.is_estimate else "")
-    )
-    output().print(table)
-
-
-def _cells(entry: CertificateEntry, with_change: bool) -> list[str]:
-    cells = [
-        entry.module or "all layers",
-        f"{entry.relative_error:.3g}",
-        f"{entry.factor_mean_error:.3g}",
-        f"{entry.lower_bound:.3g}",
-        "–" if math.isnan(entry.gap_closed) else f"{entry.gap_closed:.1%}",
-    ]
-    return cells + ([f"{entry.relative_error_vs_change:.3g}"] if with_change else [])

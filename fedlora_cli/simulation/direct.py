@@ -1,4 +1,4 @@
-"""The server as a worker of the same process reaches it: calls of the coordinator, no socket.
+"""The server as a worker of the same process reaches it: calls of its own objects, no socket.
 
 `client_worker.transport.client.FederationClient` says the same over gRPC. What that adds, messages,
 deadlines, resumed transfers, has no part here; what the server checks, it checks here too.
@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from aggregator_service.coordinator import Coordinator
 from aggregator_service.uploads import Uploads
+from aggregator_service.worker_calls import WorkerCalls
 from client_worker.transport.calls import Guard
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.runs.tasks import (
@@ -41,7 +41,7 @@ class DirectFederation:
     """A `client_worker.ports.Federation`; its methods may be called from several threads.
 
     Args:
-        coordinator: the server.
+        workers: what they may do at the server.
         uploads: takes updates.
         loop: where both live, in another thread than the callers'.
         guard: `StopRequest.cancelling`, so that a request to stop ends any call.
@@ -50,14 +50,14 @@ class DirectFederation:
 
     def __init__(
         self,
-        coordinator: Coordinator,
+        workers: WorkerCalls,
         uploads: Uploads,
         loop: asyncio.AbstractEventLoop,
         *,
         guard: Guard,
         turn: Lock,
     ) -> None:
-        self._coordinator = coordinator
+        self._workers = workers
         self._uploads = uploads
         self._loop = loop
         self._guard = guard
@@ -68,7 +68,7 @@ class DirectFederation:
     ) -> Registration:
         """Opens a session."""
         return self._await(
-            self._coordinator.register(
+            self._workers.register(
                 name=worker_name,
                 run_name=run_name,
                 instance_id=instance_id,
@@ -78,13 +78,13 @@ class DirectFederation:
 
     def confirm_adapter(self, token: str, layout: AdapterLayout) -> str:
         """Declares the adapter; returns the base fingerprint that the run is on."""
-        return self._await(self._coordinator.confirm_adapter(token, layout))
+        return self._await(self._workers.confirm_adapter(token, layout))
 
     def await_task(self, token: str, *, max_wait_seconds: float) -> Task:
         """The next task, or TaskKind.WAIT after the time given."""
         self._turn.release()
         try:
-            return self._await(self._coordinator.await_task(token, max_wait_seconds))
+            return self._await(self._workers.await_task(token, max_wait_seconds))
         finally:
             self._turn.acquire()
 
@@ -98,7 +98,7 @@ class DirectFederation:
         held_version: int | None = None,
     ) -> tuple[AdapterHeader, Path]:
         """A version of the global adapter, in the server's own file."""
-        return self._await(self._coordinator.open_adapter(token, version, 0, held_version))
+        return self._await(self._workers.open_adapter(token, version, 0, held_version))
 
     def upload_status(self, token: str, idempotency_key: str) -> UploadStatus:
         """Whether an update is here, or how much of it."""
@@ -115,19 +115,19 @@ class DirectFederation:
         self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]
     ) -> None:
         """Scores of the global adapter."""
-        self._await(self._coordinator.report_evaluation(token, task_id, evaluations))
+        self._await(self._workers.report_evaluation(token, task_id, evaluations))
 
     def report_metrics(self, token: str, progress: Progress) -> None:
         """How far training has got."""
-        self._await(_called(lambda: self._coordinator.report_progress(token, progress)))
+        self._await(_called(lambda: self._workers.report_progress(token, progress)))
 
     def heartbeat(self, token: str, task_id: str) -> Directive:
         """Proof of life, and whether the task in hand still counts."""
-        return self._await(_called(lambda: self._coordinator.heartbeat(token, task_id)))
+        return self._await(_called(lambda: self._workers.heartbeat(token, task_id)))
 
     def leave(self, token: str, reason: str) -> None:
         """Ends the session."""
-        self._await(self._coordinator.leave(token, reason))
+        self._await(self._workers.leave(token, reason))
 
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -106,7 +106,7 @@ class _Worker:
             config,
             name=config.name,
             federation=DirectFederation(
-                aggregator.coordinator,
+                aggregator.workers,
                 aggregator.uploads,
                 loop,
                 guard=self.stop.cancelling,

@@ -37,6 +37,7 @@ COORDINATOR = tuple(
         "run_actor",
         "sessions",
         "uploads",
+        "worker_calls",
         "enrolment",
         "telemetry",
     )

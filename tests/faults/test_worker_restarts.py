@@ -134,7 +134,8 @@ async def run(tmp_path: Path, spec: RunSpec, moment: Moment | None) -> Finished:
     """A run with an undisturbed worker, and one that is killed at a moment, if there is one."""
     async with asyncio.timeout(90), serving(tmp_path, spec) as served:
         coordinator = served.aggregator.coordinator
-        coordinator.limits = replace(coordinator.limits, max_chunk_bytes=CHUNK_BYTES)
+        workers = served.aggregator.workers
+        workers.limits = replace(workers.limits, max_chunk_bytes=CHUNK_BYTES)
         finished = Finished({}, [])
         with ExitStack() as stack:
             names = ["other"] if moment else ["other", "w"]

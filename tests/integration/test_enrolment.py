@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from support.runs import run_spec
 from support.tiny_trainer import TinyTrainer
 from support.waiting import until
 
+from aggregator_service.enrolment import Enrolment
 from aggregator_service.transport.identity_servicer import EnrolmentServicer
 from client_worker.app import run_worker
 from client_worker.config import WorkerConfig
@@ -31,9 +34,10 @@ from client_worker.transport.enrolment import enrol, renew
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.identity.certificates import new_key, request_for, to_pem
-from fedlora.identity.folder import read_identity, write_identity
+from fedlora.identity.folder import CERTIFICATE, read_identity, write_identity
 from fedlora.identity.invitation import InvitationFile, read_invitation, write_invitation
 from fedlora.identity.names import AccessRole, Identity
+from fedlora.identity.swap import holds
 from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, identity_pb2, identity_pb2_grpc
 
 
@@ -158,7 +162,7 @@ async def test_a_token_that_is_not_good_is_refused_and_nothing_says_why(
             Reason.UNAUTHENTICATED,
             "not authenticated",
         )
-        assert not (tmp_path / "own").exists()
+        assert not holds(tmp_path / "own", CERTIFICATE)
 
 
 async def test_whoever_was_revoked_comes_back_by_another_invitation(federation, tmp_path: Path):
@@ -314,31 +318,73 @@ def test_a_file_that_is_no_invitation_says_so(tmp_path: Path, text: str):
 class LosesItsFirstAnswer(EnrolmentServicer):
     """Redeems a token, and its answer never arrives."""
 
-    calls = 0
+    def __init__(self, enrolment: Enrolment, lose: Callable[[], object] = lambda: None) -> None:
+        super().__init__(enrolment)
+        self.calls = 0
+        self._lose = lose
 
     async def Enrol(self, request: Any, context: Any) -> Any:
         answer = await super().Enrol(request, context)
         self.calls += 1
         if self.calls == 1:
+            self._lose()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
         return answer
+
+
+@asynccontextmanager
+async def answering(servicer: EnrolmentServicer, folder: Path) -> AsyncIterator[str]:
+    """The address of a server of that identity that has the servicer alone."""
+    server = grpc.aio.server()
+    identity_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
+    pair = ((folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes())
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
 
 
 async def test_an_answer_that_was_lost_is_asked_for_again_with_the_same_key(
     federation, tmp_path: Path
 ):
-    folder = federation.server()
-    pair = ((folder / "tls.key").read_bytes(), (folder / "tls.crt").read_bytes())
     async with enrolling(federation, tmp_path) as served:
         invitation = await invited(served, federation)
-        servicer, server = LosesItsFirstAnswer(served.aggregator.enrolment), grpc.aio.server()
-        identity_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
-        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
-        await server.start()
-        try:
-            lossy = replace(invitation, enrolment=f"127.0.0.1:{port}")
+        servicer = LosesItsFirstAnswer(served.aggregator.enrolment)
+        async with answering(servicer, federation.server()) as address:
+            lossy = replace(invitation, enrolment=address)
             await asyncio.to_thread(enrol, lossy, tmp_path / "own")
-        finally:
-            await server.stop(None)
         assert servicer.calls == 2
         await registers(served, tmp_path / "own", "w-1")
+
+
+async def test_who_is_killed_before_the_answer_enrols_with_the_same_invitation(
+    federation, tmp_path: Path
+):
+    own, file = tmp_path / "own", tmp_path / "invitation.json"
+    async with enrolling(federation, tmp_path) as served:
+        invitation = await invited(served, federation)
+        servicer = LosesItsFirstAnswer(served.aggregator.enrolment, lambda: asker.kill())
+        async with answering(servicer, federation.server()) as address:
+            lossy = replace(invitation, enrolment=address)
+            write_invitation(file, lossy)
+            command = ("-m", "fedlora_cli", "worker", "enroll", str(file), "--out", str(own))
+            asker = await asyncio.create_subprocess_exec(sys.executable, *command)
+            assert await asker.wait() == -signal.SIGKILL
+            assert servicer.calls == 1
+            await asyncio.to_thread(enrol, lossy, own)
+        assert sorted(file.name for file in own.iterdir()) == ["ca.crt", "tls.crt", "tls.key"]
+        await registers(served, own, "w-1")
+
+
+async def test_a_key_that_was_not_certified_serves_no_other_invitation(federation, tmp_path: Path):
+    own = tmp_path / "own"
+    async with enrolling(federation, tmp_path) as served:
+        refused = replace(await invited(served, federation), join_token="unknown")
+        with pytest.raises(FedLoraError, match="not authenticated"):
+            await asyncio.to_thread(enrol, refused, own)
+        (left,) = (file.read_bytes() for file in own.iterdir())
+        await asyncio.to_thread(enrol, await invited(served, federation), own)
+        assert (own / "tls.key").read_bytes() != left
+        assert sorted(file.name for file in own.iterdir()) == ["ca.crt", "tls.crt", "tls.key"]

@@ -17,8 +17,8 @@ from support.runs import run_spec
 from torch import Tensor
 
 from aggregator_service.aggregation import driver
-from aggregator_service.aggregation.cohort_files import Coding, Contribution
 from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.contribution import Coding, Contribution
 from aggregator_service.aggregation.registry import METHODS
 from aggregator_service.aggregation.run_checks import check_run
 from fedlora.adapters.names import Part, parse_key, part_key

@@ -10,6 +10,7 @@ _ACCESS = "tests/integration/test_access.py::"
 _ENROLMENT = "tests/integration/test_enrolment.py::"
 _CALLERS = "tests/unit/aggregator_service/transport/test_callers.py::"
 _CERTIFICATES = "tests/unit/fedlora/identity/test_certificates.py::"
+_SWAP = "tests/unit/fedlora/identity/test_swap.py::"
 _SECURITY = "tests/integration/test_server_security.py::"
 
 ACCESS = (
@@ -35,7 +36,7 @@ ACCESS = (
     Mutant(
         name="sessions_are_anybodys",
         sentence="a worker uses the session of another",
-        file="aggregator_service/coordinator.py",
+        file="aggregator_service/worker_calls.py",
         old="        check_is_worker(parsed.worker)\n",
         new="",
         killers=(_ACCESS + "test_a_worker_acts_as_itself_only",),
@@ -43,7 +44,7 @@ ACCESS = (
     Mutant(
         name="names_are_anybodys",
         sentence="a worker registers under the name of another",
-        file="aggregator_service/coordinator.py",
+        file="aggregator_service/worker_calls.py",
         old="        check_is_worker(name)\n",
         new="",
         killers=(_ACCESS + "test_a_worker_acts_as_itself_only",),
@@ -101,5 +102,23 @@ ACCESS = (
         old="        check_exposure(config)\n",
         new="",
         killers=(_SECURITY + "test_plain_text_beyond_this_machine_is_served_only_when_asked_for",),
+    ),
+    Mutant(
+        name="identity_swapped_by_halves",
+        sentence="who is killed while it renews is left with the new key and the old certificate",
+        file="fedlora/identity/swap.py",
+        old="    writing.rename(folder / _NEXT)\n",
+        new="    for name in contents:\n        (writing / name).replace(folder / name)\n",
+        killers=(_SWAP + "test_who_is_killed_at_any_step_leaves_the_old_identity_or_the_new",),
+    ),
+    Mutant(
+        name="key_of_an_enrolment_forgotten",
+        sentence="who is killed while it enrols needs another invitation",
+        file="client_worker/transport/enrolment.py",
+        old="    replace_files(folder, {name: key_to_pem(key)})\n",
+        new="",
+        killers=(
+            _ENROLMENT + "test_who_is_killed_before_the_answer_enrols_with_the_same_invitation",
+        ),
     ),
 )

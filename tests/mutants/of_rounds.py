@@ -98,7 +98,7 @@ ROUNDS = (
     Mutant(
         name="progress_queue_without_a_bound",
         sentence="a watcher that does not read fills the server's memory",
-        file="aggregator_service/run_actor.py",
+        file="aggregator_service/progress_feed.py",
         old="asyncio.Queue(maxsize=256)",
         new="asyncio.Queue()",
         killers=(

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import PREFIX, Factor, lora_key
 

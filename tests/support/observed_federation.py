@@ -125,7 +125,7 @@ async def _observe(tmp_path: Path, model: Path, log: io.StringIO) -> Observed:
 
 
 def _note_tokens(served: Served, seen: Observed) -> None:
-    register = served.aggregator.coordinator.register
+    register = served.aggregator.workers.register
 
     async def noted(**call: Any) -> Any:
         registration = await register(**call)
@@ -134,7 +134,7 @@ def _note_tokens(served: Served, seen: Observed) -> None:
         seen.tokens.insert(at, registration.session_token)
         return registration
 
-    served.aggregator.coordinator.register = noted  # type: ignore[method-assign]
+    served.aggregator.workers.register = noted  # type: ignore[method-assign]
 
 
 def _be_refused(security: ClientSecurity, address: str, session: str) -> None:

@@ -207,7 +207,7 @@ async def test_a_watcher_that_does_not_read_misses_the_oldest_and_costs_no_memor
     driver, host = in_training(), Host()
     async with (
         host.driving(driver.state, driver.now) as actor,
-        actor.subscribe_progress() as queue,
+        actor.progress.subscribe() as queue,
     ):
         for step in range(1000):
             actor.publish_progress("a", {"step": step})

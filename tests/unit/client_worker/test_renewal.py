@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Asked:
-    """What renews; fails so often first."""
+    """What renews; fails so often first, with a server that is away and a disk that is full."""
 
     def __init__(self, failures: int = 0) -> None:
         self.times = 0
@@ -32,7 +33,9 @@ class Asked:
     def __call__(self) -> float:
         self.times += 1
         if self.times <= self._failures:
-            raise FedLoraError(Reason.UNAVAILABLE, "the server is away")
+            if self.times % 2:
+                raise FedLoraError(Reason.UNAVAILABLE, "the server is away")
+            raise OSError(errno.ENOSPC, "no space left on device")
         self.enough.set()
         return 0.0
 
@@ -65,7 +68,7 @@ def test_a_younger_one_is_left_alone(folder: Path):
     assert asked.times == 0
 
 
-def test_it_is_tried_again_where_the_server_is_away(folder: Path):
+def test_it_is_tried_again_where_the_server_is_away_or_the_disk_full(folder: Path):
     asked = Asked(failures=3)
     with Renewal(folder, asked, look_seconds=0.01, wall=lambda: time.time() + 2.1 * DAY):
         assert asked.enough.wait(10)
@@ -79,3 +82,12 @@ def test_a_folder_that_somebody_else_renews_is_left_to_him(folder: Path, monkeyp
     with Renewal(folder, asked, look_seconds=0.0, wall=lambda: time.time() + 2.1 * DAY):
         assert threading.active_count() == before
     assert asked.times == 0
+
+
+def test_a_swap_that_a_kill_cut_off_is_finished(folder: Path):
+    certificate = (folder / "tls.crt").read_bytes()
+    (folder / ".next").mkdir()
+    (folder / "tls.crt").rename(folder / ".next" / "tls.crt")
+    with Renewal(folder, Asked()):
+        assert (folder / "tls.crt").read_bytes() == certificate
+        assert not (folder / ".next").exists()

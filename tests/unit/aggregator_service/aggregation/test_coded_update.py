@@ -13,7 +13,8 @@ from support.codecs import read_update
 
 from aggregator_service.aggregation.adapter_file import AdapterFile, StoredAdapter
 from aggregator_service.aggregation.coded_update import check_codes
-from aggregator_service.aggregation.cohort_files import Coding, CohortFiles, Contribution
+from aggregator_service.aggregation.cohort_files import CohortFiles
+from aggregator_service.aggregation.contribution import Coding, Contribution
 from aggregator_service.aggregation.slicing import slice_adapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from fedlora.codecs.base import Codec

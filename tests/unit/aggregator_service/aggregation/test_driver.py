@@ -13,7 +13,7 @@ from support.builders import MODULES, contribution, write_update
 from support.recipes import recipe, whole_adapter_methods
 from support.reference import ideal, relative_error
 
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from fedlora.adapters.factors import LoraFactors

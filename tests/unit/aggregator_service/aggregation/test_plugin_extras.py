@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.federation import random_adapter
 from torch import Tensor
 
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.registry import create_recipe
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter

@@ -13,7 +13,7 @@ from support.reference import best_of_rank, relative_error
 from torch import Tensor
 
 from aggregator_service.aggregation import registry
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.run_checks import needs_one_version

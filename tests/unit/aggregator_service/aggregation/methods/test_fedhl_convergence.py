@@ -22,7 +22,7 @@ from support.recipes import recipe
 from support.reference import tail_norm
 from torch import Tensor
 
-from aggregator_service.aggregation.cohort_files import Contribution
+from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.slicing import slice_adapter
