@@ -3,7 +3,7 @@
 Classes that join later have their rows in the head from the beginning. A worker trains the rows of
 the classes that it may see in the round, and no other: in the loss, logits of the others are put so
 low that their gradient is exactly 0. So an experience leaves the rows of earlier classes as they
-were (Fed-TaLoRA, arXiv:2505.12318; for one learner: Caccia et al. 2022, "New Insights on Reducing
+were, unless they are to compete (Fed-TaLoRA, arXiv:2505.12318; for one learner: Caccia et al. 2022, "New Insights on Reducing
 Abrupt Representation Change in Online Continual Learning", arXiv:2104.05025, section 4). Scores are
 taken among the classes that have joined: telling them apart is what is asked at that moment.
 """
@@ -72,7 +72,7 @@ class Experiences:
         offsets_V = label_offsets(self.class_counts(round), strength=self._strength)
         if self._stream is None or not self._stream.by_label:
             return offsets_V
-        others_V = self._only(self._stream, self._stream.trained(round))
+        others_V = self._only(self._stream, self._stream.competing(round))
         return others_V if offsets_V is None else torch.minimum(offsets_V, others_V)
 
     def score_offsets(self, round: int) -> Tensor | None:

@@ -31,6 +31,9 @@ class ContinualSpec:
     rows of the labels that it may see, and scores among those that have joined"""
     keep_earlier: bool = False
     """whether workers go on training on what joined earlier; else every experience replaces it"""
+    compete_with_earlier: bool = False
+    """whether labels that joined earlier compete in the loss though no example of them is there:
+    new labels are then told from old ones, which are forgotten the faster"""
 
     def __post_init__(self) -> None:
         if len({*self.order}) != len(self.order) or "" in self.order:
@@ -71,6 +74,10 @@ class ContinualSpec:
         """The experiences whose examples are trained on in a round."""
         newest = self.newest(round)
         return range(1 if self.keep_earlier else newest, newest + 1)
+
+    def competing(self, round: int) -> range:
+        """The experiences whose labels compete in the loss in a round."""
+        return self.joined(round) if self.compete_with_earlier else self.trained(round)
 
     def joined(self, round: int) -> range:
         """The experiences that have joined by a round: those that are scored."""

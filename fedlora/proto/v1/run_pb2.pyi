@@ -881,11 +881,14 @@ class ContinualSpec(_message.Message):
     ROUNDS_PER_EXPERIENCE_FIELD_NUMBER: _builtins.int
     COLUMN_FIELD_NUMBER: _builtins.int
     KEEP_EARLIER_FIELD_NUMBER: _builtins.int
+    COMPETE_WITH_EARLIER_FIELD_NUMBER: _builtins.int
     rounds_per_experience: _builtins.int
     column: _builtins.str
     """Column whose values `order` lists; empty: the labels."""
     keep_earlier: _builtins.bool
     """Whether workers go on training on what joined earlier."""
+    compete_with_earlier: _builtins.bool
+    """Whether labels that joined earlier compete in the loss though no example of them is there."""
     @_builtins.property
     def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The labels, or the column's values, in the order in which they join; all there are."""
@@ -902,10 +905,11 @@ class ContinualSpec(_message.Message):
         rounds_per_experience: _builtins.int = ...,
         column: _builtins.str = ...,
         keep_earlier: _builtins.bool = ...,
+        compete_with_earlier: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "keep_earlier", b"keep_earlier", "order", b"order", "rounds_per_experience", b"rounds_per_experience", "sizes", b"sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "compete_with_earlier", b"compete_with_earlier", "keep_earlier", b"keep_earlier", "order", b"order", "rounds_per_experience", b"rounds_per_experience", "sizes", b"sizes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,6 +81,18 @@ def test_rows_of_earlier_and_later_classes_stay_bit_for_bit(trainer):
         assert torch.equal(tensor[admin], before[name][admin])
 
 
+def test_earlier_classes_may_compete_and_are_then_pushed_down(bert, data):
+    competing = made(bert, data, compete_with_earlier=True)
+    competing.train(work(1))
+    before = head_of(competing)
+    competing.train(work(2))
+    admin, games, net = range(3)
+    for name, tensor in head_of(competing).items():
+        assert not torch.equal(tensor[games], before[name][games])
+        assert not torch.equal(tensor[admin], before[name][admin])
+        assert torch.equal(tensor[net], before[name][net])
+
+
 def test_classes_that_join_together_are_told_apart(bert, data):
     pair = made(bert, data, sizes=(2, 1))
     before = head_of(pair)
