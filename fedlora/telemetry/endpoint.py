@@ -7,6 +7,7 @@ belongs on loopback or in a network of the operator's.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import sys
 import threading
@@ -20,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["MetricsEndpoint"]
+__all__ = ["MetricsEndpoint", "is_seen_outside"]
 
 log = structlog.get_logger(__name__)
 
@@ -72,6 +73,8 @@ class MetricsEndpoint:
     def __enter__(self) -> Self:
         self._thread.start()
         log.info("metrics_served", address=self.address)
+        if is_seen_outside(str(self._server.server_address[0])):
+            log.warning("metrics_in_plain_http", address=self.address, shows="runs and workers")
         return self
 
     def __exit__(
@@ -83,6 +86,11 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def is_seen_outside(host: str) -> bool:
+    """Whether other machines reach what is bound to an address."""
+    return not ipaddress.ip_address(host).is_loopback
 
 
 class _Server(ThreadingHTTPServer):

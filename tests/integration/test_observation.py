@@ -204,7 +204,14 @@ def test_the_marks_would_be_found(seen: Observed):
 
 # --- logs ----------------------------------------------------------------------------------
 
-_OF_THE_PROCESS = {"starting", "metrics_served", "serving", "stopped", "registered"}
+_OF_THE_PROCESS = {
+    "starting",
+    "metrics_served",
+    "metrics_in_plain_http",
+    "serving",
+    "stopped",
+    "registered",
+}
 """lines of before and after there is a run"""
 
 

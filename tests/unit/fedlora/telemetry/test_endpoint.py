@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.telemetry import configure_logging
-from fedlora.telemetry.endpoint import MetricsEndpoint
+from fedlora.telemetry.endpoint import MetricsEndpoint, is_seen_outside
 
 KEY = "server.metrics_address"
 
@@ -66,6 +66,13 @@ def test_a_silent_reader_keeps_nobody_else_waiting(endpoint: MetricsEndpoint):
     host, port = endpoint.address.split(":")
     with socket.create_connection((host, int(port))):
         assert get(endpoint.address, "/metrics").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "seen"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("10.1.2.3", True)]
+)
+def test_an_address_that_others_reach_is_told_from_one_that_is_ours(host: str, seen: bool):
+    assert is_seen_outside(host) is seen
 
 
 def test_nobody_answers_after_the_end(registry: CollectorRegistry):
