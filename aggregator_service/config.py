@@ -63,8 +63,9 @@ class AggregatorConfig:
     """serve gRPC reflection, for tools such as grpcurl"""
     max_update_bytes: int = 8 * 1024**3
     """larger updates are refused before their first byte"""
-    max_concurrent_rpcs: int = 2048
-    """more calls at once are refused with RESOURCE_EXHAUSTED; long polls count"""
+    max_concurrent_rpcs: int = 4096
+    """more calls at once are refused with RESOURCE_EXHAUSTED; each worker has two, its heartbeats
+    and a long poll or a transfer"""
     heartbeat_interval_seconds: float = 15.0
     """what workers are told"""
     worker_timeout_seconds: float = 60.0

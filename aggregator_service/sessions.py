@@ -7,6 +7,7 @@ processes of one name can never fence each other in turn.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import secrets
@@ -37,6 +38,8 @@ def issue(run_id: str, worker: str, epoch: int) -> tuple[str, str]:
     return token, _digest(token)
 
 
+# A worker brings the same one with each beat.
+@functools.lru_cache(maxsize=4096)
 def parse(token: str) -> SessionToken:
     """Takes a token apart; UNKNOWN_SESSION for anything that never was one."""
     parts = token.split("/", 3)

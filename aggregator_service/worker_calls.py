@@ -225,7 +225,9 @@ class WorkerCalls:
 
     def heartbeat(self, token: str, task_id: str) -> Directive:
         """Whether the task in hand still counts."""
-        actor, worker = self.session(token)
+        # Not `session`: a beat writes no line of its own, so that nothing need be bound for one.
+        actor, worker = self._find_session(token)
+        actor.touch(worker)
         return directive_for(actor.state, worker, task_id, actor.now())
 
     async def leave(self, token: str, reason: str) -> None:

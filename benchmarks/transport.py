@@ -20,12 +20,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from shared.pages import write_page
 from shared.processes import machine
 from transports.adapters import LARGE, MEGABYTE, MIDDLE, SMALL, TINY
 from transports.crowd import crowd
 from transports.curves import curves
 from transports.memory import memory
-from transports.pages import write_page
 from transports.throughput import throughput
 from transports.whole_rounds import Case, whole_rounds
 from transports.workers import Workers, workers

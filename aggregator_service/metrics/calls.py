@@ -15,6 +15,9 @@ __all__ = ["CallMetrics"]
 _CALL_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 """a heartbeat takes less than the first, a poll for a task up to a minute"""
 
+_OPEN_ENDED = frozenset({"KeepAlive", "WatchRun", "Watch"})
+"""methods whose calls last as long as their callers like"""
+
 _COMMIT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """an fsync of a good disk takes a few milliseconds"""
 
@@ -42,7 +45,8 @@ class CallMetrics:
         )
         self._call_seconds = Histogram(
             "fedlora_rpc_duration_seconds",
-            "From the arrival of a call to its last message; AwaitTask waits for a task.",
+            "From the arrival of a call to its last message; AwaitTask waits for a task. Not of "
+            "KeepAlive, WatchRun and Watch, which last as long as their callers like.",
             ("method",),
             registry=registry,
             buckets=_CALL_SECONDS,
@@ -77,7 +81,8 @@ class CallMetrics:
     def call_ended(self, call: CallEnded) -> None:
         """See Telemetry."""
         self._calls.labels(call.method, call.code).inc()
-        self._call_seconds.labels(call.method).observe(call.seconds)
+        if call.method not in _OPEN_ENDED:
+            self._call_seconds.labels(call.method).observe(call.seconds)
 
     def upload_ended(self, upload: UploadEnded) -> None:
         """See Telemetry."""

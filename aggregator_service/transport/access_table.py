@@ -37,6 +37,7 @@ _SERVICES: Mapping[str, Mapping[str, Access]] = {
         "GetUploadStatus": _WORKER,
         "ReportEvaluation": _WORKER,
         "ReportMetrics": _WORKER,
+        "KeepAlive": _WORKER,
         "Heartbeat": _WORKER,
         "Leave": _WORKER,
     },

@@ -7,27 +7,36 @@ from typing import Any
 
 from aggregator_service.transport.encoded_files import EncodedFiles
 from aggregator_service.transport.errors import Context, answering, streaming
+from aggregator_service.transport.open_streams import OpenStreams
 from aggregator_service.uploads import Uploads
 from aggregator_service.worker_calls import WorkerCalls
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.errors import FedLoraError, Reason
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
-from fedlora.runs.tasks import Capabilities, Evaluation, Progress, UpdateHeader
+from fedlora.runs.tasks import Capabilities, Directive, Evaluation, Progress, UpdateHeader
 from fedlora.wire.convert import from_message, to_message
 from fedlora.wire.payload import encode_commit
 from fedlora.wire.stream import Chunk, Commit
 
 __all__ = ["FederationServicer"]
 
+_RESPONSES = {
+    Directive.CONTINUE: pb.HeartbeatResponse(directive=pb.DIRECTIVE_CONTINUE),
+    Directive.ABANDON_TASK: pb.HeartbeatResponse(directive=pb.DIRECTIVE_ABANDON_TASK),
+}
+
 
 class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     """Decodes, calls what workers may do, encodes."""
 
-    def __init__(self, workers: WorkerCalls, uploads: Uploads, files: EncodedFiles) -> None:
+    def __init__(
+        self, workers: WorkerCalls, uploads: Uploads, files: EncodedFiles, streams: OpenStreams
+    ) -> None:
         self._workers = workers
         self._uploads = uploads
         self._files = files
+        self._streams = streams
 
     @answering
     async def Register(self, request: pb.RegisterRequest, context: Context) -> pb.RegisterResponse:
@@ -111,14 +120,23 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         )
         return pb.ReportMetricsResponse()
 
+    @streaming
+    async def KeepAlive(
+        self, request: AsyncIterator[pb.HeartbeatRequest], context: Context
+    ) -> AsyncIterator[pb.HeartbeatResponse]:
+        async with self._streams.place() as stream:
+            async for beat in request:
+                stream.heard()
+                yield self._answered(beat)
+
     @answering
     async def Heartbeat(
         self, request: pb.HeartbeatRequest, context: Context
     ) -> pb.HeartbeatResponse:
-        directive = self._workers.heartbeat(request.session_token, request.task_id)
-        return pb.HeartbeatResponse(
-            directive=pb.Directive.Value(f"DIRECTIVE_{directive.value.upper()}")
-        )
+        return self._answered(request)
+
+    def _answered(self, beat: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
+        return _RESPONSES[self._workers.heartbeat(beat.session_token, beat.task_id)]
 
     @answering
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:

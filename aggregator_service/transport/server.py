@@ -18,6 +18,7 @@ from aggregator_service.transport.federation_servicer import FederationServicer
 from aggregator_service.transport.guard import Guard
 from aggregator_service.transport.identity_servicer import EnrolmentServicer, IdentityServicer
 from aggregator_service.transport.measured_calls import MeasuredCalls
+from aggregator_service.transport.open_streams import OpenStreams
 from aggregator_service.transport.payload_handlers import add_payload_handlers
 from aggregator_service.uploads import Uploads
 from aggregator_service.worker_calls import WorkerCalls
@@ -75,6 +76,11 @@ class GrpcServer:
         self._coordinator = coordinator
         self._enrolment = enrolment
         self._reporting: asyncio.Task[None] | None = None
+        self._streams = OpenStreams(
+            # From then on its worker counts as lost, and the stream holds a place for nobody.
+            silence_seconds=config.worker_timeout_seconds,
+            check_serving=coordinator.check_serving,
+        )
         self._server = self._main_server(workers, uploads)
         self._beside: list[grpc.aio.Server] = []
 
@@ -117,6 +123,7 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         # Only work in flight gets the grace; who merely waits comes back by itself.
         self._coordinator.drain()
+        self._streams.end()
         await self._server.stop(self._config.shutdown_grace_seconds)
         for server in self._beside:
             await server.stop(None)
@@ -136,7 +143,7 @@ class GrpcServer:
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
         files = EncodedFiles(on_sent=self._coordinator.telemetry.sent)
-        federation = FederationServicer(workers, uploads, files)
+        federation = FederationServicer(workers, uploads, files, self._streams)
         admin = AdminServicer(self._coordinator, self._enrolment, files)
         identity = IdentityServicer(self._enrolment)
         federation_pb2_grpc.add_FederationServiceServicer_to_server(federation, server)

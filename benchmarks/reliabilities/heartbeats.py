@@ -7,10 +7,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reliabilities.history import layout_of, spec_of
-from reliabilities.joined import join
+from reliabilities.joined import Joined, join
+from shared.processes import private_bytes
 from shared.server import Server, server
 
 from fedlora.proto.v1 import federation_pb2 as pb
@@ -22,24 +24,30 @@ _INTERVAL_SECONDS = 15.0
 
 def heartbeats(folder: Path, *, num_workers: int, seconds: float) -> list[str]:
     """The section of the page."""
-    idle, floor, beats = asyncio.run(_measure(folder, num_workers, seconds))
+    found = asyncio.run(_measure(folder, num_workers, seconds))
     return [
         "## Heartbeats",
         "",
         (
-            f"{num_workers:,} registered workers, each with a connection of its own and a call "
+            f"{num_workers:,} registered workers, each with a connection of its own and a beat "
             f"every {_INTERVAL_SECONDS:g} s. Share of one core that the server process takes, "
-            f"{idle:.1%} without any call. *Health check*: the same calls to the handler that "
-            "comes with gRPC and does nothing, the least that a call in Python costs."
+            f"{found.idle:.1%} without any. *Stream*: KeepAlive, as `fedlora worker` beats; each "
+            f"takes {found.stream_bytes / 1024:.0f} KiB of the server's memory while it is open. "
+            "*Call*: Heartbeat, a call for each beat. *Health check*: the same calls to the "
+            "handler that comes with gRPC and does nothing, the least that a call in Python costs."
         ),
         "",
-        "| call | calls a second | of a core | µs a call | answer, ms | 99th percentile |",
+        "| beat | beats a second | of a core | µs a beat | answer, ms | 99th percentile |",
         "|---|---:|---:|---:|---:|---:|",
         *(
             f"| {name} | {load.rate:.1f} | {load.share:.1%} | {1e6 * load.share / load.rate:.0f} | "
             f"{1e3 * load.latencies[len(load.latencies) // 2]:.2g} | "
             f"{1e3 * load.latencies[int(0.99 * len(load.latencies))]:.2g} |"
-            for name, load in (("heartbeat", beats), ("health check", floor))
+            for name, load in (
+                ("stream", found.streams),
+                ("call", found.calls),
+                ("health check", found.checks),
+            )
         ),
         "",
     ]
@@ -47,18 +55,30 @@ def heartbeats(folder: Path, *, num_workers: int, seconds: float) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """What some seconds of calls took."""
+    """What some seconds of beats took."""
 
     share: float
     """of one core"""
     rate: float
-    """calls a second"""
+    """beats a second"""
     latencies: list[float]
     """sorted"""
 
 
-async def _measure(folder: Path, num_workers: int, seconds: float) -> tuple[float, _Load, _Load]:
-    """Share of a core without calls; health checks; heartbeats."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was measured."""
+
+    idle: float
+    """share of a core without any beat"""
+    checks: _Load
+    calls: _Load
+    streams: _Load
+    stream_bytes: float
+    """private memory of the server that an open stream takes"""
+
+
+async def _measure(folder: Path, num_workers: int, seconds: float) -> _Found:
     spec = spec_of("heartbeats", num_rounds=1, num_workers=num_workers + 1)
     with server(folder, spec) as served:
         layout = layout_of(1)
@@ -66,15 +86,39 @@ async def _measure(folder: Path, num_workers: int, seconds: float) -> tuple[floa
         began, before = time.perf_counter(), served.cpu_seconds()
         await asyncio.sleep(seconds / 4)
         idle = (served.cpu_seconds() - before) / (time.perf_counter() - began)
-        checks = [health_pb2_grpc.HealthStub(w.channel) for w in workers]
-        floor = await _load(
-            served, seconds, [lambda s=s: s.Check(health_pb2.HealthCheckRequest()) for s in checks]
+        stubs = [health_pb2_grpc.HealthStub(w.channel) for w in workers]
+        checks = await _load(
+            served, seconds, [lambda s=s: s.Check(health_pb2.HealthCheckRequest()) for s in stubs]
         )
-        requests = [(w.stub, pb.HeartbeatRequest(session_token=w.token)) for w in workers]
-        beats = await _load(served, seconds, [lambda s=s, r=r: s.Heartbeat(r) for s, r in requests])
+        calls = await _load(
+            served, seconds, [lambda w=w: w.stub.Heartbeat(_request(w)) for w in workers]
+        )
+        private = private_bytes(served.pid)
+        beats = [_beats(worker) for worker in workers]
+        for beat in beats:
+            await beat()
+        stream_bytes = (private_bytes(served.pid) - private) / num_workers
+        streams = await _load(served, seconds, beats)
         for worker in workers:
             await worker.channel.close()
-    return idle, floor, beats
+    return _Found(idle, checks, calls, streams, stream_bytes)
+
+
+def _request(worker: Joined) -> pb.HeartbeatRequest:
+    return pb.HeartbeatRequest(session_token=worker.token)
+
+
+def _beats(worker: Joined) -> Callable[[], Awaitable[None]]:
+    """Beats over one stream."""
+    stream: Any = worker.stub.KeepAlive()
+
+    async def beat() -> None:
+        await stream.write(_request(worker))
+        answer = await stream.read()
+        if not isinstance(answer, pb.HeartbeatResponse):
+            raise TypeError(f"an answer was expected, got {await stream.code()}")
+
+    return beat
 
 
 async def _load(

@@ -11,7 +11,17 @@ import grpc
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.status import from_rpc_error
 
-__all__ = ["CONTROL_SECONDS", "Guard", "Method", "call", "stream", "transfer_seconds", "unguarded"]
+__all__ = [
+    "CONTROL_SECONDS",
+    "Guard",
+    "Method",
+    "Responses",
+    "call",
+    "converting",
+    "stream",
+    "transfer_seconds",
+    "unguarded",
+]
 
 R = TypeVar("R", covariant=True)
 M = TypeVar("M")
@@ -91,12 +101,13 @@ def stream(responses: Responses[M], *, peer: str, guard: Guard) -> Iterator[Iter
     """
     with guard(responses.cancel):
         try:
-            yield _converting(responses, peer)
+            yield converting(responses, peer)
         finally:
             responses.cancel()
 
 
-def _converting(responses: Iterable[M], peer: str) -> Iterator[M]:
+def converting(responses: Iterable[M], peer: str) -> Iterator[M]:
+    """The messages of a response stream, its errors turned into ours; see `call`."""
     with _errors(peer):
         yield from responses
 

@@ -1,9 +1,10 @@
 """FederationClient: the server's calls in domain types, one attempt each.
 
-Retries are of two kinds and neither is here: gRPC's own for small idempotent calls, by the
-channel's service config, and `client_worker.patience` around everything. No retry policy may stand
-on a stream: gRPC would lose messages silently (measured, grpc 1.85.1). Uploads and downloads begin
-every attempt by finding out how much is there, so that repeating them is resuming them.
+Retries are of three kinds and none is here: gRPC's own for small idempotent calls, by the channel's
+service config, `client_worker.transport.keep_alive`'s for heartbeats, which share a stream, and
+`client_worker.patience` around everything. No retry policy may stand on a stream: gRPC would lose
+messages silently (measured, grpc 1.85.1). Uploads and downloads begin every attempt by finding out
+how much is there, so that repeating them is resuming them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from client_worker.transport.calls import (
     unguarded,
 )
 from client_worker.transport.download import AdapterFolder, read_header
+from client_worker.transport.keep_alive import KeepAlive
 from fedlora.adapters.spec import AdapterLayout
 from fedlora.digests import DIGEST_NAME
 from fedlora.errors import FedLoraError, Reason
@@ -113,6 +115,7 @@ class FederationClient:
         self._dialler = dialler
         self._dialling = threading.Lock()
         self._connections = [_Connection(dialler, address)]
+        self._keep_alive = KeepAlive(address)
 
     def __enter__(self) -> Self:
         return self
@@ -127,6 +130,7 @@ class FederationClient:
 
     def close(self) -> None:
         """Ends all channels and calls under way."""
+        self._keep_alive.close()
         for connection in self._connections:
             connection.channel.close()
 
@@ -172,7 +176,8 @@ class FederationClient:
     def heartbeat(self, token: str, task_id: str) -> Directive:
         """Proves life; says whether the task in hand still counts."""
         request = pb.HeartbeatRequest(session_token=token, task_id=task_id)
-        response = self._call(self._stub.Heartbeat, request, seconds=_HEARTBEAT_SECONDS)
+        method = self._stub.KeepAlive
+        response = self._keep_alive.beat(method, request, seconds=_HEARTBEAT_SECONDS)
         abandon = response.directive == pb.DIRECTIVE_ABANDON_TASK
         return Directive.ABANDON_TASK if abandon else Directive.CONTINUE
 

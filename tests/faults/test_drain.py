@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from safetensors.torch import load, save
+from support.beats import Beats
 from support.federation import ScriptedWorker, random_adapter, reason_of, serving, upload
 from support.kill_history import judge, live_through
 from support.runs import run_spec
@@ -86,3 +87,13 @@ async def test_an_upload_in_flight_ends_well_while_those_who_wait_are_sent_away(
         await again.register()
         status = await again.upload_status(header.idempotency_key)
         assert status.state == pb.UPLOAD_STATE_COMMITTED
+
+
+async def test_nobody_waits_for_heartbeats(tmp_path: Path):
+    async with serving(tmp_path, run_spec(), shutdown_grace_seconds=600.0) as served:
+        streams = [Beats(await served.worker(f"w-{i}")) for i in range(3)]
+        for each in streams:
+            await each.beat()
+        async with asyncio.timeout(60):
+            await served.aggregator.__aexit__()
+        assert [await each.ended() for each in streams] == ["UNAVAILABLE"] * 3

@@ -199,7 +199,7 @@ async def test_a_worker_acts_as_itself_only(federation, tmp_path: Path):
         address = served.aggregator.address
         async with channel_of(one, address) as channel:
             mine = [m for m in GUARDED if ROLES[m] == {AccessRole.WORKER}]
-            assert len(mine) == 10
+            assert len(mine) == 11
             for method in mine:
                 # Of a session that is, and of one that never was: the same answer.
                 for token in (other.token, f"1/{'x' * 32}/nothing-00000000/w-2"):

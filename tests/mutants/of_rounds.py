@@ -10,6 +10,8 @@ _STRAGGLERS = "tests/unit/aggregator_service/rounds/test_stragglers.py::"
 _MACHINE = "tests/unit/aggregator_service/rounds/test_machine.py::"
 _ACTOR = "tests/unit/aggregator_service/test_run_actor.py::"
 _DRAIN = "tests/faults/test_drain.py::"
+_STREAMS = "tests/unit/aggregator_service/transport/test_open_streams.py::"
+_KEEP_ALIVE = "tests/integration/test_keep_alive.py::"
 
 ROUNDS = (
     Mutant(
@@ -116,5 +118,24 @@ ROUNDS = (
         ),
         new="        return\n",
         killers=(_DRAIN + "test_an_upload_in_flight_ends_well_while_those_who_wait_are_sent_away",),
+    ),
+    Mutant(
+        name="heartbeats_outlast_sigterm",
+        sentence="a server that is told to end waits for its workers' streams of heartbeats",
+        file="aggregator_service/transport/server.py",
+        old="        self._streams.end()\n",
+        new="",
+        killers=(_DRAIN + "test_nobody_waits_for_heartbeats",),
+    ),
+    Mutant(
+        name="silent_streams_kept",
+        sentence="the stream of a worker that has vanished holds its place for ever",
+        file="aggregator_service/transport/open_streams.py",
+        old="if stream.heard_at <= latest:",
+        new="if False:",
+        killers=(
+            _STREAMS + "test_a_silent_stream_ends_and_one_that_is_heard_stays",
+            _KEEP_ALIVE + "test_an_open_stream_that_is_silent_is_no_sign_of_life_and_ends",
+        ),
     ),
 )

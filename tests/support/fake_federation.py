@@ -6,6 +6,7 @@ nothing of rounds or aggregation; what it says over the wire is the contract's.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -147,6 +148,11 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         """what a worker that holds the first of two versions is sent of the second"""
         self.abandon: set[str] = set()
         self.calls: list[tuple[str, Any]] = []
+        """method and request; KeepAlive is here with each beat"""
+        self.num_keep_alives = 0
+        """streams of beats"""
+        self.num_finished = 0
+        """of these, that their clients have ended in good order"""
         self.streams: list[Received] = []
         self.updates: dict[str, tuple[UpdateHeader, bytes, Acknowledgement]] = {}
         self.layouts: list[AdapterLayout] = []
@@ -394,15 +400,23 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
     def ReportMetrics(self, request: pb.ReportMetricsRequest, context: Any) -> Any:
         return self._answer("ReportMetrics", request, context, pb.ReportMetricsResponse)
 
-    def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> Any:
-        def effect() -> pb.HeartbeatResponse:
-            abandon = request.task_id in self.abandon
+    def KeepAlive(
+        self, beats: Iterator[pb.HeartbeatRequest], context: Any
+    ) -> Iterator[pb.HeartbeatResponse]:
+        def answer(beat: pb.HeartbeatRequest) -> pb.HeartbeatResponse:
+            abandon = beat.task_id in self.abandon
             directive = Directive.ABANDON_TASK if abandon else Directive.CONTINUE
             return pb.HeartbeatResponse(
                 directive=pb.Directive.Value(f"DIRECTIVE_{directive.value.upper()}")
             )
 
-        return self._answer("Heartbeat", request, context, effect)
+        with self._changed:
+            self.num_keep_alives += 1
+        for beat in beats:
+            yield self._answer("KeepAlive", beat, context, functools.partial(answer, beat))
+        with self._changed:
+            self.num_finished += context.is_active()
+            self._changed.notify_all()
 
     def Leave(self, request: pb.LeaveRequest, context: Any) -> Any:
         return self._answer("Leave", request, context, pb.LeaveResponse)

@@ -5,7 +5,7 @@ What workers call.
 
 A worker's life: Register -> ConfirmAdapter -> { AwaitTask -> PullAdapter ->
 (train) PushUpdate | (evaluate) ReportEvaluation } ... -> Leave, with
-Heartbeat beside it all. A worker keeps its name; each of its processes has
+KeepAlive beside it all. A worker keeps its name; each of its processes has
 a session of its own, and a new session fences the old one.
 """
 

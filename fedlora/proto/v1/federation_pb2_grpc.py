@@ -74,6 +74,11 @@ class FederationServiceStub:
                 request_serializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsRequest.SerializeToString,
                 response_deserializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsResponse.FromString,
                 _registered_method=True)
+        self.KeepAlive = channel.stream_stream(
+                '/fedlora.proto.v1.FederationService/KeepAlive',
+                request_serializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
         self.Heartbeat = channel.unary_unary(
                 '/fedlora.proto.v1.FederationService/Heartbeat',
                 request_serializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatRequest.SerializeToString,
@@ -148,8 +153,18 @@ class FederationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def KeepAlive(self, request_iterator, context):
+        """Proves life and learns whether the work in hand still counts: each request
+        is one beat, and has one response. A stream that is open but silent proves
+        nothing, and one that ends is no farewell: open another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Heartbeat(self, request, context):
-        """Proves life and learns whether the work in hand still counts.
+        """One beat as a call of its own, for clients that cannot stream; it costs the
+        server several times as much.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +219,11 @@ def add_FederationServiceServicer_to_server(servicer, server):
                     servicer.ReportMetrics,
                     request_deserializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsRequest.FromString,
                     response_serializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsResponse.SerializeToString,
+            ),
+            'KeepAlive': grpc.stream_stream_rpc_method_handler(
+                    servicer.KeepAlive,
+                    request_deserializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatRequest.FromString,
+                    response_serializer=fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatResponse.SerializeToString,
             ),
             'Heartbeat': grpc.unary_unary_rpc_method_handler(
                     servicer.Heartbeat,
@@ -432,6 +452,33 @@ class FederationService:
             '/fedlora.proto.v1.FederationService/ReportMetrics',
             fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsRequest.SerializeToString,
             fedlora_dot_proto_dot_v1_dot_federation__pb2.ReportMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeepAlive(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fedlora.proto.v1.FederationService/KeepAlive',
+            fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatRequest.SerializeToString,
+            fedlora_dot_proto_dot_v1_dot_federation__pb2.HeartbeatResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,7 @@ What workers call.
 
 A worker's life: Register -> ConfirmAdapter -> { AwaitTask -> PullAdapter ->
 (train) PushUpdate | (evaluate) ReportEvaluation } ... -> Leave, with
-Heartbeat beside it all. A worker keeps its name; each of its processes has
+KeepAlive beside it all. A worker keeps its name; each of its processes has
 a session of its own, and a new session fences the old one.
 """
 
@@ -59,8 +59,15 @@ class FederationServiceStub:
     """Scores for a TASK_KIND_EVALUATE task. Idempotent: the first report counts."""
     ReportMetrics: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ReportMetricsRequest, _federation_pb2.ReportMetricsResponse]
     """Training metrics on the way, for those who watch; never needed for a round."""
+    KeepAlive: _grpc.StreamStreamMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]
+    """Proves life and learns whether the work in hand still counts: each request
+    is one beat, and has one response. A stream that is open but silent proves
+    nothing, and one that ends is no farewell: open another.
+    """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]
-    """Proves life and learns whether the work in hand still counts."""
+    """One beat as a call of its own, for clients that cannot stream; it costs the
+    server several times as much.
+    """
     Leave: _grpc.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]
     """Ends the session in good order."""
 
@@ -89,8 +96,15 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Scores for a TASK_KIND_EVALUATE task. Idempotent: the first report counts."""
     ReportMetrics: _aio.UnaryUnaryMultiCallable[_federation_pb2.ReportMetricsRequest, _federation_pb2.ReportMetricsResponse]  # type: ignore[assignment]
     """Training metrics on the way, for those who watch; never needed for a round."""
+    KeepAlive: _aio.StreamStreamMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]  # type: ignore[assignment]
+    """Proves life and learns whether the work in hand still counts: each request
+    is one beat, and has one response. A stream that is open but silent proves
+    nothing, and one that ends is no farewell: open another.
+    """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]  # type: ignore[assignment]
-    """Proves life and learns whether the work in hand still counts."""
+    """One beat as a call of its own, for clients that cannot stream; it costs the
+    server several times as much.
+    """
     Leave: _aio.UnaryUnaryMultiCallable[_federation_pb2.LeaveRequest, _federation_pb2.LeaveResponse]  # type: ignore[assignment]
     """Ends the session in good order."""
 
@@ -166,12 +180,25 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Training metrics on the way, for those who watch; never needed for a round."""
 
     @_abc_1.abstractmethod
+    def KeepAlive(
+        self,
+        request_iterator: _MaybeAsyncIterator[_federation_pb2.HeartbeatRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_federation_pb2.HeartbeatResponse], _abc.AsyncIterator[_federation_pb2.HeartbeatResponse]]:
+        """Proves life and learns whether the work in hand still counts: each request
+        is one beat, and has one response. A stream that is open but silent proves
+        nothing, and one that ends is no farewell: open another.
+        """
+
+    @_abc_1.abstractmethod
     def Heartbeat(
         self,
         request: _federation_pb2.HeartbeatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HeartbeatResponse, _abc.Awaitable[_federation_pb2.HeartbeatResponse]]:
-        """Proves life and learns whether the work in hand still counts."""
+        """One beat as a call of its own, for clients that cannot stream; it costs the
+        server several times as much.
+        """
 
     @_abc_1.abstractmethod
     def Leave(

@@ -16,7 +16,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sections_that_are_not_measured_now_stay_as_they_are(tmp_path: Path):
-    from transports.pages import write_page
+    from shared.pages import write_page
 
     page = tmp_path / "page.md"
     write_page(page, ["# Page"], TITLES, {"First": ["## First", "", "| 1 |"]})
@@ -28,7 +28,7 @@ def test_sections_that_are_not_measured_now_stay_as_they_are(tmp_path: Path):
 
 
 def test_a_section_that_is_measured_again_is_replaced(tmp_path: Path):
-    from transports.pages import write_page
+    from shared.pages import write_page
 
     page = tmp_path / "page.md"
     write_page(page, ["# Page"], TITLES, {"First": ["## First", "", "| 1 |"]})

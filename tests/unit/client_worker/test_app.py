@@ -47,7 +47,7 @@ def waiting(server: FakeFederation) -> bool:
 
 
 def loading(server: FakeFederation) -> bool:
-    return server.count("Heartbeat") > 1
+    return server.count("KeepAlive") > 1
 
 
 @pytest.mark.parametrize(

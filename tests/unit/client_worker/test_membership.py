@@ -43,7 +43,7 @@ def test_the_adapter_is_confirmed_anew_before_anybody_uses_the_new_session(joine
     server.forget_sessions()
     membership.with_session(lambda token: client.heartbeat(token, "t"))
     names = [name for name, _ in server.calls]
-    assert names[-4:] == ["Heartbeat", "Register", "ConfirmAdapter", "Heartbeat"]
+    assert names[-4:] == ["KeepAlive", "Register", "ConfirmAdapter", "KeepAlive"]
 
 
 def test_another_run_is_not_told_of_the_old_runs_adapter(joined):
@@ -85,7 +85,7 @@ def test_a_newer_process_fences_us_and_we_do_not_register_over_it(joined):
 def test_a_server_that_forgets_every_new_session_too_is_not_asked_for_ever(joined):
     server, client, membership = joined
     unknown = Fault(FedLoraError(Reason.UNKNOWN_SESSION, "who?"))
-    server.fail("Heartbeat", *[unknown] * 20)
+    server.fail("KeepAlive", *[unknown] * 20)
     with pytest.raises(FedLoraError, match=r"who\?"):
         membership.with_session(lambda token: client.heartbeat(token, ""))
     assert server.count("Register") == 4

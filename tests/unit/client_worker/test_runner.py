@@ -115,10 +115,10 @@ def test_heartbeats_begin_before_the_model_is_loaded_and_carry_the_task(tmp_path
     confirmed_by_then = []
 
     def until_the_task_is_named(step: int) -> None:
-        server.wait_until(lambda: task_id in {r.task_id for r in server.requests("Heartbeat")})
+        server.wait_until(lambda: task_id in {r.task_id for r in server.requests("KeepAlive")})
 
     def create(registration: Registration) -> TinyTrainer:
-        server.wait_until(lambda: server.count("Heartbeat") >= 2)
+        server.wait_until(lambda: server.count("KeepAlive") >= 2)
         confirmed_by_then.append(server.count("ConfirmAdapter"))
         return TinyTrainer(registration, on_step=until_the_task_is_named)
 
@@ -128,7 +128,7 @@ def test_heartbeats_begin_before_the_model_is_loaded_and_carry_the_task(tmp_path
     ):
         assert w.runner.run() == 0
     assert confirmed_by_then == [0]
-    assert {r.task_id for r in server.requests("Heartbeat")} == {"", task_id}
+    assert {r.task_id for r in server.requests("KeepAlive")} == {"", task_id}
 
 
 def test_progress_reaches_the_server_and_never_stops_the_training(tmp_path: Path):
@@ -194,8 +194,8 @@ def test_a_task_that_no_longer_counts_is_dropped_in_mid_training(tmp_path: Path)
     def overtaken(step: int) -> None:
         if len(w.trainers[0].loads) == 1:
             server.abandon.add(train_task(1).task_id)
-            seen = server.count("Heartbeat")
-            server.wait_until(lambda: server.count("Heartbeat") >= seen + 3)
+            seen = server.count("KeepAlive")
+            server.wait_until(lambda: server.count("KeepAlive") >= seen + 3)
             if server.plan[0].round == 1:
                 server.drop_task()
 
@@ -343,8 +343,8 @@ def test_a_worker_registered_into_another_run_loads_again(tmp_path: Path):
             server.adapters = {0: adapter_file(seed=1, rank=2)}
             server.forget_sessions()
             server.wait_until(lambda: server.count("Register") == 2)
-            seen = server.count("Heartbeat")
-            server.wait_until(lambda: server.count("Heartbeat") >= seen + 3)
+            seen = server.count("KeepAlive")
+            server.wait_until(lambda: server.count("KeepAlive") >= seen + 3)
 
     with (
         FakeFederation([train_task()], adapters=VERSIONS) as server,

@@ -113,9 +113,9 @@ def test_an_absent_server_is_unavailable_and_named():
 def test_a_blip_in_an_idempotent_call_is_not_even_noticed():
     with FakeFederation() as server, FederationClient(server.address) as client:
         token = joined(client).session_token
-        server.fail("Heartbeat", Fault(), Fault())
+        server.fail("KeepAlive", Fault(), Fault())
         assert client.heartbeat(token, "") is Directive.CONTINUE
-    assert server.count("Heartbeat") == 3
+    assert server.count("KeepAlive") == 3
 
 
 def test_no_retry_policy_stands_on_a_call_that_must_not_run_twice(tmp_path: Path):
