@@ -56,7 +56,7 @@ from aggregator_service.aggregation.weighting.update_norm import UpdateNorm
 from fedlora.plugins import create_plugins
 from fedlora.runs.installed import METHODS_GROUP
 from fedlora.runs.method import MethodSpec, OptionValue, RuleSpec
-from fedlora.runs.tables import Table, by_name
+from fedlora.runs.tables import N, Table, by_name
 
 __all__ = [
     "COMPRESSIONS",
@@ -130,34 +130,14 @@ _OF_THE_RECIPE = {
 """what somebody may look for among a method's or rule's options, and where it is"""
 
 
-_METHODS = Table(
-    kind="aggregation method",
-    group=METHODS_GROUP,
-    rows=METHODS,
-    does="combine",
-    elsewhere=_OF_THE_RECIPE,
-)
-_COMPRESSIONS = Table(
-    kind="compression rule",
-    group=METHODS_GROUP,
-    rows=COMPRESSIONS,
-    does="compress",
-    elsewhere=_OF_THE_RECIPE,
-)
-_WEIGHTINGS = Table(
-    kind="weighting rule",
-    group=METHODS_GROUP,
-    rows=WEIGHTINGS,
-    does="weigh",
-    elsewhere=_OF_THE_RECIPE,
-)
-_SERVER_OPTIMIZERS = Table(
-    kind="server optimiser",
-    group=METHODS_GROUP,
-    rows=SERVER_OPTIMIZERS,
-    does="step",
-    elsewhere=_OF_THE_RECIPE,
-)
+def _table(kind: str, rows: Mapping[str, N], does: str) -> Table[N]:
+    return Table(kind=kind, group=METHODS_GROUP, rows=rows, does=does, elsewhere=_OF_THE_RECIPE)
+
+
+_METHODS = _table("aggregation method", METHODS, "combine")
+_COMPRESSIONS = _table("compression rule", COMPRESSIONS, "compress")
+_WEIGHTINGS = _table("weighting rule", WEIGHTINGS, "weigh")
+_SERVER_OPTIMIZERS = _table("server optimiser", SERVER_OPTIMIZERS, "step")
 
 
 def create(name: str, given: Mapping[str, OptionValue] | None = None) -> Method:

@@ -15,7 +15,7 @@ from fedlora.runs.installed import installed
 from fedlora.runs.method import OptionValue, RuleSpec
 from fedlora.runs.options import suggest, with_options
 
-__all__ = ["Table", "by_name"]
+__all__ = ["N", "Table", "by_name"]
 
 
 class _Named(Protocol):
@@ -23,6 +23,7 @@ class _Named(Protocol):
 
 
 N = TypeVar("N", bound=_Named)
+"""what the rows of a table are"""
 
 
 def by_name(rows: Iterable[N]) -> Mapping[str, N]:
