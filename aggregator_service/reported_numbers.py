@@ -6,27 +6,35 @@ from collections.abc import Mapping
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.score_names import SHARES
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Evaluation
 
 __all__ = ["check_metrics", "check_scores"]
+
+_MOST_SETS = 16
+"""of examples that are scored; several times what there is"""
 
 _LARGEST = 1e280
 """so that sums over examples and workers stay finite"""
 
 
-def check_scores(evaluations: tuple[Evaluation, ...], *, num_labels: int) -> None:
-    """Refuses scores that are no numbers, too many, no shares, or of other labels than the run's.
+def check_scores(evaluations: tuple[Evaluation, ...], run: RunSpec) -> None:
+    """Refuses scores that are no numbers, too many, no shares, or of what the run does not have.
 
     Args:
         evaluations: as a worker sent them.
-        num_labels: of the run; 0 where it classifies nothing.
+        run: has the labels and experiences that they may be of.
     """
-    if len(evaluations) > 16 or any(len(e.metrics) > 64 for e in evaluations):
+    num_labels = len(run.adapter.labels)
+    num_experiences = run.continual.num_experiences if run.continual else 0
+    most = _MOST_SETS * max(1, num_experiences)
+    if len(evaluations) > most or any(len(e.metrics) > 64 for e in evaluations):
         raise FedLoraError(
-            Reason.INVALID_ARGUMENT, "expected at most 16 evaluations of at most 64 metrics"
+            Reason.INVALID_ARGUMENT, f"expected at most {most} evaluations of at most 64 metrics"
         )
     for evaluation in evaluations:
         check_metrics(evaluation.metrics)
+        _check_experience(evaluation.experience, num_experiences)
         for name in sorted(evaluation.metrics.keys() & set(SHARES)):
             if not 0 <= evaluation.metrics[name] <= 1:
                 raise FedLoraError(
@@ -39,6 +47,20 @@ def check_scores(evaluations: tuple[Evaluation, ...], *, num_labels: int) -> Non
                 Reason.INVALID_ARGUMENT,
                 f"label counts: expected those of {num_labels} labels, got {len(counts.present)}",
             )
+
+
+def _check_experience(experience: int | None, num_experiences: int) -> None:
+    if num_experiences and not 1 <= (experience or 0) <= num_experiences:
+        got = "none" if experience is None else experience
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"scores: expected those of one of {num_experiences} experiences, got {got}",
+        )
+    if not num_experiences and experience is not None:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"scores: expected those of all examples, got those of experience {experience}",
+        )
 
 
 def check_metrics(metrics: Mapping[str, float]) -> None:

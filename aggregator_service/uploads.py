@@ -41,6 +41,7 @@ from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import plan_for
+from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader, UploadState, UploadStatus
 from fedlora.wire.stream import Chunk, Commit
 
@@ -93,7 +94,7 @@ class Uploads:
                 not what the header says, or a stream that ends too early.
         """
         actor, worker = self._workers.session(header.session_token)
-        self._check_header(header, num_labels=len(actor.state.spec.adapter.labels))
+        self._check_header(header, actor.state.spec)
         reach(Failpoint.HEADER_READ)
         left = max(0, header.total_bytes - header.start_offset)
         pace = Pace(self._pace, left, on_moved=self._coordinator.telemetry.received)
@@ -186,7 +187,7 @@ class Uploads:
         run_id = actor.state.run_id
         return await self._coordinator.store.call(lambda s: s.update_by_key(run_id, key))
 
-    def _check_header(self, header: UpdateHeader, *, num_labels: int) -> None:
+    def _check_header(self, header: UpdateHeader, run: RunSpec) -> None:
         limits = self._workers.limits
         if not 1 <= len(header.idempotency_key) <= 512:
             raise FedLoraError(
@@ -201,7 +202,7 @@ class Uploads:
                 hint="Raise server.max_update_bytes",
             )
         check_metrics(header.metrics)
-        check_scores(header.evaluations, num_labels=num_labels)
+        check_scores(header.evaluations, run)
 
     async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
         key = _upload_key(actor.state.run_id, worker, header.idempotency_key)

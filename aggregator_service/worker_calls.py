@@ -206,7 +206,7 @@ class WorkerCalls:
     ) -> None:
         """Counts a worker's scores of the published adapter, once."""
         actor, worker = self.session(token)
-        check_scores(evaluations, num_labels=len(actor.state.spec.adapter.labels))
+        check_scores(evaluations, actor.state.spec)
         if check_evaluation(actor.state, worker, task_id, actor.now()):
             await actor.apply(EvaluationReported(worker, evaluations))
 
