@@ -49,7 +49,7 @@ async def test_a_caller_that_hangs_up_has_cancelled(tmp_path: Path):
 
 async def test_a_mistake_inside_is_counted_as_internal(tmp_path: Path, monkeypatch):
     async with serving(tmp_path, run_spec("test"), metrics_address="127.0.0.1:0") as served:
-        monkeypatch.setattr(served.aggregator.coordinator, "heartbeat", None)
+        monkeypatch.setattr(served.aggregator.workers, "heartbeat", None)
         with pytest.raises(grpc.aio.AioRpcError):
             await served.federation.Heartbeat(pb.HeartbeatRequest(session_token="x"))
         assert calls(await page(served), "Heartbeat") == {"INTERNAL": 1.0}

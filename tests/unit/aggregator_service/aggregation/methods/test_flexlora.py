@@ -47,8 +47,9 @@ def test_it_is_exact_from_the_rank_of_the_mean_on():
 def test_a_rank_4_download_is_the_first_4_components_of_a_rank_8_download():
     members, w = unrelated([4, 8, 6]), weights(1, 2, 3)
     four, eight = (combine(FlexLoRA(), members, w, rank=r).factors for r in (4, 8))
-    assert torch.equal(four.a_RK, eight.a_RK[:4])
-    assert torch.equal(four.b_DR, eight.b_DR[:, :4])
+    # Products of another width round otherwise on some processors.
+    torch.testing.assert_close(four.a_RK, eight.a_RK[:4], rtol=0, atol=100 * EPS)
+    torch.testing.assert_close(four.b_DR, eight.b_DR[:, :4], rtol=100 * EPS, atol=100 * EPS)
 
 
 def test_it_is_optimal_in_the_gauge_with_orthonormal_rows():
