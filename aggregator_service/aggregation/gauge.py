@@ -42,9 +42,9 @@ NEAREST = frozenset({Gauge.CLOSEST_A, Gauge.PROCRUSTES})
 """gauges that stay near a reference, and so keep its components"""
 
 MAX_CONDITION = 10.0
-"""of M in the gauge closest to A. What the reference's rows hardly see comes back with small rows of A
-and large columns of B, and Adam's steps, as large for every entry, then move the product by |B|:
-with 1e3 training diverged from the third round on (docs/results.md)"""
+"""of M in the gauge closest to A. What the reference's rows hardly see comes back with small rows
+of A and large columns of B. Adam steps alike in every entry, and so moves the product by |B|: with
+1e3 training diverged from the third round on (docs/results.md)"""
 
 
 def in_gauge(
