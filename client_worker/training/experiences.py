@@ -70,7 +70,9 @@ class Experiences:
         """What is added to a classifier's logits in training, V numbers; None for nothing."""
         if self._per_token:
             return None
-        offsets_V = label_offsets(self.class_counts(round), strength=self._strength)
+        # Counting goes over all examples, in every round.
+        counts = self.class_counts(round) if self._strength else ()
+        offsets_V = label_offsets(counts, strength=self._strength)
         if self._stream is None or not self._stream.by_label:
             return offsets_V
         others_V = self._only(self._stream, self._stream.competing(round))
