@@ -22,7 +22,12 @@ import threading
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process when the thread that started it ends.
+
+    Args:
+        parent: process id of that thread's process.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -43,7 +48,7 @@ def main() -> None:
     """Arranges the end, then becomes the module named."""
     parent, module, *arguments = sys.argv[1:]
     if sys.platform == "linux":
-        _die_with_parent(int(parent))
+        die_with_parent(int(parent))
         os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606
     threading.Thread(target=_end_when_input_closes, daemon=True).start()
     sys.argv = [module, *arguments]

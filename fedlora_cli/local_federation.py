@@ -10,17 +10,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
 from fedlora.config import CONFIG_VARIABLE, Config, LocalWorkers
+from fedlora.devices import NvmlDevices, usable
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RunEvent
 from fedlora.runs.tasks import Role
 from fedlora_cli.display import Display
+from fedlora_cli.forked import ForkServer, can_fork
 from fedlora_cli.processes import (
     ManagedProcess,
     available_cores,
@@ -47,6 +49,9 @@ _WORKERS_LEAVE_SECONDS = 20.0
 _END_NEWS_SECONDS = 3.0
 
 _POLL_SECONDS = 0.2
+
+# What a worker on a CPU has imported by the time it trains.
+_WORKER_LIBRARIES = ("torch", "transformers", "peft", "client_worker.training.trainer")
 
 
 class _Stopped(Exception):  # noqa: N818 - no error
@@ -119,6 +124,7 @@ class LocalFederation:
         # A name of its own: the file of an aggregator that was killed must not be taken for ours.
         self._port_file = folder.root / f".address-{os.getpid()}"
         self._server = self._make_server()
+        self._fork_server: ForkServer | None = None
         self._workers: list[_Worker] = []
         self._watcher: Watcher | None = None
         self.failure = ""
@@ -146,6 +152,8 @@ class LocalFederation:
     def _run(self) -> ExitCode:
         self._display.notice("starting the aggregator")
         self._server.start()
+        if can_fork() and _is_on_cpu(self._settings.devices):
+            self._fork_server = self._make_fork_server()
         address = self._wait_for_address()
         # A restarted aggregator must be found by its workers where it was.
         self._server.environment["FEDLORA_SERVER__ADDRESS"] = address
@@ -305,7 +313,14 @@ class LocalFederation:
             "client_worker",
             environment={**environment, **self._metrics_of(index), **settings},
             log=self._folder.log_dir / f"{name}.log",
+            fork_server=self._fork_server,
         )
+
+    def _make_fork_server(self) -> ForkServer:
+        threads = self._settings.threads_of(self._cores)
+        environment = self._environment(threads=threads)
+        log = self._folder.log_dir / "workers.log"
+        return ForkServer(_WORKER_LIBRARIES, environment=environment, log=log)
 
     def _environment(self, *, threads: int) -> dict[str, str]:
         environment = child_environment(os.environ, threads=threads)
@@ -337,7 +352,20 @@ class LocalFederation:
             self._display.notice("stopping all processes")
         grace = _STOP_GRACE_SECONDS if self._stop_requests < 2 else 0.0
         stop_all(processes, grace)
+        if self._fork_server is not None:
+            self._fork_server.close()
         self._port_file.unlink(missing_ok=True)
+
+
+def _is_on_cpu(devices: Sequence[str]) -> bool:
+    """Whether these devices come to the CPU alone on this machine."""
+    if not {*devices} <= {"cpu", "auto"}:
+        return False
+    try:
+        return "auto" not in devices or not usable(NvmlDevices().present(), os.environ)
+    except FedLoraError:
+        # There is a driver and nothing to ask it with: the workers will say so.
+        return False
 
 
 def _export_dir(folder: RunFolder, run_name: str) -> str:

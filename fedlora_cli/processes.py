@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedlora.exit_codes import ExitCode
+from fedlora_cli.forked import ForkedProcess, ForkServer
 
 __all__ = ["ManagedProcess", "available_cores", "child_environment", "describe_exit", "stop_all"]
 
@@ -35,10 +36,17 @@ class ManagedProcess:
         module: started with `python -m`.
         environment: the whole environment of the process.
         log: file its output is added to.
+        fork_server: what it is forked by; None executes it.
     """
 
     def __init__(
-        self, name: str, module: str, *, environment: Mapping[str, str], log: Path
+        self,
+        name: str,
+        module: str,
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.name = name
         self.log = log
@@ -46,7 +54,8 @@ class ManagedProcess:
         self.started_at = 0.0
         self.num_starts = 0
         self._module = module
-        self._process: subprocess.Popen[bytes] | None = None
+        self._fork_server = fork_server
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -58,8 +67,13 @@ class ManagedProcess:
         if threading.current_thread() is not threading.main_thread():
             raise AssertionError("a child outlives the thread that starts it only by dying")
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = self._execute() if self._fork_server is None else self._fork()
+        self.started_at = time.monotonic()
+        self.num_starts += 1
+
+    def _execute(self) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own modules
+            return subprocess.Popen(  # noqa: S603 - our own modules
                 [sys.executable, "-m", "fedlora_cli.child", str(os.getpid()), self._module],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -68,8 +82,17 @@ class ManagedProcess:
                 # Ctrl-C reaches the command line only, which then stops its children in order.
                 process_group=0,
             )
-        self.started_at = time.monotonic()
-        self.num_starts += 1
+
+    def _fork(self) -> ForkedProcess:
+        if self._fork_server is None:
+            raise AssertionError("there is nothing to fork")
+        return self._fork_server.fork(
+            self._module,
+            name=self.name,
+            environment=self.environment,
+            log=self.log,
+            folder=Path(),
+        )
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs or before it was started."""
@@ -97,7 +120,7 @@ class ManagedProcess:
 
     def close(self) -> None:
         """Releases the pipe to a process that has ended."""
-        if self._process and self._process.stdin:
+        if isinstance(self._process, subprocess.Popen) and self._process.stdin:
             self._process.stdin.close()
 
     def tail(self, num_lines: int = 15) -> str:

@@ -33,7 +33,7 @@ async def federation_with_a_kill(folder: Path, kill_after: int | None) -> tuple[
     """
     folder.mkdir()
     spec = run_spec(method="flora_na", num_rounds=1, num_workers=len(NAMES))
-    with ServerProcess(folder, spec) as server:
+    with ServerProcess(folder, spec, is_forked=False) as server:
         async with connected(server.address) as served:
             workers = {n: await served.worker(n) for n in NAMES}
             first = workers[NAMES[0]]
@@ -99,7 +99,7 @@ async def test_a_second_server_on_the_same_state_is_refused(tmp_path: Path):
 def test_an_upload_of_512_mb_needs_no_memory_of_its_size_at_either_end(tmp_path: Path):
     """Peak RssAnon stays near what either process has before its first byte moves."""
     rank = 1024
-    with ServerProcess(tmp_path, run_spec(rank=rank)) as server:
+    with ServerProcess(tmp_path, run_spec(rank=rank), is_forked=False) as server:
         assert server.process is not None
         sender = upload_in_a_process(server.address, rank=rank, width=65536)
         with PeakMemory(server.process.pid) as memory:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from fedlora.runs.spec import RunSpec
+from fedlora_cli.forked import ForkedProcess, ForkServer, can_fork
 
 _START_SECONDS = 60.0
+
+_LIBRARIES = (
+    "torch",
+    "grpc_health.v1.health",
+    "aggregator_service.aggregation.registry",
+    "aggregator_service.aggregation.driver",
+    "aggregator_service.reporting.run_directory",
+    "aggregator_service.rounds.machine",
+)
+"""what costs seconds; none of it imports `failpoints`, which reads the environment"""
 
 
 class ServerProcess:
@@ -23,11 +37,15 @@ class ServerProcess:
     Args:
         folder: where state, configuration and log go.
         run: run that its configuration describes.
+        is_forked: with the libraries loaded already, where the platform can; or executed.
         settings: keys of the section [server].
     """
 
-    def __init__(self, folder: Path, run: RunSpec, **settings: object) -> None:
+    def __init__(
+        self, folder: Path, run: RunSpec, *, is_forked: bool = True, **settings: object
+    ) -> None:
         self.folder = folder
+        self._fork_server = _fork_server() if is_forked and can_fork() else None
         folder.mkdir(parents=True, exist_ok=True)
         self._port_file = folder / "address"
         config = folder / "run.toml"
@@ -42,7 +60,7 @@ class ServerProcess:
             **{f"FEDLORA_SERVER__{k.upper()}": v for k, v in settings.items()},
         }
         self._environment = {**os.environ, **{k: str(v) for k, v in environment.items()}}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
 
     @property
     def address(self) -> str:
@@ -55,14 +73,7 @@ class ServerProcess:
     def start(self, failpoints: str = "") -> ServerProcess:
         """Starts the process, with failpoints armed, and waits until it serves."""
         self._port_file.unlink(missing_ok=True)
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "aggregator_service"],
-                env={**self._environment, "FEDLORA_FAILPOINTS": failpoints},
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
+        self.process = self._start({**self._environment, "FEDLORA_FAILPOINTS": failpoints})
         until = time.monotonic() + _START_SECONDS
         while not self._port_file.exists():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -72,6 +83,18 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 continue
         return self
+
+    def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
+        module, file = "aggregator_service", self.folder / "server.log"
+        if self._fork_server is not None:
+            return self._fork_server.fork(
+                module, name="aggregator", environment=environment, log=file, folder=self.folder
+            )
+        with file.open("ab") as log:
+            command = [sys.executable, "-m", module]
+            return subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=self.folder
+            )
 
     def kill(self) -> None:
         """SIGKILL: no handler runs, nothing is flushed."""
@@ -108,6 +131,16 @@ class ServerProcess:
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
             self.kill()
+
+
+@functools.cache
+def _fork_server() -> ForkServer:
+    """One for all tests of this process, made in its main thread."""
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    log = Path(tempfile.mkdtemp(prefix="fedlora-")) / "libraries.log"
+    server = ForkServer(_LIBRARIES, environment=environment, log=log)
+    atexit.register(server.close)
+    return server
 
 
 def free_address() -> str:
