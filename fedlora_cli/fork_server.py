@@ -4,8 +4,8 @@
 
 DESCRIPTOR is a connected socket. A line of JSON asks for a process:
 
-    {"number": 3, "module": "client_worker", "name": "worker-3", "environment": {...},
-     "log": "/.../worker-3.log", "folder": "/..."}
+    {"number": 3, "module": "client_worker", "arguments": [], "name": "worker-3",
+     "environment": {...}, "log": "/.../worker-3.log", "folder": "/..."}
 
 and is answered by `{"number": 3, "pid": 4711}` and, once it has ended, `{"number": 3, "code": -9}`.
 A fork dies with this process, and this process with the one that started it (`fedlora_cli.child`).
@@ -115,7 +115,7 @@ def _become(wanted: dict[str, Any]) -> None:
         os.dup2(log.fileno(), 2)
     os.environ.clear()
     os.environ.update(wanted["environment"])
-    sys.argv = [wanted["module"]]
+    sys.argv = [wanted["module"], *wanted["arguments"]]
     runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
 
 

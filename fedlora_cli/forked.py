@@ -66,12 +66,19 @@ class ForkServer:
         return self._process.pid
 
     def fork(
-        self, module: str, *, name: str, environment: Mapping[str, str], log: Path, folder: Path
+        self,
+        module: str,
+        *arguments: str,
+        name: str,
+        environment: Mapping[str, str],
+        log: Path,
+        folder: Path,
     ) -> ForkedProcess:
-        """Starts `python -m MODULE`.
+        """Starts `python -m MODULE ARGUMENT...`.
 
         Args:
-            module: what is run as the main program, without arguments.
+            module: what is run as the main program.
+            arguments: of that program.
             name: what `top` and `pgrep` show of it, as far as 15 bytes go.
             environment: its whole environment.
             log: file its output is added to.
@@ -82,6 +89,7 @@ class ForkServer:
         """
         wanted = {
             "module": module,
+            "arguments": arguments,
             "name": name,
             "environment": dict(environment),
             "log": str(log.absolute()),

@@ -71,6 +71,9 @@ def client_options() -> list[tuple[str, int | str]]:
     return [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # As at the server; the estimate also costs it a ping for every answer to a heartbeat.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
         # Notices a peer that vanished without closing, such as a host that lost power.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

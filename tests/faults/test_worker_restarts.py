@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.federation import serving
+from support.processes import WorkerProcess, worker_process
 from support.runs import run_spec
 from support.tiny_trainer import CoupledTrainer
 from support.worker_harness import worker
@@ -36,7 +34,6 @@ from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.runs.spec import RunSpec
 
-SCRIPT = Path(__file__).parents[1] / "support" / "worker_process.py"
 SPECS = {
     "fedsa_lora": run_spec(method="fedsa_lora", num_rounds=3, num_workers=2),
     "scaffold": replace(
@@ -102,20 +99,9 @@ class Moment:
         return Held
 
 
-@contextmanager
-def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-async def ended(running: subprocess.Popen[str]) -> list[dict[str, Any]]:
+async def ended(running: WorkerProcess) -> list[dict[str, Any]]:
     """The log of a process that has come to its end."""
-    _, log = await asyncio.to_thread(running.communicate, timeout=60)
+    log = await asyncio.to_thread(running.log_at_its_end)
     return [json.loads(line) for line in log.splitlines()]
 
 
@@ -166,17 +152,17 @@ async def run(tmp_path: Path, spec: RunSpec, moment: Moment | None) -> Finished:
 
 async def killed_once(address: str, cache: Path, moment: Moment) -> list[dict[str, Any]]:
     mode = f"train:{ROUND}" if moment.place == "mid-training" else "work"
-    with process(address, mode, "--cache-dir", cache) as running:
+    with worker_process(cache / "killed", address, mode, "--cache-dir", cache) as running:
         log = asyncio.create_task(ended(running))
         reached = asyncio.create_task(moment.reached.wait())
         await asyncio.wait({log, reached}, return_when=asyncio.FIRST_COMPLETED)
         assert not log.done(), log.result()
-        running.send_signal(signal.SIGKILL)
+        running.process.send_signal(signal.SIGKILL)
         await log
     moment.over.set()
-    with process(address, "work", "--cache-dir", cache) as running:
+    with worker_process(cache / "again", address, "work", "--cache-dir", cache) as running:
         log = await ended(running)
-    assert running.returncode == ExitCode.OK, log
+    assert running.process.poll() == ExitCode.OK, log
     return log
 
 

@@ -10,8 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +30,7 @@ _LIBRARIES = (
     "aggregator_service.aggregation.driver",
     "aggregator_service.reporting.run_directory",
     "aggregator_service.rounds.machine",
+    "client_worker.app",
 )
 """what costs seconds; none of it imports `failpoints`, which reads the environment"""
 
@@ -45,7 +49,10 @@ class ServerProcess:
         self, folder: Path, run: RunSpec, *, is_forked: bool = True, **settings: object
     ) -> None:
         self.folder = folder
-        self._fork_server = _fork_server() if is_forked and can_fork() else None
+        self._is_forked = is_forked
+        if is_forked and can_fork():
+            # Here, in the main thread: the server may be started from another.
+            _fork_server()
         folder.mkdir(parents=True, exist_ok=True)
         self._port_file = folder / "address"
         config = folder / "run.toml"
@@ -73,7 +80,13 @@ class ServerProcess:
     def start(self, failpoints: str = "") -> ServerProcess:
         """Starts the process, with failpoints armed, and waits until it serves."""
         self._port_file.unlink(missing_ok=True)
-        self.process = self._start({**self._environment, "FEDLORA_FAILPOINTS": failpoints})
+        self.process = start(
+            "aggregator_service",
+            environment={**self._environment, "FEDLORA_FAILPOINTS": failpoints},
+            log=self.folder / "server.log",
+            folder=self.folder,
+            is_forked=self._is_forked,
+        )
         until = time.monotonic() + _START_SECONDS
         while not self._port_file.exists():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -83,18 +96,6 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 continue
         return self
-
-    def _start(self, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | ForkedProcess:
-        module, file = "aggregator_service", self.folder / "server.log"
-        if self._fork_server is not None:
-            return self._fork_server.fork(
-                module, name="aggregator", environment=environment, log=file, folder=self.folder
-            )
-        with file.open("ab") as log:
-            command = [sys.executable, "-m", module]
-            return subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=self.folder
-            )
 
     def kill(self) -> None:
         """SIGKILL: no handler runs, nothing is flushed."""
@@ -133,10 +134,80 @@ class ServerProcess:
             self.kill()
 
 
+def start(
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str],
+    log: Path,
+    folder: Path,
+    is_forked: bool = True,
+) -> subprocess.Popen[bytes] | ForkedProcess:
+    """`python -m MODULE ARGUMENT...`.
+
+    Args:
+        module: what is run.
+        arguments: of it.
+        environment: its whole environment.
+        log: file its output is added to.
+        folder: its working directory.
+        is_forked: with the libraries loaded already, where the platform can; or executed.
+    """
+    if is_forked and can_fork():
+        return _fork_server().fork(
+            module, *arguments, name=module, environment=environment, log=log, folder=folder
+        )
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=folder)
+
+
+@contextmanager
+def worker_process(folder: Path, *arguments: object) -> Iterator[WorkerProcess]:
+    """`support.worker_process` with these arguments; killed at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    worker = WorkerProcess(
+        start(
+            "support.worker_process",
+            *map(str, arguments),
+            environment={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            },
+            log=folder / "worker.log",
+            folder=folder,
+        ),
+        folder / "worker.log",
+    )
+    try:
+        yield worker
+    finally:
+        worker.process.send_signal(signal.SIGKILL)
+        worker.process.wait(10)
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A worker that runs, or has ended."""
+
+    process: subprocess.Popen[bytes] | ForkedProcess
+    file: Path
+
+    def log_at_its_end(self) -> str:
+        """All it has said, once it has ended."""
+        self.process.wait(60)
+        return self.file.read_text()
+
+
 @functools.cache
 def _fork_server() -> ForkServer:
-    """One for all tests of this process, made in its main thread."""
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    """One for all tests of this process. It dies with the thread that asks first."""
+    assert threading.current_thread() is threading.main_thread()
+    environment = dict(os.environ) | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     log = Path(tempfile.mkdtemp(prefix="fedlora-")) / "libraries.log"
     server = ForkServer(_LIBRARIES, environment=environment, log=log)
     atexit.register(server.close)

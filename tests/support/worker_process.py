@@ -1,4 +1,6 @@
-"""`python worker_process.py ADDRESS [MODE] [--cache-dir FOLDER]`: a worker process, a tiny trainer.
+"""A worker process with a tiny trainer.
+
+    python -m support.worker_process ADDRESS [MODE] [--cache-dir FOLDER]
 
 MODE says where it never comes to an end: `load`, in loading; `train`, in training; `train:2`, in
 training of round 2. With `work` it does all there is to do.
@@ -11,18 +13,16 @@ import sys
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.tiny_trainer import CoupledTrainer, TinyTrainer
+
+from client_worker.app import run_worker
+from client_worker.config import WorkerConfig
+from client_worker.data.config import DataConfig
+from fedlora.runs.tasks import Registration
+from fedlora.telemetry import configure_logging
 
 
 def main() -> int:
-    from support.tiny_trainer import CoupledTrainer, TinyTrainer
-
-    from client_worker.app import run_worker
-    from client_worker.config import WorkerConfig
-    from client_worker.data.config import DataConfig
-    from fedlora.runs.tasks import Registration
-    from fedlora.telemetry import configure_logging
-
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("mode", nargs="?", default="train")

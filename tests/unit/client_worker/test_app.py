@@ -13,6 +13,7 @@ import pytest
 import structlog
 import torch
 from support.fake_federation import FakeFederation, train_task
+from support.processes import worker_process
 from support.tiny_trainer import adapter_file
 
 from client_worker.app import run_worker
@@ -22,7 +23,6 @@ from client_worker.ports import Trainer
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.tasks import Limits, Registration
 
-SCRIPT = Path(__file__).parents[2] / "support" / "worker_process.py"
 LIMITS = Limits(heartbeat_interval_seconds=0.1)
 
 
@@ -55,18 +55,18 @@ def loading(server: FakeFederation) -> bool:
 )
 @pytest.mark.parametrize("moment", [training, waiting, loading])
 def test_a_signal_ends_the_process_at_once_and_in_good_order(
-    moment: Callable[[FakeFederation], bool], signum: signal.Signals, code: int
+    tmp_path: Path, moment: Callable[[FakeFederation], bool], signum: signal.Signals, code: int
 ):
     plan = [train_task()] if moment is training else []
     server = FakeFederation(
         plan, adapters={0: adapter_file(seed=1)}, limits=LIMITS, keep_waiting=True
     )
     mode = ["load"] if moment is loading else []
-    with server, process(str(SCRIPT), server.address, *mode) as running:
+    with server, worker_process(tmp_path, server.address, *mode) as running:
         server.wait_until(lambda: moment(server))
-        running.send_signal(signum)
-        _, log = running.communicate(timeout=60)
-    assert running.returncode == code, log
+        running.process.send_signal(signum)
+        log = running.log_at_its_end()
+    assert running.process.poll() == code, log
     assert [r.reason for r in server.requests("Leave")] == [f"stopped by {signum.name}"]
     assert not server.updates
     lines = [json.loads(line) for line in log.splitlines()]

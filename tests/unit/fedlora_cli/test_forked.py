@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -81,6 +82,7 @@ def is_gone(pid: int) -> bool:
 def forked(server, tmp_path, environment, name="worker-0", **settings: str):
     return server.fork(
         "service",
+        "--flag",
         name=name,
         environment={**environment, **settings},
         log=tmp_path / f"{name}.log",
@@ -97,7 +99,8 @@ def test_a_fork_is_as_if_it_had_been_executed(server, tmp_path, environment):
     assert process.wait(30) == 3
     words = said(tmp_path)
     # `python -m` says where the file is
-    assert words.pop("argv")[0].endswith("service.py")
+    program, *arguments = words.pop("argv")
+    assert (Path(program).name, arguments) == ("service.py", ["--flag"])
     assert words.pop("loaded_by") == server.pid
     assert words == {
         "main": "__main__",
