@@ -265,6 +265,8 @@ class AggregationEngine:
         if grams is not None and spec.rounds.certifies(state.round):
             self._closed_grams[state.run_id] = (state.round, grams)
         reach(Failpoint.AGGREGATE_STORED)
+        for worker, share in outcome.shares.items():
+            log.info("change_scaled", run=spec.name, round=state.round, worker=worker, share=share)
         return AdapterRecord(
             version=(state.version or 0) + 1,
             round=state.round,
@@ -273,6 +275,7 @@ class AggregationEngine:
             rank=outcome.rank,
             measurements=outcome.measurements,
             weights=outcome.weights,
+            shares=outcome.shares,
             state_digest=kept,
             base_version=state.adapter.version,
         )

@@ -81,7 +81,7 @@ def certify(
         cohort = stack.enter_context(CohortFiles(contributions, plan=plan, start=start))
         held = stack.enter_context(StateReader(context.state))
         _check_modules(cohort, sent)
-        shares = recipe.shares(cohort.facts, cohort.weights_U)
+        shares = recipe.shares(cohort.facts, cohort.weights_U, cohort.change_norms)
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
 
         def measured(module: str) -> tuple[ModuleNorms, dict[str, float]]:

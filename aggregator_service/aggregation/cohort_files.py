@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -24,7 +25,7 @@ from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.layout_check import check_layout
 from aggregator_service.aggregation.module_cohort import BaseRows, GlobalModule, ModuleCohort
 from aggregator_service.aggregation.selected_components import selected_components
-from aggregator_service.aggregation.slicing import given_factors
+from aggregator_service.aggregation.slicing import given_factors, given_tensor
 from aggregator_service.aggregation.update_shares import (
     Shares,
     shared_factors,
@@ -32,7 +33,7 @@ from aggregator_service.aggregation.update_shares import (
 )
 from aggregator_service.aggregation.weighting.base import UpdateFacts
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import Part
+from fedlora.adapters.names import Part, parse_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_finite
 from fedlora.runs.plan import RoundPlan, Selection
@@ -191,6 +192,26 @@ class CohortFiles:
         if shares_U is None or self._start is None:
             return tensors
         return shared_tensors(tensors, [self._start.tensor(key)] * len(tensors), shares_U)
+
+    def change_norms(self) -> tuple[float, ...]:
+        """How far each update moved from what its worker was given, over all that it sends.
+
+        The Euclidean norm of the numbers as they are sent, in float64; zeros where it is unknown
+        what was given.
+        """
+        start = self._start
+        if start is None:
+            return (0.0,) * len(self.files)
+        norms = []
+        for file, contribution in zip(self.files, self.contributions, strict=True):
+            squares = []
+            for key in file.shapes:
+                parsed = parse_key(key)
+                rank = 0 if parsed.part is None else file.rank(parsed.path)
+                given = given_tensor(start, key, contribution.given_rank or rank)
+                squares.append(float((file.tensor(key) - given.double()).square().sum()))
+            norms.append(math.sqrt(math.fsum(squares)))
+        return tuple(norms)
 
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""

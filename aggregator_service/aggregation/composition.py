@@ -77,17 +77,32 @@ class Recipe:
         has_extras = any(plugin.traits.has_extras for plugin in self.plugins)
         return self.properties.mixed_ranks and not has_extras
 
-    def shares(self, updates: Sequence[UpdateFacts], weights_U: Tensor) -> Shares | None:
+    def shares(
+        self,
+        updates: Sequence[UpdateFacts],
+        weights_U: Tensor,
+        norms: Callable[[], Sequence[float]],
+    ) -> Shares | None:
         """How much of each update's change counts, as the plug-ins say; None for all of it.
 
         Args:
             updates: of the cohort, sorted by worker.
             weights_U: of each, summing to 1.
+            norms: of each update's change; called where a plug-in goes by them.
         """
-        metrics = [update.metrics for update in updates]
-        found = [plugin.shares(metrics, weights_U.tolist()) for plugin in self.plugins]
-        said = [shares for shares in found if shares is not None]
-        return tuple(math.prod(factors) for factors in zip(*said, strict=True)) if said else None
+        metrics, weights = [update.metrics for update in updates], weights_U.tolist()
+        whole = product = (1.0,) * len(updates)
+        measured: Sequence[float] = ()
+        # Those that measure come last: what they bound is what counts in the end.
+        for plugin in sorted(self.plugins, key=lambda p: p.traits.needs_norms):
+            changes: Sequence[float] = ()
+            if plugin.traits.needs_norms:
+                measured = measured or norms()
+                changes = [norm * c for norm, c in zip(measured, product, strict=True)]
+            shares = plugin.shares(metrics, weights, changes)
+            if shares is not None:
+                product = tuple(math.prod(pair) for pair in zip(product, shares, strict=True))
+        return None if product == whole else product
 
     def aggregate_module(
         self,

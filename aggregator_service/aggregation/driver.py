@@ -64,6 +64,8 @@ class AggregationOutcome:
     """whether there is anything to remember"""
     weights: Mapping[str, float]
     """of each worker in the sums; 0 where it did not count"""
+    shares: Mapping[str, float]
+    """how much of a worker's change counted, where that is not all of it"""
     measurements: Mapping[str, Mapping[str, float]]
     """what was measured, by module path; what concerns all modules is under an empty path"""
 
@@ -137,7 +139,7 @@ def aggregate(
         )
         weights = job.weigh()
         kept.put(WEIGHTING, weights.state)
-        shares = recipe.shares(cohort.facts, weights.values_U)
+        shares = recipe.shares(cohort.facts, weights.values_U, cohort.change_norms)
         measurements: dict[str, Mapping[str, float]] = {}
         if weights.measurements:
             measurements[""] = weights.measurements
@@ -175,11 +177,13 @@ def aggregate(
             writer.put(key, tensor, torch.float32)
         names = [c.worker for c in cohort.contributions]
         by_worker = dict(zip(names, weights.values_U.tolist(), strict=True))
+        changed = dict(zip(names, shares, strict=True)) if shares else {}
     return AggregationOutcome(
         rank=largest,
         num_bytes=writer.num_bytes,
         has_state=not kept.is_empty,
         weights={c.worker: by_worker.get(c.worker, 0.0) for c in contributions},
+        shares={worker: share for worker, share in changed.items() if share != 1},
         measurements=measurements,
     )
 

@@ -73,6 +73,7 @@ def worker_table(run: Run, rounds: Sequence[RoundReport]) -> str:
     for r in rounds:
         for u in r.updates:
             by_worker.setdefault(u.worker, []).append(u)
+    is_scaled = any(u.share is not None for us in by_worker.values() for u in us)
     most = max((u.num_examples for us in by_worker.values() for u in us), default=1) or 1
     rows = []
     for w in run.workers:
@@ -89,15 +90,23 @@ def worker_table(run: Run, rounds: Sequence[RoundReport]) -> str:
                 "–" if w.data_slot is None else str(w.data_slot),
                 f"{examples or '–'}{bar}",
                 format_percent(weight),
+                *([_mean_share(updates)] if is_scaled else []),
                 str(w.rank or "–"),
                 f"{w.num_updates}/{w.num_tasks}",
                 format_seconds(sum(trained) / len(trained)) if trained else "–",
                 format_number(updates[-1].metrics.get("train_loss")) if updates else "–",
             ]
         )
-    head = ["worker", "state", "device", "data part", "examples", "mean weight", "rank"]
+    head = ["worker", "state", "device", "data part", "examples", "mean weight"]
+    head += [*(["change counted"] if is_scaled else []), "rank"]
     head += ["updates of rounds asked for", "training per round", "last training loss"]
     return _table(head, rows, escaped=True) if rows else '<p class="empty">None has joined.</p>'
+
+
+def _mean_share(updates: Sequence[UpdateReport]) -> str:
+    """How much of a worker's changes counted."""
+    shares = [1.0 if u.share is None else u.share for u in updates]
+    return format_percent(sum(shares) / len(shares) if shares else None)
 
 
 def settings_list(groups: Sequence[tuple[str, Sequence[ConfigEntry]]]) -> str:

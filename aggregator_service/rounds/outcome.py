@@ -30,6 +30,7 @@ def round_report(state: RunState) -> RoundReport:
                 worker=u.worker,
                 num_examples=u.num_examples,
                 weight=adapter.weights.get(u.worker, 0.0),
+                share=adapter.shares.get(u.worker),
                 total_bytes=u.total_bytes,
                 digest=u.digest,
                 rank=u.rank,

@@ -95,6 +95,8 @@ class AdapterRecord:
     """what was measured, by module; what concerns all modules is under an empty name"""
     weights: Mapping[str, float] = field(default_factory=dict)
     """of each worker in the sums"""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """how much of a worker's change counted, where that is not all of it"""
     state_digest: str = ""
     """what the method remembers for the next round; empty for nothing"""
     is_refinement: bool = False

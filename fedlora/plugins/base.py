@@ -58,6 +58,8 @@ class Traits:
     """mu, where it adds (mu/2) (theta - theta_g)^2 of every number to the loss"""
     scales_updates: bool = False
     """its `shares` may say that more or less of an update counts"""
+    needs_norms: bool = False
+    """its `shares` go by how far each update moved, which the server measures"""
     required_metrics: tuple[str, ...] = ()
     """numbers that come with every update; its hooks measure them"""
     kept: tuple[str, ...] = ()
@@ -167,13 +169,18 @@ class Plugin(Protocol):
         ...
 
     def shares(
-        self, metrics: Sequence[Mapping[str, float]], weights: Sequence[float]
+        self,
+        metrics: Sequence[Mapping[str, float]],
+        weights: Sequence[float],
+        norms: Sequence[float],
     ) -> tuple[float, ...] | None:
         """How much of each update's change counts, on the server; None for all of every one.
 
         Args:
-            metrics: of each update, in the order of the workers' names.
+            metrics: of each update, in the order of the workers' names, as the workers tell them.
             weights: of each, summing to 1.
+            norms: |theta_u - theta_g| of each, over all that it sends, as the server finds it and
+                as far as plug-ins before let it count; empty unless `Traits.needs_norms`.
 
         Raises:
             FedLoraError: INVALID_ARGUMENT for metrics that cannot be.
@@ -215,6 +222,7 @@ class PluginDefaults:
         self,
         metrics: Sequence[Mapping[str, float]],  # noqa: ARG002
         weights: Sequence[float],  # noqa: ARG002
+        norms: Sequence[float],  # noqa: ARG002
     ) -> tuple[float, ...] | None:
         """All of every one."""
         return None

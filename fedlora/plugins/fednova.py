@@ -72,7 +72,10 @@ class FedNova(PluginDefaults):
         return LocalHooks(after_step=way.step, end=lambda: Ending(metrics={_METRIC: way.distance}))
 
     def shares(
-        self, metrics: Sequence[Mapping[str, float]], weights: Sequence[float]
+        self,
+        metrics: Sequence[Mapping[str, float]],
+        weights: Sequence[float],
+        norms: Sequence[float],  # noqa: ARG002
     ) -> tuple[float, ...] | None:
         """See `base.Plugin`."""
         claimed = [m[_METRIC] for m in metrics]

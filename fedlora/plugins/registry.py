@@ -10,6 +10,7 @@ from fedlora.plugins.ditto import Ditto
 from fedlora.plugins.fedlc import FedLC
 from fedlora.plugins.fednova import FedNova
 from fedlora.plugins.fedprox import FedProx
+from fedlora.plugins.norm_bound import NormBound
 from fedlora.plugins.scaffold import Scaffold
 from fedlora.runs.installed import PLUGINS_GROUP
 from fedlora.runs.method import RuleSpec
@@ -18,7 +19,7 @@ from fedlora.runs.tables import Table, by_name
 __all__ = ["PLUGINS", "create_plugins", "known_plugins"]
 
 PLUGINS: Mapping[str, Plugin] = by_name(
-    (FedProx(), FedLC(), Ditto(), FedNova(), Scaffold(), Clip())
+    (FedProx(), FedLC(), Ditto(), FedNova(), Scaffold(), Clip(), NormBound())
 )
 """Those that come with fedlora, by name, each with its options' defaults."""
 

@@ -91,6 +91,8 @@ class UpdateReport:
     elapsed_seconds: float = 0.0
     staleness: int = 0
     """rounds by which it was late"""
+    share: float | None = None
+    """how much of its change counted, where a plug-in said so; None for all of it"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

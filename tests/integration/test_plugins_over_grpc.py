@@ -41,8 +41,10 @@ def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
         rule("fedlc", tau=0.0),
         rule("fednova", max_ratio=1.0),
         rule("clip", max_norm=0.0),
+        rule("norm_bound", max_ratio=0.0),
+        rule("norm_bound", max_ratio=1e6),
     ],
-    ids=lambda p: p.name,
+    ids=lambda p: f"{p.name} {p.options}",
 )
 async def test_a_neutral_setting_is_fedavg_bit_for_bit(
     tmp_path: Path, bert: Path, plain, plugin: RuleSpec

@@ -1269,6 +1269,7 @@ class UpdateReport(_message.Message):
     EVALUATIONS_FIELD_NUMBER: _builtins.int
     ELAPSED_SECONDS_FIELD_NUMBER: _builtins.int
     STALENESS_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     num_examples: _builtins.int
     weight: _builtins.float
@@ -1283,6 +1284,8 @@ class UpdateReport(_message.Message):
     """Seconds from the task's beginning to the commit."""
     staleness: _builtins.int
     """Rounds by which the update was late."""
+    share: _builtins.float
+    """How much of the update's change counted, where a plug-in said so: absent for all of it."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -1300,12 +1303,15 @@ class UpdateReport(_message.Message):
         evaluations: _abc.Iterable[Global___Evaluation] | None = ...,
         elapsed_seconds: _builtins.float = ...,
         staleness: _builtins.int = ...,
+        share: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "share", b"share"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "staleness", b"staleness", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_share", b"_share", "digest", b"digest", "elapsed_seconds", b"elapsed_seconds", "evaluations", b"evaluations", "metrics", b"metrics", "num_examples", b"num_examples", "rank", b"rank", "share", b"share", "staleness", b"staleness", "total_bytes", b"total_bytes", "weight", b"weight", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
 
 Global___UpdateReport: _TypeAlias = UpdateReport  # noqa: Y015
 

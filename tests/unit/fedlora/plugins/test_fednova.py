@@ -76,25 +76,25 @@ def test_it_is_how_far_a_steady_gradient_goes_with_momentum_pull_and_warm_up_tog
 
 
 def test_equal_lengths_leave_every_update_as_it_is():
-    assert FedNova().shares(told(7.0, 7.0, 7.0), (0.2, 0.3, 0.5)) is None
+    assert FedNova().shares(told(7.0, 7.0, 7.0), (0.2, 0.3, 0.5), ()) is None
 
 
 def test_shares_are_the_mean_length_over_each():
     weights = (0.25, 0.75)
-    assert FedNova().shares(told(2.0, 6.0), weights) == (5.0 / 2.0, 5.0 / 6.0)
+    assert FedNova().shares(told(2.0, 6.0), weights, ()) == (5.0 / 2.0, 5.0 / 6.0)
 
 
 def test_a_claim_counts_as_no_more_than_the_ratio_to_the_median():
-    shares = FedNova(max_ratio=10.0).shares(told(1.0, 1.0, 1e12), (1 / 3,) * 3)
+    shares = FedNova(max_ratio=10.0).shares(told(1.0, 1.0, 1e12), (1 / 3,) * 3, ())
     assert shares == pytest.approx((4.0, 4.0, 0.4))
-    assert FedNova(max_ratio=1.0).shares(told(1.0, 5.0, 9.0), (1 / 3,) * 3) is None
-    small = FedNova(max_ratio=10.0).shares(told(1.0, 1.0, -3.0), (1 / 3,) * 3)
+    assert FedNova(max_ratio=1.0).shares(told(1.0, 5.0, 9.0), (1 / 3,) * 3, ()) is None
+    small = FedNova(max_ratio=10.0).shares(told(1.0, 1.0, -3.0), (1 / 3,) * 3, ())
     assert all(math.isfinite(share) for share in small)
     assert small[2] == pytest.approx(7.0)
 
 
 def test_lengths_that_cannot_be_are_refused():
     with pytest.raises(FedLoraError, match="expected the positive lengths"):
-        FedNova().shares(told(0.0, 0.0), (0.5, 0.5))
+        FedNova().shares(told(0.0, 0.0), (0.5, 0.5), ())
     with pytest.raises(FedLoraError, match=r"plugins\.fednova\.max_ratio: .* got 0\.5"):
         FedNova(max_ratio=0.5)
