@@ -25,7 +25,10 @@ from pathlib import Path
 from fedlora.devices.base import VISIBLE
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["ForkServer", "ForkedProcess", "can_fork"]
+__all__ = ["TRAINING_LIBRARIES", "ForkServer", "ForkedProcess", "can_fork"]
+
+TRAINING_LIBRARIES = ("torch", "transformers", "peft", "client_worker.training.trainer")
+"""what a process has imported by the time it trains"""
 
 
 def can_fork() -> bool:

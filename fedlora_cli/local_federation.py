@@ -22,7 +22,7 @@ from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RunEvent
 from fedlora.runs.tasks import Role
 from fedlora_cli.display import Display
-from fedlora_cli.forked import ForkServer, can_fork
+from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
 from fedlora_cli.processes import (
     ManagedProcess,
     available_cores,
@@ -49,9 +49,6 @@ _WORKERS_LEAVE_SECONDS = 20.0
 _END_NEWS_SECONDS = 3.0
 
 _POLL_SECONDS = 0.2
-
-# What a worker on a CPU has imported by the time it trains.
-_WORKER_LIBRARIES = ("torch", "transformers", "peft", "client_worker.training.trainer")
 
 
 class _Stopped(Exception):  # noqa: N818 - no error
@@ -320,7 +317,7 @@ class LocalFederation:
         threads = self._settings.threads_of(self._cores)
         environment = self._environment(threads=threads)
         log = self._folder.log_dir / "workers.log"
-        return ForkServer(_WORKER_LIBRARIES, environment=environment, log=log)
+        return ForkServer(TRAINING_LIBRARIES, environment=environment, log=log)
 
     def _environment(self, *, threads: int) -> dict[str, str]:
         environment = child_environment(os.environ, threads=threads)

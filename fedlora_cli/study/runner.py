@@ -22,6 +22,7 @@ from types import FrameType
 from fedlora.config import CONFIG_VARIABLE
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.configuration import load
+from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
 from fedlora_cli.processes import (
     ManagedProcess,
     available_cores,
@@ -35,6 +36,8 @@ from fedlora_cli.study.display import StudyDisplay
 from fedlora_cli.study.results import Results, result_of
 
 __all__ = ["StudyRunner"]
+
+_LIBRARIES = (*TRAINING_LIBRARIES, "fedlora_cli.simulation.federation")
 
 _POLL_SECONDS = 0.2
 _STOP_GRACE_SECONDS = 2.0
@@ -80,6 +83,8 @@ class StudyRunner:
         jobs = jobs or (cores if devices == ("cpu",) else len(devices))
         self._threads = max(1, cores // jobs)
         self._free = deque(itertools.islice(itertools.cycle(devices), jobs))
+        self._is_forked = can_fork() and devices == ("cpu",)
+        self._fork_server: ForkServer | None = None
         self._display = display
         self._stopping = False
         self.failures: list[str] = []
@@ -88,6 +93,10 @@ class StudyRunner:
     def run(self, cells: Sequence[Cell]) -> ExitCode:
         """Runs cells to their end; no process is left when it returns."""
         waiting, running = deque(cells), list[_Running]()
+        if waiting and self._is_forked:
+            environment = child_environment(os.environ, threads=self._threads)
+            log = self._work_dir.with_name(f"{self._work_dir.name}.log")
+            self._fork_server = ForkServer(_LIBRARIES, environment=environment, log=log)
         try:
             with self._stopped_by_signals(), self._display:
                 while (waiting or running) and not self._stopping:
@@ -98,6 +107,8 @@ class StudyRunner:
                     time.sleep(_POLL_SECONDS)
         finally:
             stop_all([[at.process for at in running]], _STOP_GRACE_SECONDS)
+            if self._fork_server is not None:
+                self._fork_server.close()
             for at in running:
                 shutil.rmtree(at.folder.root)
         if self._stopping:
@@ -121,6 +132,7 @@ class StudyRunner:
             "fedlora_cli.simulation",
             environment=environment | {CONFIG_VARIABLE: str(folder.config_file)},
             log=folder.log_dir / "cell.log",
+            fork_server=self._fork_server,
         )
         process.start()
         return _Running(cell, folder, process, device)
