@@ -12,6 +12,9 @@ _LATE = "tests/unit/aggregator_service/aggregation/test_stale_updates.py::"
 _CLIENT = "tests/unit/client_worker/transport/test_client.py::"
 _OUTBOX = "tests/unit/client_worker/test_outbox.py::"
 _RUNNER = "tests/unit/client_worker/test_runner.py::"
+_NORMS = "tests/unit/aggregator_service/aggregation/test_change_norms.py::"
+_PLUGIN = "tests/unit/fedlora/plugins/test_norm_bound.py::"
+_BOUND = "tests/integration/test_norm_bound_over_grpc.py::"
 
 _CUT_UPLOAD = _CLIENT + "test_a_cut_upload_goes_on_where_the_server_holds_it"
 
@@ -83,5 +86,24 @@ RESULTS = (
         old="return update if intact else None",
         new="return update",
         killers=(_OUTBOX + "test_a_flipped_bit_is_found_and_the_update_trained_again",),
+    ),
+    Mutant(
+        name="change_measured_from_zero",
+        sentence="a bound cuts what an adapter holds, and not what an update changes",
+        file="aggregator_service/aggregation/cohort_files.py",
+        old="squares.append(float((file.tensor(key) - given.double()).square().sum()))",
+        new="squares.append(float(file.tensor(key).square().sum()))",
+        killers=(
+            _NORMS + "test_by_hand_over_both_factors_and_what_is_trained_in_full[4]",
+            _BOUND + "test_one_hostile_update_among_five[True]",
+        ),
+    ),
+    Mutant(
+        name="stretched_beyond_the_bound",
+        sentence="what another plug-in makes of an update escapes the bound",
+        file="aggregator_service/aggregation/composition.py",
+        old="changes = [norm * c for norm, c in zip(measured, product, strict=True)]",
+        new="changes = measured",
+        killers=(_PLUGIN + "test_what_another_plug_in_stretches_is_bounded_as_stretched[1]",),
     ),
 )
