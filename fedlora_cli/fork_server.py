@@ -69,7 +69,9 @@ def _serve(asker: socket.socket) -> dict[str, Any] | None:
             if woken in ready:
                 os.read(woken, 4096)
                 for pid, code in _ended():
-                    _tell(lines, number=numbers.pop(pid), code=code)
+                    # What a library has started as it was imported was not asked for.
+                    if pid in numbers:
+                        _tell(lines, number=numbers.pop(pid), code=code)
             if asker not in ready:
                 continue
             # Whoever asks waits for the answer: there is never a second line behind the first.
