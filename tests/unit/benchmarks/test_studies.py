@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,9 @@ def test_a_study_can_be_run_and_its_results_are_of_its_cells(file, tmp_path):
     page = write_page(study, cells, results, tmp_path, command=command)
     assert (folder / "README.md").read_text() == page.read_text()
     assert (folder / "rounds.svg").read_text() == (tmp_path / "rounds.svg").read_text()
+
+
+def test_the_page_of_sensitivities_is_of_the_committed_results(tmp_path):
+    script, page = ROOT / "benchmarks/sensitivity.py", tmp_path / "sensitivity.md"
+    subprocess.run([sys.executable, script, "--out", page], check=True)
+    assert page.read_text() == script.with_suffix(".md").read_text()
