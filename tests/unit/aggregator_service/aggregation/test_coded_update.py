@@ -89,6 +89,19 @@ def test_a_worker_of_a_higher_rank_than_the_version_has_is_read_as_well(
 
 
 @every_codec
+@pytest.mark.parametrize("rank", [4, 2], ids=lambda r: f"rank {r} of 4")
+def test_a_coded_update_has_moved_as_far_as_the_adapter_that_it_says(
+    tmp_path: Path, base: Path, codec: Codec, rank: int
+):
+    norms = []
+    for update in pair(tmp_path, codec, base, seed=1, rank=rank):
+        with AdapterFile(base, scaling, "base") as start, CohortFiles([update], start=start) as one:
+            norms.append(one.change_norms())
+    assert norms[0] == norms[1]
+    assert norms[0][0] > 0
+
+
+@every_codec
 @pytest.mark.parametrize("in_products", [True, False])
 def test_a_late_update_is_the_change_of_the_version_it_began_from(
     tmp_path: Path, base: Path, codec: Codec, in_products: bool
