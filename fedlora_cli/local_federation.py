@@ -1,35 +1,25 @@
 """`fedlora run`: an aggregator and its workers as processes of this machine, from start to end.
 
-The processes are the same ones a federation over many machines has, and they talk gRPC over the
-loopback interface; this module only starts them, watches them, starts them again and ends them. It
-runs in the main thread: children are bound to the thread that starts them (`fedlora_cli.child`).
+The processes (`fedlora_cli.local_processes`) talk gRPC over the loopback interface; this module
+only starts them, watches them, starts them again and ends them. It runs in the main thread:
+children are bound to the thread that starts them (`fedlora_cli.child`).
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from fedlora.config import CONFIG_VARIABLE, Config, LocalWorkers
-from fedlora.devices import NvmlDevices, usable
+from fedlora.config import Config, LocalWorkers
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RunEvent
-from fedlora.runs.tasks import Role
 from fedlora_cli.display import Display
-from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
-from fedlora_cli.processes import (
-    ManagedProcess,
-    available_cores,
-    child_environment,
-    describe_exit,
-    stop_all,
-)
+from fedlora_cli.local_processes import LocalProcesses
+from fedlora_cli.processes import ManagedProcess, describe_exit, stop_all
 from fedlora_cli.run_folder import RunFolder
 from fedlora_cli.supervision import Backoff, is_worth_restarting
 from fedlora_cli.watcher import Watcher
@@ -117,11 +107,8 @@ class LocalFederation:
         self._folder = folder
         self._display = display
         self._stop_requests = 0
-        self._cores = available_cores()
-        # A name of its own: the file of an aggregator that was killed must not be taken for ours.
-        self._port_file = folder.root / f".address-{os.getpid()}"
-        self._server = self._make_server()
-        self._fork_server: ForkServer | None = None
+        self._processes = LocalProcesses(config, self._settings, folder)
+        self._server = self._processes.aggregator()
         self._workers: list[_Worker] = []
         self._watcher: Watcher | None = None
         self.failure = ""
@@ -149,20 +136,15 @@ class LocalFederation:
     def _run(self) -> ExitCode:
         self._display.notice("starting the aggregator")
         self._server.start()
-        if can_fork() and _is_on_cpu(self._settings.devices):
-            self._fork_server = self._make_fork_server()
+        self._processes.prepare()
         address = self._wait_for_address()
         # A restarted aggregator must be found by its workers where it was.
         self._server.environment["FEDLORA_SERVER__ADDRESS"] = address
         self._display.notice(
             f"aggregator on {address}; starting {self._settings.count} workers with "
-            f"{self._settings.threads_of(self._cores)} threads each"
+            f"{self._processes.threads} threads each"
         )
-        self._workers = [
-            _Worker(self._make_worker(i, address)) for i in range(self._settings.count)
-        ]
-        if self._settings.server_data:
-            self._workers.append(_Worker(self._make_server_data(address)))
+        self._workers = [_Worker(process) for process in self._processes.workers(address)]
         for worker in self._workers:
             worker.process.start()
         self._watcher = Watcher(address, self._spec.name)
@@ -252,83 +234,12 @@ class LocalFederation:
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         self._stop_requests += 1
 
-    # --- processes -----------------------------------------------------------------------
-
-    def _make_server(self) -> ManagedProcess:
-        folder = self._folder
-        environment = self._environment(threads=self._cores) | {
-            "FEDLORA_SERVER__ADDRESS": "127.0.0.1:0",
-            "FEDLORA_SERVER__STATE_DIR": str(folder.state_dir.absolute()),
-            "FEDLORA_SERVER__EXPORT_DIR": str(_export_dir(folder, self._spec.name)),
-            "FEDLORA_SERVER__PORT_FILE": str(self._port_file.absolute()),
-            "FEDLORA_SERVER__EXIT_WHEN_DONE": "true",
-        }
-        return ManagedProcess(
-            "aggregator",
-            "aggregator_service",
-            environment=environment,
-            log=folder.log_dir / "aggregator.log",
-        )
-
-    def _make_worker(self, index: int, address: str) -> ManagedProcess:
-        settings = {}
-        if self._settings.max_ranks:
-            settings["FEDLORA_WORKER__MAX_RANK"] = str(self._settings.max_rank_of(index))
-        return self._worker_process(f"worker-{index}", index, address, settings)
-
-    def _metrics_of(self, index: int) -> dict[str, str]:
-        """Where a worker shows its metrics: the configuration has one address, on one port."""
-        configured = str(self._config.section("worker").get("metrics_address", ""))
-        host, separator, port = configured.rpartition(":")
-        if not separator or not port.isdigit() or int(port) == 0:
-            return {}
-        return {"FEDLORA_WORKER__METRICS_ADDRESS": f"{host}:{int(port) + index}"}
-
-    def _make_server_data(self, address: str) -> ManagedProcess:
-        settings = {
-            "FEDLORA_WORKER__ROLE": Role.SERVER_DATA.value,
-            "FEDLORA_DATA__ONLY_PUBLIC": "true",
-        }
-        return self._worker_process("server-data", self._settings.count, address, settings)
-
-    def _worker_process(
-        self, name: str, index: int, address: str, settings: Mapping[str, str]
-    ) -> ManagedProcess:
-        threads = self._settings.threads_of(self._cores)
-        environment = self._environment(threads=threads) | {
-            "FEDLORA_WORKER__SERVER": address,
-            "FEDLORA_WORKER__NAME": name,
-            "FEDLORA_WORKER__RUN_NAME": self._spec.name,
-            "FEDLORA_WORKER__DEVICE": self._settings.device_of(index),
-            # On one machine several small workers may well be trained on one GPU.
-            "FEDLORA_WORKER__SHARE_DEVICE": "true",
-            "FEDLORA_WORKER__THREADS": str(threads),
-            "FEDLORA_WORKER__CACHE_DIR": str(self._folder.worker_cache_dir(name).absolute()),
-        }
-        return ManagedProcess(
-            name,
-            "client_worker",
-            environment={**environment, **self._metrics_of(index), **settings},
-            log=self._folder.log_dir / f"{name}.log",
-            fork_server=self._fork_server,
-        )
-
-    def _make_fork_server(self) -> ForkServer:
-        threads = self._settings.threads_of(self._cores)
-        environment = self._environment(threads=threads)
-        log = self._folder.log_dir / "workers.log"
-        return ForkServer(TRAINING_LIBRARIES, environment=environment, log=log)
-
-    def _environment(self, *, threads: int) -> dict[str, str]:
-        environment = child_environment(os.environ, threads=threads)
-        return environment | {CONFIG_VARIABLE: str(self._folder.config_file.absolute())}
-
     def _wait_for_address(self) -> str:
         deadline = time.monotonic() + _SERVER_START_SECONDS
         while time.monotonic() < deadline:
             self._check_stop()
-            if self._port_file.exists():
-                return self._port_file.read_text().strip()
+            if self._processes.port_file.exists():
+                return self._processes.port_file.read_text().strip()
             code = self._server.poll()
             if code is not None:
                 raise _Failed(self._last_words(self._server, code), code)
@@ -349,37 +260,7 @@ class LocalFederation:
             self._display.notice("stopping all processes")
         grace = _STOP_GRACE_SECONDS if self._stop_requests < 2 else 0.0
         stop_all(processes, grace)
-        if self._fork_server is not None:
-            self._fork_server.close()
-        self._port_file.unlink(missing_ok=True)
-
-
-def _is_on_cpu(devices: Sequence[str]) -> bool:
-    """Whether these devices come to the CPU alone on this machine."""
-    if not {*devices} <= {"cpu", "auto"}:
-        return False
-    try:
-        return "auto" not in devices or not usable(NvmlDevices().present(), os.environ)
-    except FedLoraError:
-        # There is a driver and nothing to ask it with: the workers will say so.
-        return False
-
-
-def _export_dir(folder: RunFolder, run_name: str) -> str:
-    """A folder in which `<run name>` is the run's folder, as the aggregator wants it.
-
-    That is the parent, unless the folder was given a name of its own: then a link bears the
-    run's name.
-    """
-    root = folder.root.absolute()
-    if root.name == run_name:
-        return str(root.parent)
-    links = folder.state_dir / "export"
-    links.mkdir(parents=True, exist_ok=True)
-    link = links / run_name
-    if not link.is_symlink():
-        link.symlink_to(root, target_is_directory=True)
-    return str(links.absolute())
+        self._processes.close()
 
 
 def _exit_code(code: int) -> ExitCode:

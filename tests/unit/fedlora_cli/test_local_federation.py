@@ -17,12 +17,13 @@ from support.tiny_run import write_tiny_run
 from typer.testing import CliRunner
 
 from fedlora.adapters.peft_files import read_peft_folder
+from fedlora.config import LocalWorkers
+from fedlora.devices import Device, NvmlDevices
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.app import app
 from fedlora_cli.configuration import load
-from fedlora_cli.display import JsonDisplay, display_for
 from fedlora_cli.forked import can_fork
-from fedlora_cli.local_federation import LocalFederation
+from fedlora_cli.local_processes import LocalProcesses
 from fedlora_cli.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
@@ -125,8 +126,8 @@ def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
 
 
 def test_the_workers_of_one_machine_may_share_a_gpu(config):
-    federation = LocalFederation(load(config), RunFolder(config.parent / "run"), JsonDisplay())
-    worker = federation._make_worker(0, "127.0.0.1:1")
+    processes = LocalProcesses(load(config), LocalWorkers(), RunFolder(config.parent / "run"))
+    worker = processes.worker(0, "127.0.0.1:1")
     assert worker.environment["FEDLORA_WORKER__SHARE_DEVICE"] == "true"
 
 
@@ -150,7 +151,30 @@ def test_each_worker_shows_its_metrics_on_a_port_of_its_own(
     config, tmp_path, configured: str, expected: str | None
 ):
     loaded = load(config, (f"worker.metrics_address={configured}",), environ={})
-    display = display_for(2, plain=True, as_json=False)
-    federation = LocalFederation(loaded, RunFolder(tmp_path / "run"), display)
-    worker = federation._make_worker(1, "127.0.0.1:8400")
+    processes = LocalProcesses(loaded, LocalWorkers(), RunFolder(tmp_path / "run"))
+    worker = processes.worker(1, "127.0.0.1:8400")
     assert worker.environment.get("FEDLORA_WORKER__METRICS_ADDRESS") == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "present", "is_on_cpu"),
+    [
+        (("cpu",), 1, True),
+        (("auto",), 0, True),
+        (("auto",), 1, False),
+        (("cpu", "auto"), 1, False),
+        (("cuda:0",), 1, False),
+    ],
+)
+def test_workers_are_forks_only_where_none_of_them_can_come_to_a_gpu(
+    config, tmp_path, monkeypatch, devices: tuple[str, ...], present: int, is_on_cpu: bool
+):
+    gpus = tuple(Device(number=str(i), uuid=f"GPU-{i}", name="gpu") for i in range(present))
+    monkeypatch.setattr(NvmlDevices, "present", lambda _: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    processes = LocalProcesses(load(config), LocalWorkers(devices=devices), RunFolder(tmp_path))
+    processes.prepare()
+    try:
+        assert (processes._fork_server is not None) is (is_on_cpu and can_fork())
+    finally:
+        processes.close()
