@@ -105,6 +105,17 @@ def test_the_best_round_is_told_and_which_round_the_run_ended_with():
     assert "an ordinary PEFT adapter, that of round 4" in Page(report_html(run, ROUNDS)).text
 
 
+def test_how_much_of_a_workers_changes_counted_is_told_where_that_is_not_all():
+    assert "change counted" not in Page(report_html(sample_run(), ROUNDS)).text
+    first, *others = ROUNDS[0].updates
+    cut = replace(ROUNDS[0], updates=(replace(first, share=0.124), *others))
+    text = Page(report_html(sample_run(), [cut, *ROUNDS[1:2]])).text
+    assert "change counted" in text
+    # One round at an eighth and one in full; the others' in full in both.
+    assert "56.2" in text
+    assert "100.0" in text
+
+
 def test_layers_in_which_nobody_learnt_anything_are_no_obstacle():
     learnt, still = (2.0, 1.0), (0.0, 0.0)
     for spectra in ((learnt, still), (still, still)):
