@@ -67,7 +67,8 @@ class ManagedProcess:
         if threading.current_thread() is not threading.main_thread():
             raise AssertionError("a child outlives the thread that starts it only by dying")
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._process = self._execute() if self._fork_server is None else self._fork()
+        server = self._fork_server
+        self._process = self._execute() if server is None else self._fork(server)
         self.started_at = time.monotonic()
         self.num_starts += 1
 
@@ -83,10 +84,8 @@ class ManagedProcess:
                 process_group=0,
             )
 
-    def _fork(self) -> ForkedProcess:
-        if self._fork_server is None:
-            raise AssertionError("there is nothing to fork")
-        return self._fork_server.fork(
+    def _fork(self, server: ForkServer) -> ForkedProcess:
+        return server.fork(
             self._module,
             name=self.name,
             environment=self.environment,

@@ -202,16 +202,17 @@ class CohortFiles:
         start = self._start
         if start is None:
             return (0.0,) * len(self.files)
-        norms = []
-        for file, contribution in zip(self.files, self.contributions, strict=True):
-            squares = []
-            for key in file.shapes:
-                parsed = parse_key(key)
-                rank = 0 if parsed.part is None else file.rank(parsed.path)
-                given = given_tensor(start, key, contribution.given_rank or rank)
-                squares.append(float((file.tensor(key) - given.double()).square().sum()))
-            norms.append(math.sqrt(math.fsum(squares)))
-        return tuple(norms)
+        squares: list[list[float]] = [[] for _ in self.files]
+        for key in self.files[0].shapes:
+            parsed = parse_key(key)
+            # Workers of one rank were given the same: a thousand of them share one copy.
+            given: dict[int, Tensor] = {}
+            for u, file in enumerate(self.files):
+                rank = 0 if parsed.part is None else self._given_rank(u, parsed.path)
+                if rank not in given:
+                    given[rank] = given_tensor(start, key, rank).double()
+                squares[u].append(float((file.tensor(key) - given[rank]).square().sum()))
+        return tuple(math.sqrt(math.fsum(of_one)) for of_one in squares)
 
     def features(self, module: str) -> tuple[int, int]:
         """(out_features, in_features)."""

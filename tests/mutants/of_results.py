@@ -91,8 +91,8 @@ RESULTS = (
         name="change_measured_from_zero",
         sentence="a bound cuts what an adapter holds, and not what an update changes",
         file="aggregator_service/aggregation/cohort_files.py",
-        old="squares.append(float((file.tensor(key) - given.double()).square().sum()))",
-        new="squares.append(float(file.tensor(key).square().sum()))",
+        old="squares[u].append(float((file.tensor(key) - given[rank]).square().sum()))",
+        new="squares[u].append(float(file.tensor(key).square().sum()))",
         killers=(
             _NORMS + "test_by_hand_over_both_factors_and_what_is_trained_in_full[4]",
             _BOUND + "test_one_hostile_update_among_five[True]",

@@ -208,8 +208,11 @@ def _fork_server() -> ForkServer:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    log = Path(tempfile.mkdtemp(prefix="fedlora-")) / "libraries.log"
+    folder = tempfile.TemporaryDirectory(prefix="fedlora-")
+    log = Path(folder.name) / "libraries.log"
     server = ForkServer(_LIBRARIES, environment=environment, log=log)
+    # Last registered, first called.
+    atexit.register(folder.cleanup)
     atexit.register(server.close)
     return server
 
