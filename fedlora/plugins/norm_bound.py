@@ -13,9 +13,10 @@ Bias    towards what most workers do: an honest worker whose data ask for a long
 
 Readings. While more than half of a cohort is honest, the lower median is at most the longest honest
 update, so that no update goes farther than max_ratio times that. Two colluding workers of three are
-most of the cohort. A direction is not judged: within the bound, an update may point anywhere. What
-other plug-ins stretch is bounded as stretched; extras that they send beside the update are not.
-test_norm_bound.py holds each of these.
+most of the cohort. A direction is not judged: within the bound, an update may point anywhere.
+Weights are not bounded: numbers of examples are the workers' own claims, and the weighting rule
+`uniform` takes none. What other plug-ins stretch is bounded as stretched; extras that they send
+beside the update are not. test_norm_bound.py holds what is said of norms.
 """
 
 from __future__ import annotations
