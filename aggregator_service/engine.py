@@ -110,6 +110,8 @@ class AggregationEngine:
         self._base_weights = base_weights
         self._checked: set[str] = set()
         """runs whose base model the frozen weights are"""
+        self._gram_readers: dict[str, bool] = {}
+        """by run: whether its recipe reads Gram blocks as updates are sent; asked for each"""
         self._grams: dict[str, tuple[int, RoundGrams]] = {}
         """by run: the round that is open, and Gram blocks of its updates"""
         self._closed_grams: dict[str, tuple[int, RoundGrams]] = {}
@@ -185,12 +187,16 @@ class AggregationEngine:
             # Which updates are late, and so are read as something else, is known at the close.
             return False
         whole = {Part.A, Part.B} <= {*plan.trained} and plan.selection is Selection.ALL
-        recipe = registry.create_recipe(state.spec.method, state.spec.plugins)
-        if any(plugin.traits.scales_updates for plugin in recipe.plugins):
-            # What an update counts as is known at the close.
-            return False
         # A GPU computes all of them at the close in less time than it takes to fetch them.
-        return whole and recipe.method.reads_grams and self._device.type == "cpu"
+        return whole and self._device.type == "cpu" and self._reads_grams(state)
+
+    def _reads_grams(self, state: RunState) -> bool:
+        if state.run_id not in self._gram_readers:
+            recipe = registry.create_recipe(state.spec.method, state.spec.plugins)
+            # Where updates are scaled, what one counts as is known at the close.
+            scales = any(plugin.traits.scales_updates for plugin in recipe.plugins)
+            self._gram_readers[state.run_id] = recipe.method.reads_grams and not scales
+        return self._gram_readers[state.run_id]
 
     # --- in threads ----------------------------------------------------------------------
 

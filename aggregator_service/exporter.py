@@ -11,7 +11,7 @@ import asyncio
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +78,16 @@ class _News:
 
     events: tuple[RunEvent, ...]
     adapters: tuple[AdapterRecord, ...]
-    reports: tuple[RoundReport, ...]
+    reports: Mapping[int, RoundReport]
+    """by round"""
+
+    def and_then(self, later: _News) -> _News:
+        """Both, as one."""
+        return _News(
+            events=(*self.events, *later.events),
+            adapters=(*self.adapters, *later.adapters),
+            reports={**self.reports, **later.reports},
+        )
 
 
 class RunExporter:
@@ -112,6 +121,9 @@ class RunExporter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="export")
         self._closing = threading.Event()
         self._exports: dict[str, _Export] = {}
+        self._queueing = threading.Lock()
+        self._queued: dict[str, tuple[RunState, _News]] = {}
+        """by run: what is yet to be written; commits come in crowds, and one writing serves all"""
 
     # --- told by the runs, on the event loop ---------------------------------------------
 
@@ -119,8 +131,17 @@ class RunExporter:
         self, state: RunState, events: Sequence[RunEvent], reports: Sequence[RoundReport]
     ) -> None:
         """Queues what has become durable."""
-        if events or reports:
-            self._submit(functools.partial(self._write, state, tuple(events), tuple(reports)))
+        if self._export_dir is None or not (events or reports):
+            return
+        published = any(e.type is EventType.ADAPTER_PUBLISHED for e in events)
+        adapters = (state.adapter,) if published and state.adapter else ()
+        by_round = {report.round: report for report in reports}
+        news = _News(events=tuple(events), adapters=adapters, reports=by_round)
+        with self._queueing:
+            _, earlier = self._queued.get(state.run_id, (state, None))
+            self._queued[state.run_id] = (state, earlier.and_then(news) if earlier else news)
+        if earlier is None:
+            self._submit(functools.partial(self._write, state.run_id))
 
     def restore(self, state: RunState) -> None:
         """Queues what the directory of a stored run lacks."""
@@ -149,18 +170,16 @@ class RunExporter:
             # A full disk for reports must not stop a run; the next event finds the gap.
             log.exception("export_failed", export_dir=str(self._export_dir))
 
-    def _write(
-        self, state: RunState, events: tuple[RunEvent, ...], reports: tuple[RoundReport, ...]
-    ) -> None:
+    def _write(self, run_id: str) -> None:
+        with self._queueing:
+            state, news = self._queued.pop(run_id)
         bind_context(run=state.spec.name)
         export = self._opened(state)
-        if events and events[0].sequence != export.last + 1:
+        if news.events and news.events[0].sequence != export.last + 1:
             # After a failure, or while a directory that was behind overtook what was queued.
             self._catch_up(state)
             return
-        published = any(e.type is EventType.ADAPTER_PUBLISHED for e in events)
-        adapters = (state.adapter,) if published and state.adapter else ()
-        self._advance(export, state, _News(events=events, adapters=adapters, reports=reports))
+        self._advance(export, state, news)
 
     def _catch_up(self, state: RunState) -> None:
         """Writes what the store has and the directory lacks."""
@@ -177,10 +196,11 @@ class RunExporter:
         """Writes what events have brought, and then the events."""
         for adapter in news.adapters:
             self._export(export.directory, state, adapter)
-        export.reports |= {r.round: r for r in news.reports}
-        export.directory.append_metrics(news.reports)
+        export.reports |= news.reports
+        reports = tuple(news.reports.values())
+        export.directory.append_metrics(reports)
         if export.scalars is not None:
-            export.scalars.write(news.reports, _times(news.events))
+            export.scalars.write(reports, _times(news.events))
         export.stale |= any(e.type in _REPORTED and e.sequence > export.found for e in news.events)
         last = max([export.last, *(e.sequence for e in news.events)])
         if last >= state.last_sequence:
@@ -222,7 +242,7 @@ class RunExporter:
                 return
             some = missing[i : i + _REPORTS_AT_A_TIME]
             found = self._ask(functools.partial(_reports_of, state.run_id, some))
-            export.reports |= {r.round: r for r in found}
+            export.reports |= found
         rounds = [export.reports[r] for r in sorted(export.reports)]
         export.directory.write_report(describe(state), rounds)
         export.stale, export.waiting = False, None
@@ -292,6 +312,6 @@ def _news_after(run_id: str, sequence: int, store: StateStore) -> _News:
     )
 
 
-def _reports_of(run_id: str, rounds: Sequence[int], store: StateStore) -> tuple[RoundReport, ...]:
+def _reports_of(run_id: str, rounds: Sequence[int], store: StateStore) -> Mapping[int, RoundReport]:
     found = (store.report(run_id, round) for round in rounds)
-    return tuple(report for report in found if report is not None)
+    return {report.round: report for report in found if report is not None}

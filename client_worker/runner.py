@@ -38,7 +38,7 @@ from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora.runs.tasks import Capabilities, Registration, Task, TaskKind
 from fedlora.telemetry import bind_context
 
-__all__ = ["Runner"]
+__all__ = ["POLL_SECONDS", "Runner"]
 
 log = structlog.get_logger(__name__)
 

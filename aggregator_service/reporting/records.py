@@ -16,6 +16,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter
 
+from fedlora.dataclass_fields import field_names
+
 __all__ = ["from_record", "to_record"]
 
 T = TypeVar("T")
@@ -23,17 +25,25 @@ T = TypeVar("T")
 
 def to_record(value: object) -> Any:
     """A dataclass as dictionaries, lists, strings and finite numbers, ready for `json.dumps`."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_record(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind: Any = type(value)
+    if kind in _PLAIN:
+        return value
+    names = field_names(kind)
+    if names is not None:
+        return {name: to_record(getattr(value, name)) for name in names}
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(k): to_record(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_record(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return str(value) if isinstance(value, Path) else value
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""most values; an enum's members are of its own type"""
 
 
 def from_record(record: object, domain_type: type[T]) -> T:

@@ -163,12 +163,13 @@ class RunState:
     @property
     def ready_workers(self) -> tuple[str, ...]:
         """Names of the parties that can be given work, sorted."""
-        return self._ready(Role.PARTY)
+        return tuple(sorted(name for name in self.workers if self.is_ready(name)))
 
     @property
     def ready_refiners(self) -> tuple[str, ...]:
         """Names of the workers with the server's own data that can be given work, sorted."""
-        return self._ready(Role.SERVER_DATA)
+        role = Role.SERVER_DATA
+        return tuple(sorted(name for name in self.workers if self.is_ready(name, role)))
 
     @property
     def num_parties(self) -> int:
@@ -190,14 +191,10 @@ class RunState:
         """Whether a worker is there, or on its way."""
         return self.workers[worker].state in (WorkerState.JOINING, WorkerState.READY)
 
-    def _ready(self, role: Role) -> tuple[str, ...]:
-        return tuple(
-            sorted(
-                name
-                for name, worker in self.workers.items()
-                if worker.state is WorkerState.READY and worker.capabilities.role is role
-            )
-        )
+    def is_ready(self, worker: str, role: Role = Role.PARTY) -> bool:
+        """Whether a worker can be given work of a role."""
+        record = self.workers[worker]
+        return record.state is WorkerState.READY and record.capabilities.role is role
 
     def with_worker(self, worker: WorkerRecord) -> RunState:
         """The state with one worker's record replaced."""

@@ -12,6 +12,7 @@ left in good order has given its task back: it gets it again if it returns while
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from aggregator_service.rounds.sampling import cohort_size, sample
@@ -102,11 +103,14 @@ def fill_up(state: RunState, now: float) -> tuple[RunState, dict[str, str]]:
     """
     if state.spec.rounds.engine is not RoundEngine.SYNC:
         return state, {}
-    state = assign(state, tuple(n for n in _free(state) if n in state.cohort), now)
+    state = assign(state, tuple(_free(state, state.cohort)), now)
     at_work = {n for n, t in state.assigned.items() if t.round == state.round}
     coming = {*state.updates, *(n for n in at_work if state.is_expected(n))}
     missing = sorted({*state.cohort} - coming)
     places = min(len(missing), max(0, state.spec.rounds.quorum - len(coming)))
+    if not places:
+        # So nearly always, and then the crowd of those who wait is not gone through.
+        return state, {}
     names = sample(state, _free(state), places, purpose=f"fill-up {len(state.cohort)}")
     return assign(state, names, now), dict(zip(names, missing, strict=False))
 
@@ -138,6 +142,8 @@ def is_complete(state: RunState) -> bool:
     )
 
 
-def _free(state: RunState) -> list[str]:
-    """Ready workers without a task, and without an update in the open round."""
-    return [n for n in state.ready_workers if n not in state.assigned and n not in state.updates]
+def _free(state: RunState, among: Iterable[str] | None = None) -> list[str]:
+    """Ready workers, all or of some, without a task or an update in the open round; sorted."""
+    names = state.workers if among is None else among
+    busy = state.assigned.keys() | state.updates.keys()
+    return sorted(n for n in names if n not in busy and state.is_ready(n))

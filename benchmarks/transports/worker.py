@@ -27,12 +27,12 @@ from transports.floor_clients import send_to_socket, send_to_stream, take_from_s
 from transports.noted_client import NotedClient
 
 from client_worker.patience import Patience
+from client_worker.runner import POLL_SECONDS
 from fedlora.runs.tasks import Capabilities, Task, TaskKind, UpdateHeader
 from fedlora.telemetry import configure_logging
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import Payload, decode, encode
 
-_WAIT_SECONDS = 20.0
 _PATIENCE_SECONDS = 300.0
 
 _JOINING = 4
@@ -151,7 +151,7 @@ class Worker:
     def _next(self) -> Task:
         token = self._session.session_token
         self._task = self._insist(
-            "waiting", lambda: self._client.await_task(token, max_wait_seconds=_WAIT_SECONDS)
+            "waiting", lambda: self._client.await_task(token, max_wait_seconds=POLL_SECONDS)
         )
         return self._task
 

@@ -33,12 +33,15 @@ from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from fedlora.dataclass_fields import field_names
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["from_message", "to_message"]
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
+
+_SCALARS = frozenset({bool, int, float, str, bytes})
 
 
 def to_message(value: object, message_type: type[M]) -> M:
@@ -65,14 +68,17 @@ def from_message(message: Message, domain_type: type[T]) -> T:
 
 
 def _fill(value: object, message: Message) -> None:
-    if not dataclasses.is_dataclass(value):
+    names = field_names(type(value))
+    if names is None:
         raise TypeError(f"expected a dataclass, got {type(value).__name__}")
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
+    for name in names:
+        item = getattr(value, name)
         if item is None:
             continue
-        target = getattr(message, field.name)
-        if isinstance(target, struct_pb2.Struct):
+        target = getattr(message, name)
+        if type(target) in _SCALARS:
+            setattr(message, name, _scalar(item, message, name))
+        elif isinstance(target, struct_pb2.Struct):
             target.SetInParent()
             target.update(_plain(item))
         elif isinstance(target, timestamp_pb2.Timestamp):
@@ -80,12 +86,10 @@ def _fill(value: object, message: Message) -> None:
         elif isinstance(item, Mapping):
             target.update(item)
         elif isinstance(item, tuple):
-            _extend(item, target, message, field.name)
-        elif dataclasses.is_dataclass(item):
+            _extend(item, target, message, name)
+        else:
             target.SetInParent()
             _fill(item, target)
-        else:
-            setattr(message, field.name, _scalar(item, message, field.name))
 
 
 def _plain(item: Any) -> Any:
@@ -99,7 +103,7 @@ def _plain(item: Any) -> Any:
 
 def _extend(items: tuple[Any, ...], target: Any, message: Message, name: str) -> None:
     for item in items:
-        if dataclasses.is_dataclass(item):
+        if field_names(type(item)) is not None:
             _fill(item, target.add())
         else:
             target.append(_scalar(item, message, name))
@@ -177,6 +181,7 @@ def _enum_descriptor(message: Message, name: str) -> EnumDescriptor:
     return typing.cast("EnumDescriptor", descriptor)
 
 
+@functools.cache
 def _prefix(descriptor: EnumDescriptor) -> str:
     # The acronym first, so that CausalLM would be CAUSAL_LM and DataType DATA_TYPE.
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", descriptor.name)

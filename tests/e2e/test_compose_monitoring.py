@@ -30,12 +30,14 @@ RUN apt-get update && apt-get install --yes --no-install-recommends prometheus \
  && install -d -o 65534 -g 65534 /prometheus
 ENTRYPOINT ["/usr/bin/prometheus"]
 """
+IMAGE = "fedlora-test-prometheus"
 STAND_INS = {
     "prometheus": {
-        "image": "fedlora-test-prometheus",
+        "image": IMAGE,
         "build": {"context": ".", "dockerfile_inline": DOCKERFILE},
     },
-    "grafana": {"deploy": {"replicas": 0}},
+    # Compose pulls the image of a service that it starts nothing of, too.
+    "grafana": {"image": IMAGE, "deploy": {"replicas": 0}},
 }
 
 

@@ -20,6 +20,7 @@ from support.identities import names
 from support.images import IMAGES, build
 from support.manifests import of_kind, overlay, pod_of
 from support.pods import Cluster, Container, docker
+from support.waiting import until
 
 from fedlora.identity.names import AccessRole
 
@@ -150,10 +151,15 @@ def test_a_party_keeps_the_identity_that_it_made(federation: Federation) -> None
     assert names(key.parent).name == "party"
 
 
-def test_a_probe_fails_where_there_is_something_to_find(federation: Federation) -> None:
+async def test_a_probe_fails_where_there_is_something_to_find(federation: Federation) -> None:
     worker = federation.workers[0]
-    worker.python("import os; os.utime('/tmp/alive', (0, 0))")
-    assert "last answer" in worker.probe("readinessProbe")
+
+    def fails() -> bool:
+        worker.python("import os; os.utime('/tmp/alive', (0, 0))")
+        return "last answer" in worker.probe("readinessProbe")
+
+    # The server may answer the worker between the two.
+    await until(fails, seconds=60)
 
 
 def test_the_run_ends_and_its_results_leave_the_container(

@@ -232,9 +232,37 @@ async def test_a_disk_that_is_full_for_a_while_leaves_no_gap(history: History, m
     async with history.exporter() as exporter:
         for step in told:
             exporter.committed(*step)
-        await all_written(exporter)
+            await all_written(exporter)
     files = contents(history.directory)
     assert not full
+    monkeypatch.undo()
+    shutil.rmtree(history.directory)
+    assert await restored(history) == files
+
+
+async def test_what_comes_while_something_is_written_is_written_together(
+    history: History, monkeypatch: pytest.MonkeyPatch
+):
+    first, *others = history.steps()
+    written_at_a_time, reached, go_on = [], threading.Event(), threading.Event()
+
+    def append_slowly(directory: RunDirectory, events) -> None:
+        written_at_a_time.append(len(events))
+        reached.set()
+        assert go_on.wait(30)
+        append(directory, events)
+
+    append = RunDirectory.append_events
+    monkeypatch.setattr(RunDirectory, "append_events", append_slowly)
+    async with history.exporter() as exporter:
+        exporter.committed(*first)
+        await asyncio.to_thread(reached.wait, 30)
+        for step in others:
+            exporter.committed(*step)
+        go_on.set()
+        await all_written(exporter)
+    assert written_at_a_time == [1, len(others)]
+    files = contents(history.directory)
     monkeypatch.undo()
     shutil.rmtree(history.directory)
     assert await restored(history) == files
