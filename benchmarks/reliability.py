@@ -26,7 +26,7 @@ def _acknowledgements(work: Path, quick: bool) -> list[str]:
 
 
 def _heartbeats(work: Path, quick: bool) -> list[str]:
-    return heartbeats(work / "beats", num_workers=100 if quick else 1000, seconds=20.0)
+    return heartbeats(work / "beats", num_workers=100 if quick else 1000, seconds=15.0)
 
 
 def _opening(work: Path, quick: bool) -> list[str]:
