@@ -25,6 +25,7 @@ from aggregator_service.aggregation.selected_components import check_selections
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.pace import Pace, PaceRules
+from aggregator_service.replay import acknowledge_again, replay
 from aggregator_service.reported_numbers import check_metrics, check_scores
 from aggregator_service.rounds.assignment import check_update
 from aggregator_service.rounds.events import UpdateCommitted
@@ -37,7 +38,7 @@ from aggregator_service.worker_calls import WorkerCalls
 from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key, split_extra
 from fedlora.codecs.updates import create_codec
-from fedlora.digests import DIGEST_BYTES, DIGEST_NAME, new_digest
+from fedlora.digests import DIGEST_BYTES, DIGEST_NAME
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import plan_for
@@ -120,14 +121,14 @@ class Uploads:
         except FedLoraError:
             # A key that counts has no task any more, or its other stream holds the file.
             if known := await self._known(actor, header.idempotency_key):
-                return await self._replay(known, worker, header, messages)
+                return await replay(known, self._file_of(known), worker, header, messages)
             raise
         try:
             # From here on nobody else writes under the key; until here somebody may have, and it
             # may be one of an earlier round.
             if known := await self._known(actor, header.idempotency_key):
                 await asyncio.to_thread(writer.discard)
-                return await self._replay(known, worker, header, messages)
+                return await replay(known, self._file_of(known), worker, header, messages)
             commit = await self._receive_chunks(writer, header, messages)
             record = UpdateRecord(
                 update_id=secrets.token_hex(16),
@@ -174,7 +175,7 @@ class Uploads:
             return UploadStatus(
                 state=UploadState.COMMITTED,
                 durable_bytes=known.total_bytes,
-                acknowledgement=_acknowledge_again(known),
+                acknowledgement=acknowledge_again(known),
             )
         key = _upload_key(run_id, worker, idempotency_key)
         durable = await asyncio.to_thread(self._coordinator.blobs.durable_bytes, key)
@@ -186,6 +187,9 @@ class Uploads:
     async def _known(self, actor: RunActor, key: str) -> UpdateRecord | None:
         run_id = actor.state.run_id
         return await self._coordinator.store.call(lambda s: s.update_by_key(run_id, key))
+
+    def _file_of(self, known: UpdateRecord) -> Path:
+        return self._coordinator.blobs.path(known.digest)
 
     def _check_header(self, header: UpdateHeader, run: RunSpec) -> None:
         limits = self._workers.limits
@@ -271,38 +275,6 @@ class Uploads:
         inspect = _inspection(state, header, record)
         writer.commit(commit.total_bytes, commit.digest, inspect=inspect)
 
-    async def _replay(
-        self,
-        known: UpdateRecord,
-        worker: str,
-        header: UpdateHeader,
-        messages: AsyncIterator[Chunk | Commit],
-    ) -> Acknowledgement:
-        """The acknowledgement again, if the bytes are the same again."""
-        digest, length = new_digest(), 0
-        refused = FedLoraError(
-            Reason.ALREADY_EXISTS,
-            f"key {header.idempotency_key[:100]!r} belongs to an update of other content",
-            hint="Use a new idempotency key for new bytes",
-        )
-        if known.worker != worker or known.total_bytes != header.total_bytes:
-            raise refused
-        if header.start_offset == known.total_bytes:
-            return _acknowledge_again(known)
-        while (message := await anext(messages, None)) is not None:
-            if isinstance(message, Chunk):
-                if message.offset != length or len(message.data) > known.total_bytes - length:
-                    raise refused
-                length += len(message.data)
-                await asyncio.to_thread(digest.update, message.data)
-                continue
-            if digest.digest() == message.digest == bytes.fromhex(known.digest):
-                return _acknowledge_again(known)
-            raise refused
-        raise FedLoraError(
-            Reason.UPLOAD_INCOMPLETE, f"the stream ended after {length} bytes, without a commit"
-        )
-
 
 def _payload_bytes(message: Chunk | Commit) -> int:
     return len(message.data) if isinstance(message, Chunk) else 0
@@ -338,15 +310,6 @@ def _inspection(
 def _suspend_unused(opening: asyncio.Future[UploadWriter]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().suspend()
-
-
-def _acknowledge_again(known: UpdateRecord) -> Acknowledgement:
-    return Acknowledgement(
-        update_id=known.update_id,
-        total_bytes=known.total_bytes,
-        digest=bytes.fromhex(known.digest),
-        replayed=True,
-    )
 
 
 def _upload_key(run_id: str, worker: str, idempotency_key: str) -> str:

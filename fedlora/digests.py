@@ -8,6 +8,7 @@ withstands collisions that are looked for, which a checksum does not.
 from __future__ import annotations
 
 import re
+import sys
 from typing import BinaryIO, Protocol
 
 from blake3 import blake3
@@ -40,11 +41,12 @@ def new_digest(data: bytes | bytearray | memoryview = b"") -> Digest:
     return digest
 
 
-def digest_file(file: BinaryIO) -> Digest:
-    """A digest that has taken a file from where it stands to its end."""
-    digest = new_digest()
-    while data := file.read(_BLOCK_BYTES):
+def digest_file(file: BinaryIO, num_bytes: int | None = None) -> Digest:
+    """A digest that has taken a file from where it stands: so many bytes, or all to its end."""
+    digest, left = new_digest(), sys.maxsize if num_bytes is None else num_bytes
+    while data := file.read(min(_BLOCK_BYTES, left)):
         digest.update(data)
+        left -= len(data)
     return digest
 
 

@@ -29,7 +29,7 @@ Action = tuple[str, str]
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["send", "lose", "resend", "other", "race", "restart"]),
+        st.sampled_from(["send", "lose", "resend", "resume", "other", "race", "restart"]),
         st.sampled_from(NAMES),
     ),
     max_size=7,
@@ -89,13 +89,13 @@ class Schedule:
         for worker in self._workers.values():
             worker.stub = served.federation
 
-    def _messages(self, name: str, *, seed: int = 1) -> list[pb.PushUpdateRequest]:
+    def _messages(self, name: str, *, seed: int = 1, start: int = 0) -> list[pb.PushUpdateRequest]:
         tensors = random_adapter(4, seed=10 * seed + NAMES.index(name))
         data = save(tensors)
         header = self._workers[name].header(
-            self._tasks[name], tensors, data, idempotency_key=f"key-{name}"
+            self._tasks[name], tensors, data, idempotency_key=f"key-{name}", start_offset=start
         )
-        return upload(header, data)
+        return upload(header, data, start_offset=start)
 
     def _hear(self, name: str, answer: pb.PushUpdateResponse) -> None:
         self.num_told += 1
@@ -129,6 +129,13 @@ class Schedule:
     async def _resend(self, name: str) -> None:
         await self._send(name)
         again = await self._workers[name].push_messages(self._messages(name))
+        assert again.replayed
+        self._hear(name, again)
+
+    async def _resume(self, name: str) -> None:
+        """Goes on from the middle with what has meanwhile been counted whole."""
+        await self._send(name)
+        again = await self._workers[name].push_messages(self._messages(name, start=700))
         assert again.replayed
         self._hear(name, again)
 

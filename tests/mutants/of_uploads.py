@@ -7,6 +7,7 @@ from mutants.mutant import Mutant
 __all__ = ["UPLOADS"]
 
 _RPCS = "tests/integration/test_federation_rpcs.py::"
+_AGAIN = "tests/integration/test_updates_sent_again.py::"
 _BLOBS = "tests/unit/aggregator_service/store/test_blobs.py::"
 _WRITER = "tests/unit/aggregator_service/store/test_upload_writer.py::"
 _SESSIONS = "tests/unit/aggregator_service/test_sessions.py::"
@@ -73,7 +74,7 @@ UPLOADS = (
     Mutant(
         name="replay_of_other_bytes",
         sentence="other bytes under a known key get the acknowledgement of the first ones",
-        file="aggregator_service/uploads.py",
+        file="aggregator_service/replay.py",
         old="if digest.digest() == message.digest == bytes.fromhex(known.digest):",
         new="if True:",
         killers=(_RPCS + "test_a_key_never_stands_for_two_contents",),
@@ -81,12 +82,20 @@ UPLOADS = (
     Mutant(
         name="replay_believes_the_commit",
         sentence="a replay is judged by the digest that it names, not by its bytes",
-        file="aggregator_service/uploads.py",
+        file="aggregator_service/replay.py",
         old="if digest.digest() == message.digest == bytes.fromhex(known.digest):",
         new="if message.digest == bytes.fromhex(known.digest):",
         killers=(
             _RPCS + "test_an_acknowledgement_is_not_given_again_for_bytes_that_were_not_sent_again",
         ),
+    ),
+    Mutant(
+        name="replay_from_the_start_only",
+        sentence="what is sent again from the middle is taken for other bytes",
+        file="aggregator_service/replay.py",
+        old="    offset = header.start_offset\n",
+        new="    offset = 0\n",
+        killers=(_AGAIN + "test_what_is_sent_again_may_begin_anywhere",),
     ),
     Mutant(
         name="two_streams_write_one_file",
