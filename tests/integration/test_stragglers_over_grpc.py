@@ -136,6 +136,19 @@ async def test_a_late_update_is_carried_over_a_restart_and_counted_once(tmp_path
     assert digests[0] == digests[1]
 
 
+async def test_a_round_closes_within_a_second_of_its_deadline(tmp_path: Path):
+    deadline = 1.0
+    spec = run_spec(
+        num_rounds=1, num_workers=3, quorum=2, deadline_seconds=deadline, evaluate=False
+    )
+    async with serving(tmp_path, spec) as served:
+        *quick, _ = await joined(served, "a", "b", "silent")
+        for i, worker in enumerate(quick):
+            await worker.push(await worker.task(), random_adapter(4, seed=1 + i))
+        seconds = (await report_of(served, 1)).phase_seconds["training"]
+    assert deadline <= seconds <= deadline + 1.0
+
+
 async def finish(served: Served, workers: list[ScriptedWorker]) -> bytes:
     """Round 2 from the scores of round 1 on; the digest of the last version."""
     for worker in workers[:2]:
