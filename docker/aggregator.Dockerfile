@@ -23,7 +23,7 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
  && pip --python /venv/bin/python install --no-compile -c constraints.txt --find-links /wheels \
       ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch
 COPY pyproject.toml docker/image/requirements.py docker/image/settle.py ./
-RUN python requirements.py aggregator < pyproject.toml > requirements.txt \
+RUN python requirements.py aggregator tracking < pyproject.toml > requirements.txt \
  && pip --python /venv/bin/python install --no-compile -c constraints.txt -r requirements.txt \
  && python settle.py /venv
 

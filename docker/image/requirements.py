@@ -1,6 +1,6 @@
-"""Prints what one image installs: the dependencies of pyproject.toml and of one of its extras.
+"""Prints what one image installs: the dependencies of pyproject.toml and of some of its extras.
 
-Usage: `python requirements.py aggregator < pyproject.toml > requirements.txt`. An image carries the
+Usage: `python requirements.py aggregator tracking < pyproject.toml > requirements.txt`. An image carries the
 dependencies but not the distribution: its code is the two packages that the Dockerfile copies.
 """
 
@@ -12,24 +12,25 @@ import tomllib
 __all__ = ["requirements"]
 
 
-def requirements(pyproject: str, extra: str) -> list[str]:
-    """The requirement lines of the distribution with one extra.
+def requirements(pyproject: str, *wanted: str) -> list[str]:
+    """The requirement lines of the distribution with extras.
 
     Args:
         pyproject: text of pyproject.toml.
-        extra: key of [project.optional-dependencies].
+        wanted: keys of [project.optional-dependencies].
 
     Raises:
         SystemExit: there is no such extra.
     """
     project = tomllib.loads(pyproject)["project"]
     extras: dict[str, list[str]] = project["optional-dependencies"]
-    if extra not in extras:
-        raise SystemExit(f"pyproject.toml has no extra {extra!r}; it has {', '.join(extras)}")
-    return [*project["dependencies"], *extras[extra]]
+    for extra in wanted:
+        if extra not in extras:
+            raise SystemExit(f"pyproject.toml has no extra {extra!r}; it has {', '.join(extras)}")
+    return [*project["dependencies"], *(line for extra in wanted for line in extras[extra])]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: requirements.py EXTRA < pyproject.toml")
-    sys.stdout.write("\n".join(requirements(sys.stdin.read(), sys.argv[1])) + "\n")
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: requirements.py EXTRA... < pyproject.toml")
+    sys.stdout.write("\n".join(requirements(sys.stdin.read(), *sys.argv[1:])) + "\n")

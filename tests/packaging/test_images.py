@@ -24,14 +24,15 @@ def last_stage(image: str) -> list[str]:
     return joined[joined.rindex("\nFROM ") + 1 :].splitlines()
 
 
-def names_for(extra: str) -> set[str]:
-    lines = REQUIREMENTS.requirements(PYPROJECT, extra)
+def names_for(image: str) -> set[str]:
+    (extras,) = re.findall(r"requirements\.py ([a-z ]+) <", dockerfile(image))
+    lines = REQUIREMENTS.requirements(PYPROJECT, *extras.split())
     return {re.split(r"[<>=~!\[; ]", line, maxsplit=1)[0] for line in lines}
 
 
 def test_the_aggregator_installs_health_and_no_model_library() -> None:
     names = names_for("aggregator")
-    assert {"torch", "grpcio", "grpcio-health-checking"} <= names
+    assert {"torch", "grpcio", "grpcio-health-checking", "tensorboard"} <= names
     assert not names & {"transformers", "peft", "nvidia-ml-py"}
 
 
