@@ -73,7 +73,8 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
         if not (name.isidentifier() and len(name) <= 64):
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
-                f"a metric's name is an identifier of at most 64 characters, got {name[:80]!r}",
+                "a metric's name is an identifier of at most 64 characters, got a text "
+                f"of {len(name)}",
             )
         # Neither NaN nor infinity is.
         if not -_LARGEST <= value <= _LARGEST:

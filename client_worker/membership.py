@@ -108,7 +108,7 @@ class Membership:
         return call(self.registration.session_token)
 
     def leave(self, reason: str) -> None:
-        """Ends the session."""
+        """Ends the session; `reason` is seen by whoever may look at the run."""
         self._federation.leave(self.registration.session_token, reason)
 
     def _register(self) -> Registration:

@@ -6,6 +6,10 @@ like death; and progress reports.
 What an error means depends on where it came from. The server's refusals arrive as `RefusedError`. A
 FedLoraError from anywhere else is this machine's: its model, its data, its device. Both end the
 worker with a documented exit code; whatever is neither is a mistake of ours, and raised.
+
+The text of an error stays in this process's log: it may name a file of this machine, and what
+another package wrote into it may quote a row. The server is told the reason's code, for its log and
+its observers are not the owner of the data.
 """
 
 from __future__ import annotations
@@ -139,19 +143,23 @@ class Runner:
         self._stop.own()
         try:
             self._join()
-            reason = self._go_through_tasks()
+            reason = told = self._go_through_tasks()
         except Stopped:
-            code, reason = self._stop.exit_code, self._stop.reason
+            code = self._stop.exit_code
+            reason = told = self._stop.reason
         except RefusedError as refused:
             code, reason = exit_code_of(refused.error, from_server=True), str(refused)
+            told = f"{refused.error.reason}: a call to the server did not succeed"
         except FedLoraError as error:
             code, reason = exit_code_of(error), str(error)
+            told = f"{error.reason}: the worker's own log says what is wrong"
         except Exception as error:
-            self._end(ExitCode.INTERNAL, f"internal error: {type(error).__name__}")
+            reason = f"internal error: {type(error).__name__}"
+            self._end(ExitCode.INTERNAL, reason, told=reason)
             raise
         else:
             code = ExitCode.OK
-        self._end(code, reason)
+        self._end(code, reason, told=told)
         return code
 
     def _join(self) -> None:
@@ -252,14 +260,20 @@ class Runner:
             self._asking.rest(left)
         return task
 
-    def _end(self, code: ExitCode, reason: str) -> None:
-        """Leaves, where there is somebody to leave, and ends the threads."""
+    def _end(self, code: ExitCode, reason: str, *, told: str) -> None:
+        """Leaves, where there is somebody to leave, and ends the threads.
+
+        Args:
+            code: the exit code.
+            reason: for this process's log.
+            told: for the server.
+        """
         self._progress.close()
         if code in (ExitCode.FENCED, ExitCode.UNREACHABLE):
             self._session.handle(Event.CUT_OFF)
         elif self._session.handle(Event.STOPPING) is State.LEAVING:
             try:
-                self._membership.leave(reason)
+                self._membership.leave(told)
             except FedLoraError as error:
                 log.debug("leave_failed", reason=error.reason.value)
             self._session.handle(Event.LEFT)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from client_worker.data.config import DataConfig
-from client_worker.data.rows import Row
+from client_worker.data.described import described
+from client_worker.data.rows import NAME_YOUR_COLUMNS, Row
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 
@@ -93,18 +93,19 @@ def to_examples(
         return [PlainText(row.text(config.text_column)) for row in rows]
     raise rows[0].error(
         f"expected a column {config.messages_column!r}, or {config.prompt_column!r} and "
-        f"{config.completion_column!r}, or {config.text_column!r}",
-        f"Columns: {', '.join(str(c) for c in columns)}; name yours in the section [data]",
+        f"{config.completion_column!r}, or {config.text_column!r}, got none of them "
+        f"among {len(columns)}",
+        NAME_YOUR_COLUMNS,
     )
 
 
 def _labelled(row: Row, config: DataConfig, index: Mapping[str, int]) -> LabelledText:
     text, label = row.text(config.text_column), row.category(config.label_column)
     if label not in index:
-        near = difflib.get_close_matches(label, index, n=1)
         raise row.error(
-            f"label {label!r} is not one of the run's {len(index)} labels",
-            f"Did you mean {near[0]!r}?" if near else f"Labels: {', '.join(index)}",
+            f"column {config.label_column!r}: expected one of the run's {len(index)} labels, "
+            f"got {described(label)}",
+            f"Labels: {', '.join(index)}",
         )
     return LabelledText(text, index[label])
 
@@ -112,15 +113,18 @@ def _labelled(row: Row, config: DataConfig, index: Mapping[str, int]) -> Labelle
 def _chat(row: Row, column: str) -> Chat:
     turns = row.get(column)
     if not isinstance(turns, list) or not turns:
-        raise row.error(f"column {column!r}: expected a list of messages, got {turns!r:.80}")
+        raise row.error(f"column {column!r}: expected a list of messages, got {described(turns)}")
     messages = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise row.error(f'message {number}: expected {{"role", "content"}}, got {turn!r:.80}')
+            raise row.error(
+                f'message {number}: expected {{"role", "content"}} with a text, '
+                f"got {described(turn)}"
+            )
         if turn.get("role") not in _ROLES:
             raise row.error(
                 f"message {number}: expected a role of {', '.join(_ROLES)}, "
-                f"got {turn.get('role')!r:.40}"
+                f"got {described(turn.get('role'))}"
             )
         messages.append(Message(turn["role"], turn["content"]))
     if not any(m.role == "assistant" for m in messages):

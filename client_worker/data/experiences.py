@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from client_worker.data.described import described
 from client_worker.data.examples import Example, LabelledText
 from client_worker.data.rows import Row
 from fedlora.errors import FedLoraError
@@ -57,7 +58,7 @@ def _experience(
 
 def _never_joins(row: Row, value: str, stream: ContinualSpec) -> FedLoraError:
     return row.error(
-        f"{stream.column!r} is {value!r}, which is not one of the {len(stream.order)} values of "
-        f"continual.order",
+        f"column {stream.column!r}: expected one of the {len(stream.order)} values of "
+        f"continual.order, got {described(value)}",
         "List every value of the column in continual.order, or leave such rows out of the data",
     )

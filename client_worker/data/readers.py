@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from client_worker.data.described import described, raised
 from client_worker.data.examples import Example, LabelledText
 from client_worker.data.rows import Row
 from fedlora.adapters.spec import TaskType
@@ -36,7 +37,8 @@ class Reader(Protocol):
             For sequence_classification a LabelledText, for causal_lm one of the others.
 
         Raises:
-            Exception: whatever is wrong with the row; it is told with the row's place.
+            Exception: whatever is wrong with the row. Its kind is told, where it was raised and the
+                row's place; its text, which may quote the row, is not.
         """
         ...
 
@@ -73,9 +75,7 @@ def _checked(reader: Any, row: Row, task: TaskType, labels: Sequence[str]) -> Ex
         # The reader is another's: whatever it raises is said of the row.
         example = reader.example(row.values, labels)
     except Exception as error:
-        raise row.error(
-            f"the reader {reader.name!r} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise row.error(f"the reader {reader.name!r} failed: {raised(error)}") from error
     if not isinstance(example, Example) or (
         isinstance(example, LabelledText) is not (task is TaskType.SEQUENCE_CLASSIFICATION)
     ):
@@ -85,10 +85,10 @@ def _checked(reader: Any, row: Row, task: TaskType, labels: Sequence[str]) -> Ex
             "Return a LabelledText for sequence_classification; Completion, PlainText or Chat for "
             "causal_lm",
         )
-    if isinstance(example, LabelledText) and not 0 <= example.label < len(labels):
+    if isinstance(example, LabelledText) and example.label not in range(len(labels)):
         raise row.error(
-            f"the reader {reader.name!r} gave the label {example.label}, expected a number from 0 "
-            f"to {len(labels) - 1}",
+            f"the reader {reader.name!r} gave another label ({described(example.label)}), expected "
+            f"a number from 0 to {len(labels) - 1}",
             "Return the place of the label in `labels`",
         )
     return example

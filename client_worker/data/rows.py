@@ -1,4 +1,4 @@
-"""Rows of a file or hub data set, each with its place for error messages.
+"""Rows of a file or hub data set, each with its place for error messages, which never quote a row.
 
 JSONL and CSV need nothing but the standard library; Parquet and the hub go through the `datasets`
 package of the extra `data`.
@@ -7,19 +7,24 @@ package of the extra `data`.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client_worker.data.described import described, raised
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["FILE_SUFFIXES", "Row", "read_hub_splits", "read_rows"]
+__all__ = ["FILE_SUFFIXES", "NAME_YOUR_COLUMNS", "Row", "read_hub_splits", "read_rows"]
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 """kinds of files"""
+
+NAME_YOUR_COLUMNS = (
+    "Name your columns in the section [data]; those of a .csv file are its first line"
+)
+"""what helps against a missing column"""
 
 # A row wider than this is a broken file (a quote that never closes), not an example.
 _MAX_CSV_FIELD_CHARACTERS = 16 * 1024 * 1024
@@ -36,27 +41,30 @@ class Row:
         """The value of a column.
 
         Raises:
-            FedLoraError: INVALID_DATA naming the place and the nearest column there is.
+            FedLoraError: INVALID_DATA naming the place. The columns that there are stay unnamed:
+                those of a .csv file without a first line of names are its first row.
         """
         try:
             return self.values[column]
         except KeyError:
             raise self.error(
-                f"no column {column!r}", _suggest(column, [str(c) for c in self.values])
+                f"no column {column!r} among its {len(self.values)}", NAME_YOUR_COLUMNS
             ) from None
 
     def text(self, column: str) -> str:
         """The value of a column that must hold text; empty text is refused."""
         value = self.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(f"column {column!r}: expected a text, got {value!r:.80}")
+            raise self.error(
+                f"column {column!r}: expected a text that is not blank, got {described(value)}"
+            )
         return value
 
     def category(self, column: str) -> str:
         """The value of a column of labels or groups, as text: 3 and "3" are one label."""
         value = self.get(column)
         if value is None or value == "" or isinstance(value, list | dict | float):
-            raise self.error(f"column {column!r}: expected a label, got {value!r:.80}")
+            raise self.error(f"column {column!r}: expected a label, got {described(value)}")
         return str(value)
 
     def error(self, message: str, hint: str = "") -> FedLoraError:
@@ -105,10 +113,11 @@ def read_hub_splits(dataset_id: str) -> dict[str, list[Row]]:
     package = _datasets(f"{dataset_id!r}, which is no file here and is read as a hub id,")
     try:
         loaded = package.load_dataset(dataset_id)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        # Of whatever kind: a row that the package cannot convert is in the text of some.
         raise FedLoraError(
             Reason.INVALID_DATA,
-            f"{dataset_id!r} is no file here, and no data set that the hub gives: {error}",
+            f"{dataset_id!r} is no file here, and no data set that the hub gives: {raised(error)}",
             hint="Name a local file, or check the data set's id",
         ) from error
     return {str(s): list(_numbered(rows, f"{dataset_id}/{s}")) for s, rows in loaded.items()}
@@ -118,9 +127,10 @@ def _parquet(file: Path) -> Iterator[Row]:
     package = _datasets(f"the Parquet file {file.name!r}")
     try:
         loaded = package.load_dataset("parquet", data_files=str(file), split="train")
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise FedLoraError(
-            Reason.INVALID_DATA, f"{file.name!r} is no Parquet file that can be read: {error}"
+            Reason.INVALID_DATA,
+            f"{file.name!r} is no Parquet file that can be read: {raised(error)}",
         ) from error
     return _numbered(loaded, file.name)
 
@@ -141,7 +151,7 @@ def _jsonl(file: Path) -> Iterator[Row]:
                 ) from error
             if not isinstance(values, dict):
                 raise FedLoraError(
-                    Reason.INVALID_DATA, f"{place}: expected a JSON object, got {values!r:.60}"
+                    Reason.INVALID_DATA, f"{place}: expected a JSON object, got {described(values)}"
                 )
             yield Row(values, place)
 
@@ -179,12 +189,6 @@ def _decoded(file: Path, lines: Iterable[str]) -> Iterator[str]:
 def _numbered(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Row]:
     for number, values in enumerate(rows, start=1):
         yield Row(dict(values), f"{name}, row {number}")
-
-
-def _suggest(column: str, columns: list[str]) -> str:
-    near = difflib.get_close_matches(column, columns, n=1)
-    listed = f"Columns: {', '.join(columns)}"
-    return f"Did you mean {near[0]!r}? {listed}" if near else listed
 
 
 def _datasets(wanted: str) -> Any:

@@ -33,7 +33,7 @@ from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.rounds import RoundRules
 from fedlora.telemetry import configure_logging
 
-__all__ = ["Observed", "observe", "scrape"]
+__all__ = ["Observed", "logging_to", "observe", "scrape"]
 
 
 @dataclass
@@ -71,7 +71,7 @@ def scrape(address: str) -> str:
 
 def observe(tmp_path: Path, model: Path) -> Observed:
     """Runs the federation to its end."""
-    with _logging_to(io.StringIO()) as log:
+    with logging_to(io.StringIO()) as log:
         seen = asyncio.run(_observe(tmp_path, model, log))
     seen.log = log.getvalue()
     return seen
@@ -163,7 +163,8 @@ def _worker_addresses(log: io.StringIO) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _logging_to(stream: io.StringIO) -> Iterator[io.StringIO]:
+def logging_to(stream: io.StringIO) -> Iterator[io.StringIO]:
+    """All logs of this process, from debug on, as JSON lines into a stream."""
     root = logging.getLogger()
     before = (list(root.handlers), root.level)
     environ = {"FEDLORA_LOG_LEVEL": "debug", "FEDLORA_LOG_FORMAT": "json"}

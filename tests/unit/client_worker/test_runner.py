@@ -414,7 +414,8 @@ def test_what_the_server_refuses_for_good_ends_the_worker_with_3(
     assert server.count(method) == 1
     assert server.count("Leave") == (0 if method == "Register" else 1)
     if method != "Register":
-        assert server.requests("Leave")[0].reason == "no, because"
+        said = "a call to the server did not succeed"
+        assert server.requests("Leave")[0].reason == f"{reason}: {said}"
 
 
 @pytest.mark.parametrize(
@@ -426,13 +427,16 @@ def test_what_the_server_refuses_for_good_ends_the_worker_with_3(
         (Reason.DEVICE_UNAVAILABLE, ExitCode.DEVICE),
     ],
 )
-def test_what_is_wrong_on_this_machine_has_its_own_codes(tmp_path: Path, reason, code):
+def test_what_is_wrong_on_this_machine_has_its_own_codes_and_stays_there(
+    tmp_path: Path, reason, code
+):
     def create(registration):
-        raise FedLoraError(reason, "row 7 has no label")
+        raise FedLoraError(reason, "/home/jane/rows.jsonl, line 7: no Jane", hint="Ask Jane")
 
     with FakeFederation() as server, worker(server.address, tmp_path, create=create) as w:
         assert w.runner.run() is code
-    assert server.requests("Leave")[0].reason == "row 7 has no label"
+    said = "the worker's own log says what is wrong"
+    assert server.requests("Leave")[0].reason == f"{reason}: {said}"
 
 
 def test_a_mistake_of_ours_is_raised_after_leaving_without_its_detail(tmp_path: Path):

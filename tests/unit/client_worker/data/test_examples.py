@@ -31,8 +31,9 @@ def test_a_label_becomes_its_place_in_the_runs_labels():
     assert made(row, CLASSIFY, ("admin", "net")) == LabelledText("x", 1)
 
 
-def test_a_label_the_run_does_not_have_is_told_with_the_nearest():
-    with pytest.raises(FedLoraError, match=r"line 1: label 'nte' .* Did you mean 'net'\?"):
+def test_a_label_the_run_does_not_have_is_told_with_those_it_has():
+    said = r"line 1: column 'label': expected .* 2 labels, got str of length 3\. Labels: admin, net"
+    with pytest.raises(FedLoraError, match=said):
         made({"text": "x", "label": "nte"}, CLASSIFY, ("admin", "net"))
 
 
@@ -45,8 +46,10 @@ def test_chats_go_before_completions_and_completions_before_plain_text():
     assert made(everything) == PlainText("t")
 
 
-def test_a_file_with_none_of_the_columns_is_refused_with_those_it_has():
-    with pytest.raises(FedLoraError, match=r"expected a column 'messages'.*Columns: question"):
+def test_a_file_with_none_of_the_columns_is_refused_with_those_that_were_looked_for():
+    with pytest.raises(
+        FedLoraError, match=r"a column 'messages', or .* or 'text', got none of them among 1"
+    ):
         made({"question": "x"})
 
 

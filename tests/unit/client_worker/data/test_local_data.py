@@ -73,9 +73,9 @@ def test_the_first_so_many_rows_can_be_taken(numbered):
     assert {e.text for e in (*part.train, *part.held_out)} == {f"text {i}" for i in range(10)}
 
 
-def test_a_split_value_that_no_row_has_is_refused_with_those_there_are(numbered):
+def test_a_split_value_that_no_row_has_is_refused_with_how_many_there_are(numbered):
     config = DataConfig(path=numbered.path, split_column="split", test_split="tset")
-    with pytest.raises(FedLoraError, match=r"'split' = 'tset', got only test, train"):
+    with pytest.raises(FedLoraError, match=r"'split' = 'tset', got 72 rows with 2 other values"):
         loaded(config)
 
 
