@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from client_worker.data.config import DataConfig
 from client_worker.data.described import described
-from client_worker.data.rows import NAME_YOUR_COLUMNS, Row
+from client_worker.data.rows import Row
 from fedlora.adapters.spec import TaskType
 from fedlora.errors import FedLoraError, Reason
 
@@ -95,7 +95,7 @@ def to_examples(
         f"expected a column {config.messages_column!r}, or {config.prompt_column!r} and "
         f"{config.completion_column!r}, or {config.text_column!r}, got none of them "
         f"among {len(columns)}",
-        NAME_YOUR_COLUMNS,
+        rows[0].how_to_name_columns,
     )
 
 

@@ -16,15 +16,10 @@ from typing import Any
 from client_worker.data.described import described, raised
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["FILE_SUFFIXES", "NAME_YOUR_COLUMNS", "Row", "read_hub_splits", "read_rows"]
+__all__ = ["FILE_SUFFIXES", "Row", "read_hub_splits", "read_rows"]
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 """kinds of files"""
-
-NAME_YOUR_COLUMNS = (
-    "Name your columns in the section [data]; those of a .csv file are its first line"
-)
-"""what helps against a missing column"""
 
 # A row wider than this is a broken file (a quote that never closes), not an example.
 _MAX_CSV_FIELD_CHARACTERS = 16 * 1024 * 1024
@@ -36,20 +31,29 @@ class Row:
 
     values: Mapping[str, Any]
     place: str
+    columns_may_be_content: bool = False
+    """they are the first line of a file, and it may have none of names"""
 
     def get(self, column: str) -> Any:
         """The value of a column.
 
         Raises:
-            FedLoraError: INVALID_DATA naming the place. The columns that there are stay unnamed:
-                those of a .csv file without a first line of names are its first row.
+            FedLoraError: INVALID_DATA naming the place, and the columns where they have names.
         """
         try:
             return self.values[column]
         except KeyError:
             raise self.error(
-                f"no column {column!r} among its {len(self.values)}", NAME_YOUR_COLUMNS
+                f"no column {column!r} among its {len(self.values)}", self.how_to_name_columns
             ) from None
+
+    @property
+    def how_to_name_columns(self) -> str:
+        """What helps against a missing column."""
+        if self.columns_may_be_content:
+            return "Name your columns in the section [data]; a .csv file's are its first line"
+        columns = ", ".join(str(column) for column in self.values)
+        return f"Columns: {columns}; name yours in the section [data]"
 
     def text(self, column: str) -> str:
         """The value of a column that must hold text; empty text is refused."""
@@ -170,7 +174,7 @@ def _csv(file: Path) -> Iterator[Row]:
                         "as in the first line",
                         hint="Quote fields that hold a comma or a line break",
                     )
-                yield Row(values, place)
+                yield Row(values, place, columns_may_be_content=True)
         except csv.Error as error:
             raise FedLoraError(
                 Reason.INVALID_DATA, f"{file.name}, line {reader.line_num}: {error}"

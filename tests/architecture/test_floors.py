@@ -17,8 +17,8 @@ PACKAGES = ("fedlora", "aggregator_service", "client_worker", "fedlora_cli")
 # --- the floors ----------------------------------------------------------------------------
 
 ERRORS = (
-    "fedlora.digests", "fedlora.errors", "fedlora.exit_codes", "fedlora.folders",
-    "fedlora._version", "fedlora.__version__",
+    "fedlora.dataclass_fields", "fedlora.digests", "fedlora.errors", "fedlora.exit_codes",
+    "fedlora.folders", "fedlora._version", "fedlora.__version__",
 )  # fmt: skip
 DOMAIN = (
     "fedlora.adapters", "fedlora.codecs", "fedlora.tensors", "fedlora.runs", "fedlora.plugins",

@@ -1,7 +1,7 @@
 """Data files with something wrong in a row, and what is private in that row.
 
-`SECRET` stands wherever a row has content: in values, in keys, in the first line of a .csv file
-without names of columns.
+`SECRET` stands wherever a row has content: in values, in keys within them, in the first line of a
+.csv file without names of columns. The names of columns are the owner's, and told.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ BAD_ROWS = (
     _of_labels("open", f'text,label\n"{SECRET},no\n', "unexpected end of data", suffix=".csv"),
     _of_labels("headless", f"{SECRET},no\na,yes\n", "line 2: no column 'text'", suffix=".csv"),
     _of_labels("near", f"{SECRET},txt\na,yes\n", "line 2: no column 'text'", suffix=".csv"),
-    _of_labels("key", _jsonl({SECRET: "a"}), "line 1: no column 'text' among its 1"),
+    _of_labels("key", _jsonl({"body": SECRET}), "line 1: no column 'text' among its 1"),
     _label("text-list", {"text": [SECRET]}, "column 'text': expected a text"),
     _label("text-dict", {"text": {SECRET: SECRET}}, "column 'text': expected a text"),
     _label("label-list", {"label": [SECRET]}, "column 'label': expected a label"),
@@ -123,7 +123,7 @@ BAD_ROWS = (
     _chat("unanswered", [{"role": "user", "content": SECRET}], "a chat without an assistant"),
     _text("prompt", {"prompt": [SECRET], "completion": "a"}, "column 'prompt': expected a text"),
     _text("answer", {"prompt": "a", "completion": {SECRET: 1}}, "column 'completion': expected"),
-    _text("columns", {SECRET: SECRET}, "expected a column 'messages', or 'prompt'"),
+    _text("columns", {"body": SECRET}, "expected a column 'messages', or 'prompt'"),
     _text("stream", {"text": "a", "language": SECRET}, "column 'language': expected one of the 2"),
     _text("stream-list", {"text": "a", "language": [SECRET]}, "column 'language': expected"),
 )

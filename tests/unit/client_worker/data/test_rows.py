@@ -75,11 +75,22 @@ def test_an_empty_file_a_missing_file_and_an_unknown_kind_are_refused(tmp_path):
         read_rows(str(tmp_path / "no.jsonl"))
 
 
-def test_a_missing_column_is_told_with_how_many_there_are_and_the_way_out(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"txet": "one", "label": 3}\n')
-    (row,) = read_rows(str(path))
-    with pytest.raises(FedLoraError, match=r"line 1: no column 'text' among its 2\. .*\[data\]"):
+@pytest.mark.parametrize(
+    ("suffix", "text", "hint"),
+    [
+        (
+            ".jsonl",
+            '{"texts": "a", "label": "b"}\n',
+            "Columns: texts, label; name yours in the sec",
+        ),
+        (".csv", "texts,label\na,b\n", r"Name your columns in the section \[data\]; a .csv file's"),
+    ],
+)
+def test_a_missing_column_is_told_with_those_that_have_names(tmp_path, suffix, text, hint):
+    file = tmp_path / f"a{suffix}"
+    file.write_text(text)
+    (row,) = read_rows(file)
+    with pytest.raises(FedLoraError, match=rf"no column 'text' among its 2\. {hint}"):
         row.text("text")
 
 
