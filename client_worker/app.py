@@ -153,6 +153,8 @@ def _work(
             on_sent=telemetry.sent,
         )
         federation = stack.enter_context(client)
+        if security.is_plain_beyond(config.server):
+            log.warning("plain_text", server=config.server)
         if config.identity_dir is not None and config.token_file is None:
             renewing = functools.partial(renew, config.server, config.identity_dir)
             stack.enter_context(Renewal(config.identity_dir, renewing))

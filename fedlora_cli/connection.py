@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 from fedlora.rpc.security import PLAIN_TEXT, ClientSecurity
 from fedlora_cli.admin_client import AdminClient
+from fedlora_cli.console import errors
 
 __all__ = ["SECURITY", "connect"]
 
@@ -14,5 +15,13 @@ SECURITY: ContextVar[ClientSecurity] = ContextVar("security", default=PLAIN_TEXT
 
 
 def connect(address: str) -> AdminClient:
-    """A connection to `host:port` with what the command line was given to show."""
-    return AdminClient(address, SECURITY.get())
+    """A connection to `host:port` with what the command line was given to show.
+
+    Warns on standard error where everybody on the way can read and change what is sent.
+    """
+    security = SECURITY.get()
+    client = AdminClient(address, security)
+    if security.is_plain_beyond(address):
+        said = f"warning: plain text to {address}: everybody on the way can read and change it"
+        errors().print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return client

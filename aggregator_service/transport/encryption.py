@@ -85,17 +85,20 @@ def check_exposure(config: AggregatorConfig) -> None:
     Raises:
         FedLoraError: INVALID_CONFIG.
     """
-    if config.identity_dir is not None or is_loopback(config.address):
-        return
-    if not config.insecure:
-        raise FedLoraError(
-            Reason.INVALID_CONFIG,
-            f"server.address is {config.address}, which other machines reach, and there is no "
-            "server.identity_dir: everybody could read and do everything",
-            hint="Make identities with `fedlora pki init` (docs/security.md), serve on 127.0.0.1, "
-            "or say server.insecure = true",
+    if config.identity_dir is None and not is_loopback(config.address):
+        if not config.insecure:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"server.address is {config.address}, which other machines reach, and there is no "
+                "server.identity_dir: everybody could read and do everything",
+                hint="Make identities with `fedlora pki init` (docs/security.md), serve on "
+                "127.0.0.1, or say server.insecure = true",
+            )
+        log.warning("plain_text", address=config.address, tokens=config.tokens_file is not None)
+    if config.health_address and not is_loopback(config.health_address):
+        log.warning(
+            "health_in_plain_text", address=config.health_address, shows="whether the server serves"
         )
-    log.warning("plain_text", address=config.address, tokens=config.tokens_file is not None)
 
 
 def _configuration(files: IdentityFiles) -> grpc.ServerCertificateConfiguration:

@@ -44,6 +44,11 @@ class ClientSecurity:
             return grpc.insecure_channel(address, options=options)
         return grpc.secure_channel(address, credentials, options=options)
 
+    def is_plain_beyond(self, address: str) -> bool:
+        """Whether `dial` goes to another machine in plain text, as was asked for by name."""
+        plain = self.identity_dir is None and self.token_file is None
+        return plain and self.insecure and not is_loopback(address)
+
     def stamp(self) -> tuple[object, ...]:
         """What changes whenever what is shown does."""
         token = self.token_file.stat().st_mtime_ns if self.token_file else 0

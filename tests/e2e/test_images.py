@@ -16,6 +16,7 @@ from support.images import (
     container,
     docker,
     python,
+    seconds_until_healthy,
     wait_until_healthy,
 )
 
@@ -28,7 +29,7 @@ pytestmark = [
 
 MAX_IMAGE_BYTES = 1.5e9
 MAX_START_SECONDS = 10.0
-"""of one core until calls are taken: what a start takes where nothing else wants the core"""
+"""until calls are taken: of the clock, and of one core"""
 
 PROCESSOR_SECONDS = """
 import psutil
@@ -121,8 +122,12 @@ def test_what_is_compiled_in_wheels_loads(image: str, images) -> None:
 def test_a_server_takes_calls_within_ten_seconds(images) -> None:
     with container(images["aggregator"], "--env", "FEDLORA_SERVER__INSECURE=true") as name:
         wait_until_healthy(name)
-        seconds = float(docker("exec", name, "python", "-c", PROCESSOR_SECONDS))
-    assert 0.5 < seconds <= MAX_START_SECONDS
+        by_clock = seconds_until_healthy(name)
+        of_a_core = float(docker("exec", name, "python", "-c", PROCESSOR_SECONDS))
+    # Both: few seconds of a core and many of the clock are a machine that had other work.
+    taken = f"SERVING after {by_clock:.1f} s of the clock and {of_a_core:.1f} s of one core"
+    assert 0.5 < of_a_core <= MAX_START_SECONDS, taken
+    assert 0.5 < by_clock <= MAX_START_SECONDS, taken
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -1,4 +1,4 @@
-"""A small base model for real workers, and a server whose wire is read."""
+"""A small base model for real workers, a server whose wire is read, and who calls a server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.planned_worker import Recording
+from support.proofs import BearerTokens, Certificates, Proofs
 from support.tiny_models import save_tiny_bert
 
 from aggregator_service.transport import server
@@ -23,3 +24,9 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     recording = Recording()
     monkeypatch.setattr(server, "FederationServicer", recording.servicer())
     return recording
+
+
+@pytest.fixture(params=[Certificates, BearerTokens])
+def proofs(request: pytest.FixtureRequest, tmp_path: Path) -> Proofs:
+    """Members of a server that asks for certificates, and of one that asks for tokens."""
+    return request.param(tmp_path / "members")

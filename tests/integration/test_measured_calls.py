@@ -8,7 +8,8 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.federation import Served, random_adapter, serving
+from safetensors.torch import save
+from support.federation import Served, random_adapter, serving, upload
 from support.observed_federation import scrape
 from support.runs import run_spec
 
@@ -24,6 +25,20 @@ def calls(page: str, method: str) -> dict[str, float]:
     begin = "fedlora_rpcs_total{code="
     found = [line for line in page.splitlines() if line.startswith(begin) and f'"{method}"' in line]
     return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
+
+def samples(page: str) -> dict[str, float]:
+    """Samples without labels, by name."""
+    lines = [line.split() for line in page.splitlines() if line[:1] != "#" and "{" not in line]
+    return {name: float(value) for name, value in lines}
+
+
+async def samples_with(served: Served, name: str) -> dict[str, float]:
+    """Samples without labels, once the one of that name is above zero."""
+    async with asyncio.timeout(30):
+        while not (seen := samples(await page(served)))[name]:
+            pass
+    return seen
 
 
 async def test_a_call_is_counted_by_the_code_it_ended_with(tmp_path: Path):
@@ -76,6 +91,31 @@ async def test_a_download_that_goes_on_counts_only_what_is_sent(tmp_path: Path):
         await workers[0].pull(0, start_offset=header.total_bytes - 10)
         sent = f'fedlora_payload_bytes_total{{direction="out"}} {header.total_bytes + 10:.1f}'
         assert sent in await page(served)
+
+
+async def test_uploads_that_wait_are_shown_and_the_rates_of_those_that_came(tmp_path: Path):
+    settings = {"max_uploads": 1, "upload_wait_seconds": 60.0, "metrics_address": "127.0.0.1:0"}
+    async with serving(tmp_path, run_spec("test"), **settings) as served:
+        one, two = [await served.worker(name) for name in ("a", "b")]
+        await one.push(await one.task(), random_adapter(one.rank, 0))
+        task, tensors = await one.task(), random_adapter(one.rank, 1)
+        data = save(tensors)
+        *first, last = upload(one.header(task, tensors, data), data)
+        push = one.stub.PushUpdate(timeout=60)
+        for message in first:
+            await push.write(message)
+        await samples_with(served, "fedlora_uploads_active")
+        other = asyncio.create_task(two.push(await two.task(), random_adapter(two.rank, 2)))
+        seen = await samples_with(served, "fedlora_uploads_waiting")
+        assert (seen["fedlora_uploads_active"], seen["fedlora_uploads_waiting"]) == (1, 1)
+        assert seen["fedlora_upload_rate_bytes_per_second_count"] == 1
+        await push.write(last)
+        await push.done_writing()
+        await asyncio.gather(push, other)
+        seen = samples(await page(served))
+        assert (seen["fedlora_uploads_active"], seen["fedlora_uploads_waiting"]) == (0, 0)
+        assert seen["fedlora_upload_rate_bytes_per_second_count"] == 3
+        assert seen["fedlora_upload_rate_bytes_per_second_sum"] > 0
 
 
 async def test_without_an_address_there_is_no_page(tmp_path: Path):

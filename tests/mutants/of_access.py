@@ -7,6 +7,7 @@ from mutants.mutant import Mutant
 __all__ = ["ACCESS"]
 
 _ACCESS = "tests/integration/test_access.py::"
+_REFUSALS = "tests/integration/test_refusals.py::"
 _ENROLMENT = "tests/integration/test_enrolment.py::"
 _CALLERS = "tests/unit/aggregator_service/transport/test_callers.py::"
 _CERTIFICATES = "tests/unit/fedlora/identity/test_certificates.py::"
@@ -20,7 +21,7 @@ ACCESS = (
         file="aggregator_service/transport/guard.py",
         old="if caller.role not in access:",
         new="if not access:",
-        killers=(_ACCESS + "test_a_role_may_call_what_the_table_says_and_nothing_else[worker]",),
+        killers=(_ACCESS + "test_a_role_may_call_what_the_table_says_and_nothing_else",),
     ),
     Mutant(
         name="streams_checked_once",
@@ -29,8 +30,8 @@ ACCESS = (
         old="if caller is not None and (why := self._callers.refusal(caller)):",
         new="if caller is not None and (why := ''):",
         killers=(
-            _ACCESS + "test_an_upload_ends_when_its_worker_is_revoked",
-            _ACCESS + "test_who_watches_is_cut_off_when_revoked",
+            _ACCESS + "test_an_upload_ends_when_its_worker_is_revoked[Certificates]",
+            _ACCESS + "test_who_watches_is_cut_off_when_revoked[BearerTokens]",
         ),
     ),
     Mutant(
@@ -55,7 +56,12 @@ ACCESS = (
         file="aggregator_service/transport/callers.py",
         old='            return "expired"\n',
         new='            return ""\n',
-        killers=(_CALLERS + "test_a_certificate_ends_while_its_connection_stands",),
+        killers=(
+            _CALLERS + "test_a_certificate_ends_while_its_connection_stands",
+            _REFUSALS
+            + "test_who_is_nobody_any_longer_may_call_nothing_on_a_standing_connection"
+            + "[Certificates-expired]",
+        ),
     ),
     Mutant(
         name="tokens_redeemed_again",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
 import subprocess
 import time
@@ -63,3 +65,15 @@ def wait_until_healthy(name: str, *, limit_seconds: float = 120) -> None:
             break
         time.sleep(0.1)
     raise AssertionError(f"{state}: {docker('logs', name)}")
+
+
+def seconds_until_healthy(name: str) -> float:
+    """How long a container that has just become healthy took, by the engine's clock.
+
+    From its start to the end of the first of the engine's own health checks that passed: never less
+    than it took, and up to a check's interval and its own time more.
+    """
+    state = json.loads(docker("inspect", "--format", "{{json .State}}", name))
+    passed = next(check for check in state["Health"]["Log"] if check["ExitCode"] == 0)
+    began, ended = map(dt.datetime.fromisoformat, (state["StartedAt"], passed["End"]))
+    return (ended - began).total_seconds()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -87,15 +88,38 @@ def test_a_device_that_is_too_small_for_the_model_is_code_6_and_not_an_internal_
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with FakeFederation([train_task()], limits=LIMITS) as server:
+        code, lines = told_on_too_small_a_device(server.address)
+    assert code == ExitCode.DEVICE
+    reason = "the device is too small: CUDA out of memory. Tried to allocate 9 GiB."
+    assert (lines[-1]["event"], lines[-1]["reason"]) == ("gone", reason)
+
+
+def test_plain_text_to_another_machine_is_warned_of_though_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    # This machine too, by a name that is nobody's loopback.
+    for host, expected in (("0.0.0.0", 1), ("127.0.0.1", 0)):
+        with FakeFederation([train_task()], limits=LIMITS) as server:
+            address = f"{host}:{server.address.rpartition(':')[2]}"
+            code, lines = told_on_too_small_a_device(address, insecure=True)
+            assert (code, server.count("Register")) == (ExitCode.DEVICE, 1)
+        warnings = [x for x in lines if x["event"] == "plain_text"]
+        assert warnings == expected * [
+            {"event": "plain_text", "log_level": "warning", "server": address}
+        ]
+
+
+def told_on_too_small_a_device(
+    address: str, **settings: Any
+) -> tuple[int, list[structlog.typing.EventDict]]:
+    """Exit code and log of a worker that ends once it is to load the model."""
 
     def load(_: Registration) -> Trainer:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
-    with FakeFederation([train_task()], limits=LIMITS) as server:
-        config = WorkerConfig(
-            server=server.address, name="w", device="cpu", data=DataConfig(path="unused")
-        )
-        with structlog.testing.capture_logs() as lines:
-            assert run_worker(config, create_trainer=load) == ExitCode.DEVICE
-    reason = "the device is too small: CUDA out of memory. Tried to allocate 9 GiB."
-    assert (lines[-1]["event"], lines[-1]["reason"]) == ("gone", reason)
+    data = DataConfig(path="unused")
+    config = WorkerConfig(server=address, name="w", device="cpu", data=data, **settings)
+    with structlog.testing.capture_logs() as lines:
+        return run_worker(config, create_trainer=load), lines

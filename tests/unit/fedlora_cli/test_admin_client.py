@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import pytest
 from support.federation import config
@@ -78,6 +79,23 @@ def test_a_run_with_a_sampler_that_nobody_has_is_refused_when_it_is_created(clie
         with pytest.raises(FedLoraError, match=words):
             client.create_run(run_spec("one", cohort_size=2, sampler=sampler), start=True)
     assert client.list_runs() == ()
+
+
+def test_plain_text_to_another_machine_is_warned_of_in_one_line(address):
+    port = address.rpartition(":")[2]
+    # This machine too, by a name that is nobody's loopback.
+    for server, insecure in ((f"0.0.0.0:{port}", True), (address, True), (address, False)):
+        options = ["--insecure"] if insecure else []
+        # In a context of its own: what is shown to a server is a context variable.
+        arguments = (*options, "runs", "--server", server, "--json")
+        done = copy_context().run(CliRunner().invoke, app, arguments)
+        assert (done.exit_code, done.stdout) == (0, "[]\n"), done.output
+        if server == address:
+            assert done.stderr == ""
+        else:
+            assert done.stderr == (
+                f"warning: plain text to {server}: everybody on the way can read and change it\n"
+            )
 
 
 def test_a_run_of_any_length_is_listed(tmp_path):

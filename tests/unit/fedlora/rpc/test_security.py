@@ -39,6 +39,14 @@ def test_plain_text_goes_to_another_machine_only_when_asked_for():
     assert caught.value.reason is Reason.INVALID_CONFIG
 
 
+def test_plain_text_to_another_machine_is_known_as_such(tmp_path: Path):
+    asked = ClientSecurity(insecure=True)
+    assert asked.is_plain_beyond("a.example:1")
+    assert not asked.is_plain_beyond("127.0.0.1:1")
+    for security in (ClientSecurity(), ClientSecurity(insecure=True, identity_dir=tmp_path)):
+        assert not security.is_plain_beyond("a.example:1")
+
+
 def test_a_token_never_goes_to_another_machine_in_plain_text(tmp_path: Path):
     (tmp_path / "token").write_text("secret\n")
     folder = Federation(tmp_path).member(AccessRole.WORKER, "w-1")
