@@ -68,7 +68,7 @@ def test_the_party_of_another_cluster_calls_the_gateway_alone(tmp_path: Path) ->
 
 
 def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> None:
-    patches = next(block for block in blocks("yaml") if block.startswith("patches:"))
+    patches = next(block for block in blocks("yaml") if "mig.yaml" in block)
     objects = rendered(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
         f"resources: [fedlora/deploy/kubernetes/overlays/gpu]\n{patches}",
@@ -78,6 +78,17 @@ def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> N
     limits = containers(job)[0]["resources"]["limits"]
     devices = {name: count for name, count in limits.items() if name.startswith("nvidia.com/")}
     assert devices == {"nvidia.com/mig-1g.18gb": "1"}
+
+
+def test_a_label_that_the_operator_selects_by_is_put_on_its_objects(tmp_path: Path) -> None:
+    patches = next(block for block in blocks("yaml") if "labels/release" in block)
+    objects = rendered(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [fedlora/deploy/kubernetes/overlays/prometheus-operator]\n{patches}",
+        tmp_path,
+    )
+    labelled = [found for found in objects if "release" in found["metadata"]["labels"]]
+    assert [found["kind"] for found in labelled] == ["PodMonitor", "PrometheusRule"]
 
 
 def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
@@ -118,4 +129,4 @@ def test_every_folder_that_is_applied_is_there() -> None:
     assert applied
     for folder in applied:
         assert (ROOT / folder / "kustomization.yaml").is_file()
-    assert set(re.findall(r"^\| `(\w+)` \| `values", GUIDE, re.MULTILINE)) == set(OVERLAYS)
+    assert set(re.findall(r"^\| `([\w-]+)` \| `values", GUIDE, re.MULTILINE)) == set(OVERLAYS)

@@ -17,6 +17,7 @@ CUSTOM = {
     "Gateway": "gateway.networking.k8s.io/v1",
     "TLSRoute": "gateway.networking.k8s.io/v1",
     "PodMonitor": "monitoring.coreos.com/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
 }
 
 
