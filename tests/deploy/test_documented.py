@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import manifest_hardening, manifest_settings, manifest_wiring
+from support import manifest_wiring
 from support.deploy_tools import KUBECTL, ROOT, Object, kustomized, missing_tools
+from support.manifest_checks import CHECKS
 from support.manifests import (
     OVERLAYS,
     containers,
@@ -25,7 +26,6 @@ from support.manifests import (
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
-CHECKS = [*manifest_hardening.CHECKS, *manifest_wiring.CHECKS, *manifest_settings.CHECKS]
 
 
 def blocks(language: str) -> list[str]:
