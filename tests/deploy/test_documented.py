@@ -23,6 +23,8 @@ from support.manifests import (
     workloads,
 )
 
+from client_worker.app import GOODBYE_SECONDS
+
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
@@ -122,6 +124,31 @@ def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
                         secret = source["secret"]
                         wanted = {item["key"] for item in secret.get("items", [])}
                         assert wanted <= keys[secret.get("secretName") or secret["name"]]
+
+
+def test_what_the_pods_set_is_told_with_its_values() -> None:
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in ("cpu", "gpu", *OVERLAYS):
+        for workload in workloads(overlay(name)):
+            for container in containers(workload):
+                for variable in container["env"]:
+                    values = found.setdefault(variable["name"], {})
+                    seen = values.setdefault(workload["kind"], [])
+                    value = f"`{variable['value']}`" if "value" in variable else "the pod's index"
+                    if value not in seen:
+                        seen.append(value)
+    section = GUIDE.split("\n## What the pods set\n")[1].split("\n## ")[0]
+    told = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            name, *cells, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            columns = zip(("StatefulSet", "Job", "Deployment"), cells, strict=True)
+            told[name.strip("`")] = {kind: cell.split(", ") for kind, cell in columns if cell}
+    assert told == found
+
+
+def test_the_time_that_is_told_for_a_workers_end_is_the_codes() -> None:
+    assert f"takes {GOODBYE_SECONDS:g} seconds more at most" in " ".join(GUIDE.split())
 
 
 def test_every_folder_that_is_applied_is_there() -> None:
