@@ -89,6 +89,7 @@ proto-into:
 docs: install  ## regenerate the tables that are made from the code
 	$(BIN)/python -m fedlora_cli methods --markdown > docs/algorithms.md
 	$(BIN)/python deploy/monitoring/dashboard.py > deploy/monitoring/grafana/dashboards/fedlora.json
+	$(BIN)/python deploy/monitoring/prometheus_rule.py > deploy/kubernetes/components/alerts/prometheus-rule.yaml
 
 images:  ## build both images, dated by the last commit, and write their lists of parts to dist/
 	docker compose build --build-arg SOURCE_DATE_EPOCH="$$(git log -1 --format=%ct)"

@@ -24,10 +24,10 @@ from client_worker.patience import Patience
 from client_worker.ports import RankLimit, Trainer, TrainerFactory
 from client_worker.renewal import Renewal
 from client_worker.runner import Runner
-from client_worker.stop import StopRequest
+from client_worker.stop import JOIN_SECONDS, StopRequest
 from client_worker.telemetry import Silent
 from client_worker.training.features import FEATURES
-from client_worker.transport.client import FederationClient
+from client_worker.transport.client import LEAVE_SECONDS, FederationClient
 from client_worker.transport.enrolment import enrol, renew
 from fedlora.codecs.spec import CodecName
 from fedlora.devices import Devices, NvmlDevices, device_lock
@@ -46,9 +46,13 @@ if TYPE_CHECKING:
     from client_worker.metrics import WorkerMetrics
     from client_worker.training.trainer import LocalTrainer
 
-__all__ = ["offered", "run_worker"]
+__all__ = ["GOODBYE_SECONDS", "offered", "run_worker"]
 
 log = structlog.get_logger(__name__)
+
+GOODBYE_SECONDS = LEAVE_SECONDS + 5 * JOIN_SECONDS
+"""what a worker that was told to stop takes at most, once it has left its training step: it says
+goodbye, and ends its threads (progress, heartbeats, metrics, renewal, the look at the device)"""
 
 
 def run_worker(

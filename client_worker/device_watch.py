@@ -9,6 +9,7 @@ from typing import Self
 
 import structlog
 
+from client_worker.stop import JOIN_SECONDS
 from fedlora.devices import Reading
 from fedlora.errors import FedLoraError
 
@@ -17,7 +18,6 @@ __all__ = ["DeviceWatch"]
 log = structlog.get_logger(__name__)
 
 _INTERVAL_SECONDS = 60.0
-_JOIN_SECONDS = 2.0
 
 
 class DeviceWatch:
@@ -54,7 +54,7 @@ class DeviceWatch:
     def __exit__(self, *_: object) -> None:
         """Ends the thread; one reading may still be under way."""
         self._closing.set()
-        self._thread.join(_JOIN_SECONDS)
+        self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         while True:

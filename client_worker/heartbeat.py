@@ -12,14 +12,13 @@ from contextlib import contextmanager
 
 import structlog
 
+from client_worker.stop import JOIN_SECONDS
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Directive
 
 __all__ = ["Heartbeats"]
 
 log = structlog.get_logger(__name__)
-
-_JOIN_SECONDS = 2.0
 
 
 class Heartbeats:
@@ -81,7 +80,7 @@ class Heartbeats:
         """Ends the thread; one heartbeat may still be under way."""
         self._closing.set()
         if self._thread is not None:
-            self._thread.join(_JOIN_SECONDS)
+            self._thread.join(JOIN_SECONDS)
 
     def _run(self, interval_seconds: float) -> None:
         while not self._closing.wait(interval_seconds) and self._fenced is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from client_worker.stop import JOIN_SECONDS
 from fedlora.errors import FedLoraError
 from fedlora.runs.tasks import Progress
 
@@ -19,7 +20,6 @@ __all__ = ["ProgressReporter"]
 log = structlog.get_logger(__name__)
 
 _INTERVAL_SECONDS = 1.0
-_JOIN_SECONDS = 2.0
 
 
 class ProgressReporter:
@@ -64,7 +64,7 @@ class ProgressReporter:
         self._closing.set()
         self._offered.set()
         if self._thread is not None:
-            self._thread.join(_JOIN_SECONDS)
+            self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         while True:

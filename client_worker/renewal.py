@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from client_worker.stop import JOIN_SECONDS
 from fedlora.errors import FedLoraError
 from fedlora.identity.folder import read_identity
 from fedlora.identity.swap import settle
@@ -59,7 +60,8 @@ class Renewal:
     def __exit__(self, *_: object) -> None:
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join()
+            # A renewal under way may be lost: the folder is replaced whole, or not at all.
+            self._thread.join(JOIN_SECONDS)
 
     def _run(self) -> None:
         while not self._ending.wait(self._look_seconds):

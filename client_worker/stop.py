@@ -28,7 +28,10 @@ from types import FrameType
 
 from fedlora.exit_codes import ExitCode
 
-__all__ = ["StopRequest", "Stopped"]
+__all__ = ["JOIN_SECONDS", "StopRequest", "Stopped"]
+
+JOIN_SECONDS = 2.0
+"""for how long the end of the process waits for each thread that is in a call of its own"""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WAKE = signal.SIGURG

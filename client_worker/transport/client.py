@@ -57,7 +57,7 @@ from fedlora.wire.convert import from_message, to_message
 from fedlora.wire.payload import encode_chunk, encode_commit
 from fedlora.wire.stream import Chunk
 
-__all__ = ["Dialler", "FederationClient"]
+__all__ = ["LEAVE_SECONDS", "Dialler", "FederationClient"]
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +67,7 @@ _HEARTBEAT_SECONDS = 10.0
 """below the default interval of 15 s: a late one must not delay the next"""
 
 _METRICS_SECONDS = 3.0
-_LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 5.0
 """nobody waits longer for a goodbye; the server would miss the worker soon anyway"""
 
 _CONFIRM_SECONDS = 60.0
@@ -188,7 +188,7 @@ class FederationClient:
         call(
             self._stub.Leave,
             request,
-            seconds=_LEAVE_SECONDS,
+            seconds=LEAVE_SECONDS,
             peer=self._address,
             guard=unguarded,
         )

@@ -15,7 +15,9 @@ from panels import ROWS, RUN, Panel
 
 __all__ = ["dashboard"]
 
-_SOURCE = {"type": "prometheus", "uid": "fedlora-prometheus"}
+_SOURCE = {"type": "prometheus", "uid": "${source}"}
+"""as chosen above the dashboard, so that it is shown by any Grafana that has a Prometheus"""
+
 _WIDTH = 24
 """columns of Grafana's grid"""
 
@@ -34,6 +36,7 @@ def dashboard() -> dict[str, Any]:
         "time": {"from": "now-1h", "to": "now"},
         "templating": {
             "list": [
+                _sources(),
                 _variable("run", "Run", "label_values(fedlora_run_phase, run)"),
                 _variable("worker", "Worker", "label_values(fedlora_worker_state, instance)"),
             ]
@@ -121,6 +124,17 @@ def _curve(panel: Panel) -> dict[str, Any]:
         "scaleDistribution": {"type": "log", "log": 10}
         if panel.logarithmic
         else {"type": "linear"},
+    }
+
+
+def _sources() -> dict[str, Any]:
+    """The variable of which Prometheus is asked: Grafana's default one at first."""
+    return {
+        "name": "source",
+        "label": "Prometheus",
+        "type": "datasource",
+        "query": "prometheus",
+        "current": {"text": "default", "value": "default"},
     }
 
 

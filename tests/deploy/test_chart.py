@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import yaml
-from support.deploy_tools import CHART, KUSTOMIZE, Object, charted, lint_findings, missing_tools
+from support.deploy_tools import CHART, Object, charted, lint_findings, missing_tools
 from support.manifests import OVERLAYS, of_kind, overlay, title, values_of
 
 import fedlora
@@ -29,15 +29,6 @@ def test_the_chart_makes_what_the_overlay_makes(name: str) -> None:
 def test_an_overlay_has_its_values_file() -> None:
     files = {file.stem.removeprefix("values-") for file in CHART.glob("values-*.yaml")}
     assert files | {"cpu"} == set(OVERLAYS)
-
-
-def test_the_pod_monitor_is_the_components() -> None:
-    (monitor,) = of_kind(
-        charted({"monitoring": {"enabled": True, "podMonitor": True}}), "PodMonitor"
-    )
-    file = KUSTOMIZE / "components" / "prometheus-operator" / "pod-monitor.yaml"
-    del monitor["metadata"]["namespace"]
-    assert monitor == yaml.safe_load(file.read_text())
 
 
 def test_helm_finds_nothing_wrong_but_a_missing_picture() -> None:

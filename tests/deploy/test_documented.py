@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import manifest_hardening, manifest_settings, manifest_wiring
+from support import manifest_wiring
 from support.deploy_tools import KUBECTL, ROOT, Object, kustomized, missing_tools
+from support.manifest_checks import CHECKS
 from support.manifests import (
     OVERLAYS,
     containers,
@@ -22,10 +23,11 @@ from support.manifests import (
     workloads,
 )
 
+from client_worker.app import GOODBYE_SECONDS
+
 pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 
 GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
-CHECKS = [*manifest_hardening.CHECKS, *manifest_wiring.CHECKS, *manifest_settings.CHECKS]
 
 
 def blocks(language: str) -> list[str]:
@@ -68,7 +70,7 @@ def test_the_party_of_another_cluster_calls_the_gateway_alone(tmp_path: Path) ->
 
 
 def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> None:
-    patches = next(block for block in blocks("yaml") if block.startswith("patches:"))
+    patches = next(block for block in blocks("yaml") if "mig.yaml" in block)
     objects = rendered(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
         f"resources: [fedlora/deploy/kubernetes/overlays/gpu]\n{patches}",
@@ -78,6 +80,17 @@ def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> N
     limits = containers(job)[0]["resources"]["limits"]
     devices = {name: count for name, count in limits.items() if name.startswith("nvidia.com/")}
     assert devices == {"nvidia.com/mig-1g.18gb": "1"}
+
+
+def test_a_label_that_the_operator_selects_by_is_put_on_its_objects(tmp_path: Path) -> None:
+    patches = next(block for block in blocks("yaml") if "labels/release" in block)
+    objects = rendered(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [fedlora/deploy/kubernetes/overlays/prometheus-operator]\n{patches}",
+        tmp_path,
+    )
+    labelled = [found for found in objects if "release" in found["metadata"]["labels"]]
+    assert [found["kind"] for found in labelled] == ["PodMonitor", "PrometheusRule"]
 
 
 def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
@@ -113,9 +126,34 @@ def test_the_commands_make_what_the_pods_mount(tmp_path: Path) -> None:
                         assert wanted <= keys[secret.get("secretName") or secret["name"]]
 
 
+def test_what_the_pods_set_is_told_with_its_values() -> None:
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in ("cpu", "gpu", *OVERLAYS):
+        for workload in workloads(overlay(name)):
+            for container in containers(workload):
+                for variable in container["env"]:
+                    values = found.setdefault(variable["name"], {})
+                    seen = values.setdefault(workload["kind"], [])
+                    value = f"`{variable['value']}`" if "value" in variable else "the pod's index"
+                    if value not in seen:
+                        seen.append(value)
+    section = GUIDE.split("\n## What the pods set\n")[1].split("\n## ")[0]
+    told = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            name, *cells, _ = (cell.strip() for cell in line.strip("|").split("|"))
+            columns = zip(("StatefulSet", "Job", "Deployment"), cells, strict=True)
+            told[name.strip("`")] = {kind: cell.split(", ") for kind, cell in columns if cell}
+    assert told == found
+
+
+def test_the_time_that_is_told_for_a_workers_end_is_the_codes() -> None:
+    assert f"takes {GOODBYE_SECONDS:g} seconds more at most" in " ".join(GUIDE.split())
+
+
 def test_every_folder_that_is_applied_is_there() -> None:
     applied = set(re.findall(r"apply -k (\S+)", GUIDE))
     assert applied
     for folder in applied:
         assert (ROOT / folder / "kustomization.yaml").is_file()
-    assert set(re.findall(r"^\| `(\w+)` \| `values", GUIDE, re.MULTILINE)) == set(OVERLAYS)
+    assert set(re.findall(r"^\| `([\w-]+)` \| `values", GUIDE, re.MULTILINE)) == set(OVERLAYS)

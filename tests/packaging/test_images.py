@@ -99,9 +99,10 @@ def test_an_image_runs_python_itself_as_a_user_that_is_not_root(image: str) -> N
     assert "HEALTHCHECK" in text
 
 
-def test_the_stop_grace_is_above_the_servers_own() -> None:
+def test_the_stop_grace_is_above_what_either_service_takes() -> None:
     from aggregator_service.config import AggregatorConfig
+    from client_worker.app import GOODBYE_SECONDS
 
     graces = re.findall(r"stop_grace_period: (\d+)s", (ROOT / "docker-compose.yml").read_text())
     assert len(graces) == len(IMAGES)
-    assert min(map(int, graces)) > AggregatorConfig().shutdown_grace_seconds
+    assert min(map(int, graces)) > max(AggregatorConfig().shutdown_grace_seconds, GOODBYE_SECONDS)

@@ -32,6 +32,16 @@ import helm_python
 print(json.dumps(helm_python.lint(sys.argv[1])))
 """
 
+_VALIDATE = """
+import json, sys
+import jsonschema
+objects, schemas = json.load(sys.stdin)
+for found in objects:
+    validator = jsonschema.Draft202012Validator(schemas[found["kind"]])
+    for error in validator.iter_errors(found):
+        print(f"{found['kind']} {error.json_path}: {error.message}")
+"""
+
 
 def missing_tools() -> str:
     """Why manifests cannot be rendered here; empty if they can."""
@@ -77,6 +87,30 @@ def schema_findings(objects: list[Object], version: str, folder: Path) -> list[s
     )  # fmt: skip
     lines = (done.stdout + done.stderr).splitlines()
     return [line for line in lines if not line.startswith("INFO ")]
+
+
+def controller_findings(objects: list[Object]) -> list[str]:
+    """What controllers would refuse, as far as the fields that our manifests use go.
+
+    Args:
+        objects: of kinds that tests/data/controller_schemas.yaml knows.
+    """
+    file = ROOT / "tests" / "data" / "controller_schemas.yaml"
+    schemas = {
+        kind: {
+            "required": ["apiVersion", "kind", "metadata", "spec"],
+            "properties": {
+                "apiVersion": {"const": known["apiVersion"]},
+                "kind": {"const": kind},
+                "metadata": {"type": "object"},
+                "spec": known["spec"],
+            },
+            "additionalProperties": False,
+        }
+        for kind, known in yaml.safe_load(file.read_text()).items()
+    }
+    python = str(_BIN / "python")
+    return _output([python, "-c", _VALIDATE], json.dumps([objects, schemas])).splitlines()
 
 
 def _objects(text: str) -> list[Object]:

@@ -10,6 +10,13 @@ from support.manifests import containers, pod_of, title, workloads
 IMAGES_USER = 10001
 """the user that the images are built for (docker/*.Dockerfile)"""
 
+PROBES = {
+    "StatefulSet": ("startupProbe", "readinessProbe", "livenessProbe"),
+    "Job": ("readinessProbe", "livenessProbe"),
+    "Deployment": ("readinessProbe",),
+}
+"""a party waits for its server for ever: silence does not end it"""
+
 
 def pods_are_confined(objects: list[Object]) -> list[str]:
     """No root, no token, no variables of Services, and a way to hear SIGTERM."""
@@ -92,13 +99,14 @@ def commands_need_no_shell(objects: list[Object]) -> list[str]:
     ]
 
 
-def workers_are_probed(objects: list[Object]) -> list[str]:
-    """Every container has a probe that says whether it is of use."""
+def containers_are_probed(objects: list[Object]) -> list[str]:
+    """Somebody asks whether a container has started, is of use, and lives."""
     return [
-        f"{title(workload)}: {container['name']} has no readinessProbe"
+        f"{title(workload)}: {container['name']} has no {probe}"
         for workload in workloads(objects)
         for container in containers(workload)
-        if "readinessProbe" not in container
+        for probe in PROBES[workload["kind"]]
+        if probe not in container
     ]
 
 
@@ -108,5 +116,5 @@ CHECKS = [
     containers_are_bounded,
     scratch_is_bounded,
     commands_need_no_shell,
-    workers_are_probed,
+    containers_are_probed,
 ]

@@ -19,6 +19,7 @@ from support.manifests import (
 
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.transport.server import ALIVE
+from client_worker.app import GOODBYE_SECONDS
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from fedlora.config import load_config
@@ -44,13 +45,20 @@ def worker_settings(container: Object, index: int = 0) -> WorkerConfig:
     return config.build("worker", WorkerConfig, data=config.build("data", DataConfig))
 
 
+def settings_of(container: Object) -> AggregatorConfig | WorkerConfig:
+    """What the service in that container reads."""
+    if container["command"][-1] == "aggregator_service":
+        return server_settings(container)
+    return worker_settings(container)
+
+
 def variables_are_keys(objects: list[Object]) -> list[str]:
     """Every FEDLORA_ variable is a key with a value that it may have."""
     found = []
     for workload in workloads(objects):
         for container in containers(workload):
             try:
-                _settings(container)
+                settings_of(container)
             except FedLoraError as error:
                 found.append(f"{title(workload)}: {error}")
     return found
@@ -61,7 +69,7 @@ def addresses_are_ports(objects: list[Object]) -> list[str]:
     found = []
     for workload in workloads(objects):
         (container,) = containers(workload)
-        settings = _settings(container)
+        settings = settings_of(container)
         if isinstance(settings, AggregatorConfig):
             served = {
                 "grpc": settings.address,
@@ -83,6 +91,18 @@ def addresses_are_ports(objects: list[Object]) -> list[str]:
     return found
 
 
+def services_prove_who_they_are(objects: list[Object]) -> list[str]:
+    """Both sides show a certificate, and neither was told to do without."""
+    found = []
+    for workload in workloads(objects):
+        settings = settings_of(containers(workload)[0])
+        if settings.identity_dir is None:
+            found.append(f"{title(workload)}: has no identity")
+        if settings.insecure:
+            found.append(f"{title(workload)}: is told to talk in plain text")
+    return found
+
+
 def workers_call_the_service(objects: list[Object]) -> list[str]:
     """A worker's server is a Service of ours, where the overlay has one."""
     services = {
@@ -94,7 +114,7 @@ def workers_call_the_service(objects: list[Object]) -> list[str]:
         f"{title(workload)}: calls {settings.server}, not one of {sorted(services)}"
         for workload in workloads(objects)
         if services
-        and isinstance(settings := _settings(containers(workload)[0]), WorkerConfig)
+        and isinstance(settings := settings_of(containers(workload)[0]), WorkerConfig)
         and settings.server not in services
     ]
 
@@ -104,7 +124,7 @@ def files_are_mounted(objects: list[Object]) -> list[str]:
     found = []
     for workload in workloads(objects):
         (container,) = containers(workload)
-        settings = _settings(container)
+        settings = settings_of(container)
         mounts = {
             PurePosixPath(mount["mountPath"]): mount.get("readOnly", False)
             for mount in container["volumeMounts"]
@@ -125,7 +145,7 @@ def bounds_fit_the_limits(objects: list[Object]) -> list[str]:
     found = []
     for workload in workloads(objects):
         (container,) = containers(workload)
-        settings, limits = _settings(container), container["resources"]["limits"]
+        settings, limits = settings_of(container), container["resources"]["limits"]
         if isinstance(settings, AggregatorConfig):
             threads = int(environment(container)["OMP_NUM_THREADS"])
             taken = settings.memory_bytes + settings.max_uploads * STREAM_WINDOW_BYTES
@@ -144,14 +164,14 @@ def bounds_fit_the_limits(objects: list[Object]) -> list[str]:
 
 
 def stops_are_long_enough(objects: list[Object]) -> list[str]:
-    """A pod may take longer to stop than the server gives uploads in flight."""
+    """A pod may take longer to stop than its service takes."""
     found = []
     for workload in workloads(objects):
-        settings = _settings(containers(workload)[0])
+        settings = settings_of(containers(workload)[0])
         drain = (
             settings.shutdown_grace_seconds
             if isinstance(settings, AggregatorConfig)
-            else AggregatorConfig().shutdown_grace_seconds
+            else GOODBYE_SECONDS
         )
         if pod_of(workload)["terminationGracePeriodSeconds"] <= drain:
             found.append(f"{title(workload)}: is killed within its grace of {drain:g} s")
@@ -163,7 +183,7 @@ def patience_outlasts_the_server(objects: list[Object]) -> list[str]:
     found = []
     for workload in workloads(objects):
         (container,) = containers(workload)
-        settings, probe = _settings(container), container.get("livenessProbe")
+        settings, probe = settings_of(container), container.get("livenessProbe")
         if isinstance(settings, AggregatorConfig) or probe is None:
             continue
         silence = probe["periodSeconds"] * probe["failureThreshold"]
@@ -173,7 +193,7 @@ def patience_outlasts_the_server(objects: list[Object]) -> list[str]:
 
 
 def each_index_has_an_identity(objects: list[Object]) -> list[str]:
-    """Pod k is worker-k and sees the Secret of worker-k alone; rounds outlive a drained node."""
+    """Pod k is worker-k and sees the Secret of worker-k alone; there are enough for a round."""
     found = []
     run = load_config(QUICKSTART, services={}, environ={}).run
     assert run is not None
@@ -195,15 +215,13 @@ def each_index_has_an_identity(objects: list[Object]) -> list[str]:
             found.append(f"{title(job)}: a pod sees the identities of others")
         if not count >= run.rounds.min_workers:
             found.append(f"{title(job)}: {count} workers, a round wants {run.rounds.min_workers}")
-        for budget in of_kind(objects, "PodDisruptionBudget"):
-            if not run.rounds.quorum <= budget["spec"]["minAvailable"] < count:
-                found.append(f"{title(budget)}: no node can be drained, or a round stands still")
     return found
 
 
 CHECKS = [
     variables_are_keys,
     addresses_are_ports,
+    services_prove_who_they_are,
     workers_call_the_service,
     files_are_mounted,
     bounds_fit_the_limits,
@@ -211,12 +229,6 @@ CHECKS = [
     patience_outlasts_the_server,
     each_index_has_an_identity,
 ]
-
-
-def _settings(container: Object) -> AggregatorConfig | WorkerConfig:
-    if container["command"][-1] == "aggregator_service":
-        return server_settings(container)
-    return worker_settings(container)
 
 
 def _files(settings: AggregatorConfig | WorkerConfig) -> tuple[list[str], list[str]]:

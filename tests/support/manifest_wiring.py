@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 from support.deploy_tools import Object
 from support.manifests import (
@@ -23,6 +24,20 @@ MADE_BY_HAND = {
     | {f"fedlora-worker-{index}" for index in range(4)},
 }
 """what docs/kubernetes.md has its reader make"""
+
+OUR_PEERS = {
+    way: [
+        {"app.kubernetes.io/name": "fedlora", "app.kubernetes.io/component": component}
+        for component in components
+    ]
+    for way, components in (("ingress", ("worker", "party")), ("egress", ("aggregator",)))
+}
+"""pods that a policy may let in to the aggregator, or lets workers out to"""
+
+DNS = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+    "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+}
 
 
 def selectors_match(objects: list[Object]) -> list[str]:
@@ -148,6 +163,22 @@ def nothing_is_reachable_unasked(objects: list[Object]) -> list[str]:
     return found
 
 
+def policies_name_whom_they_let_through(objects: list[Object]) -> list[str]:
+    """In come workers, and namespaces by name; out go calls to the aggregator and to DNS."""
+    found = []
+    for policy in of_kind(objects, "NetworkPolicy"):
+        for way, side in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(way, []):
+                if not rule.get(side) or not rule.get("ports"):
+                    found.append(f"{title(policy)}: a rule of {way} is for all addresses or ports")
+                found += [
+                    f"{title(policy)}: {way} of {peer} is more than it needs"
+                    for peer in rule.get(side, [])
+                    if not _is_named(peer, way, [port["port"] for port in rule.get("ports", [])])
+                ]
+    return found
+
+
 def routes_pass_tls_on(objects: list[Object]) -> list[str]:
     """A gateway never opens TLS, and has a listener for each route's host."""
     listeners = {
@@ -182,6 +213,7 @@ CHECKS = [
     certificates_fill_the_secrets,
     ports_agree,
     nothing_is_reachable_unasked,
+    policies_name_whom_they_let_through,
     routes_pass_tls_on,
 ]
 
@@ -193,6 +225,18 @@ def _sources(workload: Object) -> Iterator[tuple[str, str]]:
                 yield "ConfigMap", source["configMap"]["name"]
             if "secret" in source:
                 yield "Secret", source["secret"].get("secretName") or source["secret"]["name"]
+
+
+def _is_named(peer: Object, way: str, ports: list[int]) -> bool:
+    if "ipBlock" in peer:
+        # Of an aggregator outside the cluster: one address.
+        return way == "egress" and ip_network(peer["ipBlock"]["cidr"]).num_addresses == 1
+    if peer == DNS:
+        return way == "egress" and set(ports) == {53}
+    if "podSelector" in peer:
+        return peer["podSelector"].get("matchLabels") in OUR_PEERS[way]
+    named = peer["namespaceSelector"].get("matchLabels", {})
+    return way == "ingress" and list(named) == ["kubernetes.io/metadata.name"]
 
 
 def _policy_ports(objects: list[Object]) -> list[str]:

@@ -23,7 +23,7 @@ _LEVELS: Sequence[frozenset[str]] = (
 )
 _AGGREGATIONS = frozenset({"sum", "max", "min", "avg", "count"})
 _FUNCTIONS = frozenset(
-    {"time", "increase", "rate", "avg_over_time", "changes", "histogram_quantile"}
+    {"absent", "time", "increase", "rate", "avg_over_time", "changes", "histogram_quantile"}
 )
 
 

@@ -100,6 +100,9 @@ def _matched(node: Node, left: Vector, right: Vector) -> Vector:
     def key(labels: Labels) -> Labels:
         return labels if node.by is None else _kept(labels, node.by)
 
+    if node.name == "or":
+        known = {key(labels) for labels in left}
+        return left | {x: v for x, v in right.items() if key(x) not in known}
     ones = {key(labels): (labels, value) for labels, value in right.items()}
     if len(ones) < len(right):
         raise ValueError("many-to-many matching: several on the right have the same labels")
@@ -156,6 +159,14 @@ def _over_range(
     return function
 
 
+def _absent(node: Node, timeline: Timeline, at: float) -> Vector:
+    # 1, with the labels that were asked for by name, where there is nothing.
+    (asked,) = node.inner
+    if evaluate(asked, timeline, at):
+        return {}
+    return {frozenset((label, value) for label, sign, value in asked.matchers if sign == "="): 1.0}
+
+
 def _increase(values: Sequence[float], _: float) -> float:
     # A counter that falls has begun anew, with its process.
     steps = itertools.pairwise(values)
@@ -182,6 +193,7 @@ def _edge(share: float, buckets: Sequence[tuple[float, float]]) -> float:
 
 
 _FUNCTIONS: Mapping[str, Callable[[Node, Timeline, float], Value]] = {
+    "absent": _absent,
     "time": lambda _node, _timeline, at: at,
     "increase": _over_range(_increase),
     "rate": _over_range(lambda values, seconds: _increase(values, seconds) / seconds),

@@ -84,6 +84,19 @@ def test_a_folder_that_somebody_else_renews_is_left_to_him(folder: Path, monkeyp
     assert asked.times == 0
 
 
+def test_a_renewal_that_hangs_does_not_hold_the_worker_that_ends(folder: Path):
+    asked, answered = threading.Event(), threading.Event()
+
+    def renew() -> float:
+        asked.set()
+        answered.wait()
+        return 0.0
+
+    with Renewal(folder, renew, look_seconds=0.01, wall=lambda: time.time() + 2.1 * DAY):
+        assert asked.wait(30)
+    answered.set()  # comes only after the end
+
+
 def test_a_swap_that_a_kill_cut_off_is_finished(folder: Path):
     certificate = (folder / "tls.crt").read_bytes()
     (folder / ".next").mkdir()

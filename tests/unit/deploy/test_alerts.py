@@ -21,8 +21,8 @@ RULES: dict[str, dict[str, Any]] = {
 STEP = 15.0
 NOW = 8 * 3600.0
 
-At = Callable[[float], float]
-"""a value by seconds since the change that a story is about; negative before it"""
+At = Callable[[float], float | None]
+"""a value by seconds since the change of a story, negative before it; None where there is none"""
 
 
 def story(minutes: float, *series: tuple[str, dict[str, str], At]) -> Timeline:
@@ -31,7 +31,9 @@ def story(minutes: float, *series: tuple[str, dict[str, str], At]) -> Timeline:
     for i in range(int(NOW / STEP) + 1):
         at = i * STEP
         for name, labels, value in series:
-            timeline.add(at, name, value(at - changed), instance="server:9400", **labels)
+            sample = value(at - changed)
+            if sample is not None:
+                timeline.add(at, name, sample, instance="server:9400", **labels)
     return timeline
 
 
@@ -127,7 +129,11 @@ STORIES = {
     ),
     "FedloraServerDown": (
         story(2, ("up", {"job": "fedlora-aggregator"}, after(0.0, 1.0))),
-        story(2, ("up", {"job": "fedlora-worker"}, after(0.0, 1.0))),
+        story(
+            2,
+            ("up", {"job": "fedlora-worker"}, after(0.0, 1.0)),
+            ("up", {"job": "fedlora-aggregator"}, after(1.0, 1.0)),
+        ),
     ),
     "FedloraDiskRefusesWrites": (
         story(2, ("fedlora_disk_takes_writes", {}, after(0.0, 1.0))),
@@ -157,6 +163,18 @@ def test_the_alert_fires(alert: str):
 @pytest.mark.parametrize("alert", STORIES)
 def test_the_alert_is_silent_where_nothing_is_wrong(alert: str):
     assert not fires(alert, STORIES[alert][1])
+
+
+def test_a_server_that_left_no_series_is_down_and_a_workers_end_is_none():
+    def ends_with_its_pod(seconds: float) -> float | None:
+        return 1.0 if seconds < 0 else None
+
+    # A series is seen for five minutes after its last sample.
+    server = story(10, ("up", {"job": "fedlora-aggregator"}, ends_with_its_pod))
+    worker = ("up", {"job": "fedlora-worker"}, ends_with_its_pod)
+    there = story(10, ("up", {"job": "fedlora-aggregator"}, after(1.0, 1.0)), worker)
+    assert fires("FedloraServerDown", server)
+    assert not fires("FedloraServerDown", there)
 
 
 @pytest.mark.parametrize("alert", sorted(RULES))

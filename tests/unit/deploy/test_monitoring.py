@@ -68,10 +68,17 @@ def test_a_legend_names_only_labels_that_the_answer_has():
                 assert legend <= set(re.split(r", ?", by[1])), panel["title"]
 
 
-def test_every_panel_asks_the_source_that_is_provisioned():
+def test_everything_asks_the_source_that_is_chosen_first_the_one_that_is_provisioned():
     (source,) = read("grafana/provisioning/datasources/prometheus.yml")["datasources"]
-    uids = {panel["datasource"]["uid"] for panel in BOARD["panels"] if panel["type"] != "row"}
-    assert uids == {source["uid"]}
+    chosen, *variables = BOARD["templating"]["list"]
+    assert (chosen["type"], chosen["query"]) == ("datasource", source["type"])
+    assert source["isDefault"]
+    assert chosen["current"]["value"] == "default"
+    askers = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
+    askers += [target for panel in askers for target in panel["targets"]]
+    askers += [*variables, *BOARD["annotations"]["list"]]
+    uids = {asker["datasource"]["uid"] for asker in askers}
+    assert uids == {f"${{{chosen['name']}}}"}
 
 
 def test_prometheus_reads_both_services_at_their_ports():

@@ -43,6 +43,10 @@ def value(expression: str) -> dict[str, float]:
         ('calls_total{code!="OK"}', {"code=NO,run=a": 8.0}),
         ("time() - size", {"run=a": 596.0}),
         ("avg_over_time(size[5m])", {"run=a": 4.0}),
+        ("size > 4 or limit", {"kind=x,run=a": 3.0}),
+        ("size or size + 1", {"run=a": 4.0}),
+        ('absent(gone{run="a", kind=~"x|y"})', {"run=a": 1.0}),
+        ('absent(size{run="a"})', {}),
     ],
 )
 def test_an_expression_comes_to_what_it_should(expression: str, expected: dict[str, float]):
