@@ -37,8 +37,8 @@ PASSAGES = {
     # Some thirteen chunks to an update.
     Failpoint.MID_CHUNK: range(190, 250),
     # A transaction per update, and some per round; registrations and confirmations the first time.
-    Failpoint.BEFORE_COMMIT: range(42, 56),
-    Failpoint.COMMITTED: range(42, 56),
+    Failpoint.BEFORE_COMMIT: range(42, 52),
+    Failpoint.COMMITTED: range(42, 52),
     Failpoint.ROUND_CLOSED: _PER_ROUND,
     Failpoint.MID_AGGREGATION: range(3, 5),
     Failpoint.AGGREGATE_STORED: _PER_ROUND,
@@ -56,9 +56,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> History:
     return history
 
 
-def kills(point: Failpoint, count: int, seed: int) -> list[str]:
-    drawn = random.Random(f"{point}/{seed}")
-    return [f"{point.value}=kill@{drawn.choice(PASSAGES[point])}" for _ in range(count)]
+def kills(point: Failpoint, passages: range, seed: int) -> list[str]:
+    draw = random.Random(f"{point}/{seed}")
+    return [f"{point.value}=kill@{draw.choice(passages)}" for _ in range(2)]
 
 
 async def killed_twice(folder: Path, rules: list[str], undisturbed: History) -> None:
@@ -68,9 +68,12 @@ async def killed_twice(folder: Path, rules: list[str], undisturbed: History) -> 
     assert history.adapters == undisturbed.adapters, "bit for bit"
 
 
+@pytest.mark.parametrize("seed", seeds_for("test_a_server_killed_at", 1))
 @pytest.mark.parametrize("point", Failpoint)
-async def test_a_server_killed_at(point: Failpoint, tmp_path: Path, undisturbed: History):
-    await killed_twice(tmp_path / "killed", kills(point, 2, seed=0), undisturbed)
+async def test_a_server_killed_at(
+    point: Failpoint, seed: int, tmp_path: Path, undisturbed: History
+):
+    await killed_twice(tmp_path / "killed", kills(point, PASSAGES[point], seed), undisturbed)
 
 
 # --- what is remembered from round to round ------------------------------------------------
@@ -126,8 +129,6 @@ ENGINES = {
     RoundEngine.ASYNC: {"num_rounds": 90},
 }
 
-UPDATES_A_ROUND = {RoundEngine.BUFFERED: 4, RoundEngine.ASYNC: 1}
-
 
 def out_of_step(engine: RoundEngine, **rules: object) -> RunSpec:
     rules = {**ENGINES[engine], "num_workers": 12, "quorum": 1, "evaluate": False, **rules}
@@ -160,26 +161,33 @@ async def test_a_server_that_makes_a_version_of_every_update_killed(tmp_path: Pa
     await as_if_nobody_had_killed_it(tmp_path, spec, words, NAMES[:1])
 
 
+PASSED_IN_A_ROUND = {
+    Failpoint.ROUND_CLOSED: 1,
+    Failpoint.MID_AGGREGATION: 2,
+    Failpoint.AGGREGATE_STORED: 1,
+    Failpoint.ROUND_COMMITTED: 1,
+}
+
+
 def passages(point: Failpoint, engine: RoundEngine) -> range:
-    """As `PASSAGES`, where a round has fewer updates: some twenty of them to a life."""
-    if point in (Failpoint.ROUND_CLOSED, Failpoint.AGGREGATE_STORED, Failpoint.ROUND_COMMITTED):
-        rounds = 20 // UPDATES_A_ROUND[engine]
-        return range(rounds, rounds + 3)
-    if point is Failpoint.MID_AGGREGATION:
-        rounds = 20 // UPDATES_A_ROUND[engine]
-        return range(2 * rounds, 2 * rounds + 4)
-    return PASSAGES[point]
+    """As `PASSAGES`, where rounds have fewer updates: some twenty of them to a life."""
+    if point not in PASSED_IN_A_ROUND:
+        return PASSAGES[point]
+    first = PASSED_IN_A_ROUND[point] * 20 // out_of_step(engine).rounds.closing_updates
+    return range(first, first + 3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "seed", seeds_for("test_a_server_whose_rounds_wait_for_no_cohort", 1, fresh=True)
+)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("point", Failpoint)
-async def test_a_server_whose_rounds_wait_for_no_cohort_killed_at(
-    point: Failpoint, engine: RoundEngine, tmp_path: Path
+async def test_a_server_whose_rounds_wait_for_no_cohort(
+    point: Failpoint, engine: RoundEngine, seed: int, tmp_path: Path
 ):
-    draw = random.Random(f"{point}/{engine}")
-    words = [f"{point.value}=kill@{draw.choice(passages(point, engine))}" for _ in range(2)]
+    words = kills(point, passages(point, engine), seed)
     await killed_out_of_step(tmp_path / "killed", engine, words)
 
 
@@ -197,9 +205,9 @@ async def test_a_server_killed_at_random_moments(tmp_path: Path, seed: int):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize("seed", seeds_for("test_a_server_killed_often_at", 4, fresh=True))
 @pytest.mark.parametrize("point", Failpoint)
 async def test_a_server_killed_often_at(
     point: Failpoint, seed: int, tmp_path: Path, undisturbed: History
 ):
-    await killed_twice(tmp_path / "killed", kills(point, 2, seed), undisturbed)
+    await killed_twice(tmp_path / "killed", kills(point, PASSAGES[point], seed), undisturbed)
