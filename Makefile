@@ -44,7 +44,7 @@ test: install deploy-tools  ## unit, law, integration and end-to-end tests
 test-slow: install  ## the tests that CI has no time for
 	$(BIN)/python -m pytest -q -m slow
 
-soak: install  ## twenty minutes of faults: kills, cuts, outages, full disks; writes docs/soak.md
+soak: install  ## half an hour of faults: kills, cuts, outages, full disks; writes docs/soak.md
 	@log=$$(mktemp) && trap 'rm -f "$$log"' EXIT && \
 	FEDLORA_FAULT_LOG="$$log" $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "slow or not slow" tests/faults && \
 	$(BIN)/python tests/support/fault_log.py "$$log" docs/soak.md

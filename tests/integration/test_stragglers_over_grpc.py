@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -10,7 +13,10 @@ import pytest
 import torch
 from support.federation import ScriptedWorker, Served, random_adapter, reason_of, serving
 from support.runs import run_spec
+from support.waiting import until
 
+from aggregator_service import engine
+from aggregator_service.failpoints import Failpoint
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.proto.v1 import admin_pb2, federation_pb2, run_pb2
 from fedlora.runs.rounds import LateUpdates, RoundEngine
@@ -165,6 +171,99 @@ async def finish(served: Served, workers: list[ScriptedWorker]) -> bytes:
     _, second = await served.rounds("test")
     assert [(u.worker, u.staleness) for u in second.updates] == [("a", 0), ("b", 0), ("c", 1)]
     return header.digest
+
+
+MOMENTS = (Failpoint.MID_AGGREGATION, Failpoint.AGGREGATE_STORED, Failpoint.ROUND_COMMITTED)
+"""when c is late: some modules are combined; the version is stored; the next round trains"""
+
+
+@contextmanager
+def held_at(point: Failpoint) -> Iterator[threading.Event]:
+    """The first aggregation stands still at a point until the block ends; set once it is there."""
+    arrived, may_go_on = threading.Event(), threading.Event()
+
+    def reach(passed: Failpoint) -> None:
+        if passed is point:
+            arrived.set()
+            assert may_go_on.wait(60)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "reach", reach)
+        try:
+            yield arrived
+        finally:
+            may_go_on.set()
+
+
+async def two_rounds(
+    folder: Path, policy: LateUpdates, moment: Failpoint | None
+) -> tuple[list[str], list[list[tuple[str, int]]]]:
+    """Rounds of three that close with two updates; c sends its own of round 1 late, or never.
+
+    Returns:
+        Digests of the versions, and of each round which updates count and how late they were.
+    """
+    rules = {"cohort_size": 2, "over_selection": 0.5, "late_updates": policy, "evaluate": False}
+    async with serving(folder, run_spec(method="flora_na", num_rounds=2, **rules)) as served:
+        a, b, c = await joined(served, "a", "b", "c")
+        tasks = [await w.task() for w in (a, b, c)]
+        assert [(t.kind, t.round) for t in tasks] == [(TRAIN, 1)] * 3
+
+        async def come_late() -> None:
+            assert moment is not None
+            try:
+                await c.push(tasks[2], random_adapter(4, seed=3))
+            except grpc.aio.AioRpcError as error:
+                assert reason_of(error) == "WRONG_ROUND"  # noqa: PT017
+                assert policy is LateUpdates.DROP
+            else:
+                assert policy is LateUpdates.CARRY
+
+        await a.push(tasks[0], random_adapter(4, seed=1))
+        if moment in MOMENTS[:2]:
+            with held_at(moment) as arrived:
+                await b.push(tasks[1], random_adapter(4, seed=2))
+                await until(arrived.is_set)
+                await come_late()
+        else:
+            await b.push(tasks[1], random_adapter(4, seed=2))
+        seconds = [await w.task() for w in (a, b)]
+        assert [(t.kind, t.round) for t in seconds] == [(TRAIN, 2)] * 2
+        if moment is Failpoint.ROUND_COMMITTED:
+            await come_late()
+        await a.push(seconds[0], random_adapter(4, seed=11))
+        if policy is LateUpdates.DROP or moment is None:
+            await b.push(seconds[1], random_adapter(4, seed=12))
+        await report_of(served, 2)
+        reports = await served.rounds("test")
+        # Asked again, with all behind it: a closed round stays as it was published.
+        digests = [(await a.pull(version))[0].digest.hex() for version in (1, 2)]
+    assert digests == [report.adapter_digest for report in reports]
+    return digests, [[(u.worker, u.staleness) for u in report.updates] for report in reports]
+
+
+@pytest.fixture(scope="module")
+def nobody_late(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The versions that a and b make where c never sends anything."""
+    folder = tmp_path_factory.mktemp("nobody_late")
+    digests, counted = asyncio.run(two_rounds(folder, LateUpdates.DROP, None))
+    assert counted == [[("a", 0), ("b", 0)]] * 2
+    return digests
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("policy", LateUpdates)
+async def test_a_late_update_changes_no_bit_of_the_closed_round(
+    tmp_path: Path, nobody_late: list[str], policy: LateUpdates, moment: Failpoint
+):
+    digests, counted = await two_rounds(tmp_path, policy, moment)
+    assert counted[0] == [("a", 0), ("b", 0)]
+    assert digests[0] == nobody_late[0]
+    if policy is LateUpdates.DROP:
+        assert counted[1] == [("a", 0), ("b", 0)]
+        assert digests[1] == nobody_late[1], "it has no effect at all"
+    else:
+        assert counted[1] == [("a", 0), ("c", 1)]
 
 
 async def beat(*workers: ScriptedWorker) -> None:

@@ -41,12 +41,14 @@ from support.federation import (
 )
 from support.processes import ServerProcess
 
+from fedlora.adapters.extras import extras_of, without_extras
+from fedlora.adapters.names import extra_key
 from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2
 from fedlora.runs.spec import RunSpec
 
 LEAST_ACKNOWLEDGED = 20
-"""a kill with fewer acknowledged updates around it shows nothing"""
+"""a fault with fewer acknowledged updates around it shows nothing"""
 
 _AWAY = frozenset(
     {
@@ -229,10 +231,17 @@ class _Update:
             assert new_digest(data).digest() == header.digest
             digest = new_digest(f"{worker.name}/{task.round}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            given = load(data)
             tensors = {
                 name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-                for name, tensor in sorted(load(data).items())
+                for name, tensor in sorted(without_extras(given).items())
             }
+            # What a plug-in is given is in all that is sent: a wrong one would show in every bit.
+            for extra in task.plan.given_extras:
+                for name, tensor in extras_of(given, extra).items():
+                    tensors[name] -= 0.1 * tensor
+            sent = {n: {k: 0.1 * t for k, t in tensors.items()} for n in task.plan.sent_extras}
+            tensors |= {extra_key(n, k): t for n, held in sent.items() for k, t in held.items()}
         return _Update(task, tensors, save(tensors))
 
 
@@ -286,6 +295,8 @@ async def _until_it_answers(life: _Life) -> None:
 def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: bool = True) -> None:
     """Holds the state directory of an ended run against what its workers were told.
 
+    A run with fewer than `LEAST_ACKNOWLEDGED` updates around any end of its server fails.
+
     Args:
         history: as lived through.
         spec: of the run.
@@ -313,6 +324,9 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
         lost=len(lost),
         twice=len(twice),
     )
+    for kill in range(len(history.kills)):
+        assert history.around(kill) >= LEAST_ACKNOWLEDGED, f"void: too little around end {kill}"
+    assert len(history.acknowledged) >= LEAST_ACKNOWLEDGED, "void: too little happened"
     assert not lost, "acknowledged and not stored as it was sent"
     assert not twice
     # Everybody is asked until it is answered: in the end all that counts was acknowledged. Without
@@ -330,7 +344,8 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
         assert [e["round"] for e in events if e["type"] == once] == list(rounds)
     assert kinds["server_restarted"] == len(history.kills)
     assert [a["version"] for a in adapters] == [0, *rounds]
-    for digest in {r["digest"] for r in (*rows, *adapters)}:
+    kept = {a["state_digest"] for a in adapters[-1:] if a["state_digest"]}
+    for digest in {r["digest"] for r in (*rows, *adapters)} | kept:
         blob = state / "blobs" / digest[:2] / digest
         assert new_digest(blob.read_bytes()).hexdigest() == digest
     for left in ("uploads", "quarantine"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from fedlora.config import run_entries, toml_text
 from fedlora.runs.spec import RunSpec
 from fedlora_cli.forked import ForkedProcess, ForkServer, can_fork
 
@@ -56,7 +57,7 @@ class ServerProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self._port_file = folder / "address"
         config = folder / "run.toml"
-        config.write_text(toml_of(run))
+        config.write_text(toml_text(run_entries(run)))
         environment: Mapping[str, object] = {
             "FEDLORA_CONFIG": config,
             "FEDLORA_SERVER__ADDRESS": "127.0.0.1:0",
@@ -222,53 +223,3 @@ def free_address() -> str:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-def toml_of(run: RunSpec) -> str:
-    """The configuration that describes `run`, as far as the tests' runs differ."""
-    spec, rules = run.adapter, run.rounds
-    return f"""
-[run]
-name = "{run.name}"
-seed = {run.seed}
-[model]
-base = "{spec.base_model.model_id}"
-task = "{spec.task_type.value}"
-labels = {list(spec.labels)}
-[adapter]
-r = {spec.r}
-lora_alpha = {spec.lora_alpha}
-target_modules = {list(spec.target_modules)}
-modules_to_save = {list(spec.modules_to_save)}
-[method]
-name = "{run.method.name}"
-[rounds]
-num_rounds = {rules.num_rounds}
-min_workers = {rules.min_workers}
-quorum = {rules.quorum}
-deadline_seconds = {rules.deadline_seconds}
-evaluate = {str(rules.evaluate).lower()}
-engine = "{rules.engine.value}"
-buffer_size = {rules.buffer_size}
-[training]
-learning_rate = {run.training.learning_rate}
-{_codec_toml(run)}{_partition_toml(run)}"""
-
-
-def _partition_toml(run: RunSpec) -> str:
-    if run.partition is None:
-        return ""
-    return f"""[data.partition]
-scheme = "{run.partition.scheme.value}"
-num_slots = {run.partition.num_slots}
-"""
-
-
-def _codec_toml(run: RunSpec) -> str:
-    if run.codec is None:
-        return ""
-    return f"""[codec]
-name = "{run.codec.name}"
-error_feedback = {str(run.codec.error_feedback).lower()}
-kept_share = {run.codec.kept_share}
-"""
