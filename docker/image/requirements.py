@@ -1,7 +1,9 @@
 """Prints what one image installs: the dependencies of pyproject.toml and of some of its extras.
 
-Usage: `python requirements.py aggregator tracking < pyproject.toml > requirements.txt`. An image carries the
-dependencies but not the distribution: its code is the two packages that the Dockerfile copies.
+    python requirements.py aggregator tracking < pyproject.toml > requirements.txt
+
+An image carries the dependencies but not the distribution: its code is the two packages that the
+Dockerfile copies.
 """
 
 from __future__ import annotations

@@ -245,7 +245,9 @@ class Jumping(TinyTrainer):
         return {name: tensor + 1e5 for name, tensor in super().trained_values().items()}
 
 
-def test_a_change_that_the_codec_cannot_write_ends_the_worker_with_the_reason(tmp_path: Path):
+def test_a_change_that_the_codec_cannot_write_ends_the_worker_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run = run_with(CodecSpec(name=CodecName.F16))
     with (
         FakeFederation(planned(1), run=run, adapters=VERSIONS) as server,
@@ -253,4 +255,6 @@ def test_a_change_that_the_codec_cannot_write_ends_the_worker_with_the_reason(tm
     ):
         assert w.runner.run() is not ExitCode.OK
     assert not server.updates
-    assert "expected a change that f16 can write" in server.requests("Leave")[0].reason
+    logged = capsys.readouterr()
+    assert "expected a change that f16 can write" in logged.out + logged.err
+    assert server.requests("Leave")[0].reason.startswith("NOT_FINITE: ")
