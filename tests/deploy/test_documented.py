@@ -69,26 +69,25 @@ def test_the_party_of_another_cluster_calls_the_gateway_alone(tmp_path: Path) ->
     assert {port["port"] for port in dns["ports"]} == {53}
 
 
-def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> None:
-    patches = next(block for block in blocks("yaml") if "mig.yaml" in block)
-    objects = rendered(
+def patched(overlay: str, word: str, tmp_path: Path) -> list[Object]:
+    """An overlay with the patches of the page that hold a word."""
+    patches = next(block for block in blocks("yaml") if word in block)
+    return rendered(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [fedlora/deploy/kubernetes/overlays/gpu]\n{patches}",
+        f"resources: [fedlora/deploy/kubernetes/overlays/{overlay}]\n{patches}",
         tmp_path,
     )
-    (job,) = of_kind(objects, "Job")
+
+
+def test_the_mig_patch_asks_for_a_profile_in_place_of_a_gpu(tmp_path: Path) -> None:
+    (job,) = of_kind(patched("gpu", "mig.yaml", tmp_path), "Job")
     limits = containers(job)[0]["resources"]["limits"]
     devices = {name: count for name, count in limits.items() if name.startswith("nvidia.com/")}
     assert devices == {"nvidia.com/mig-1g.18gb": "1"}
 
 
 def test_a_label_that_the_operator_selects_by_is_put_on_its_objects(tmp_path: Path) -> None:
-    patches = next(block for block in blocks("yaml") if "labels/release" in block)
-    objects = rendered(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [fedlora/deploy/kubernetes/overlays/prometheus-operator]\n{patches}",
-        tmp_path,
-    )
+    objects = patched("prometheus-operator", "labels/release", tmp_path)
     labelled = [found for found in objects if "release" in found["metadata"]["labels"]]
     assert [found["kind"] for found in labelled] == ["PodMonitor", "PrometheusRule"]
 
