@@ -7,10 +7,11 @@ from support.runs import MachineDriver, run_spec
 
 from aggregator_service.rounds.assignment import task_for
 from aggregator_service.rounds.events import WorkerLeft, WorkerLost
+from aggregator_service.rounds.state import RunState
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
 from fedlora.runs.rounds import Sampling
-from fedlora.runs.tasks import TaskKind
+from fedlora.runs.tasks import Role, TaskKind
 
 
 def kind(driver: MachineDriver, worker: str) -> TaskKind:
@@ -86,3 +87,20 @@ def test_a_sampled_cohort_takes_a_ready_worker_at_once():
     assert place == first
     assert stand_in not in (first, second)
     assert kind(driver, stand_in) is TaskKind.TRAIN
+
+
+def test_an_update_goes_through_its_cohort_and_not_through_all_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    driver = MachineDriver(run_spec(num_workers=200, cohort_size=5, quorum=5, num_rounds=1))
+    driver.start_training(*(f"w-{i:03d}" for i in range(200)))
+    looked_at: set[str] = set()
+    is_ready = RunState.is_ready
+
+    def counted(state: RunState, worker: str, role: Role = Role.PARTY) -> bool:
+        looked_at.add(worker)
+        return is_ready(state, worker, role)
+
+    monkeypatch.setattr(RunState, "is_ready", counted)
+    driver.commit(driver.state.cohort[0])
+    assert looked_at <= {*driver.state.cohort}
