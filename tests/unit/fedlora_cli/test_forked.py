@@ -119,6 +119,8 @@ def test_each_has_its_own_environment_name_and_end(server, tmp_path, environment
     stays = forked(server, tmp_path, environment, "a-name-of-more-than-15-bytes", STAY="1")
     ends = forked(server, tmp_path, environment, "b", WORD="b")
     assert ends.wait(30) == 0
+    # Each has its name before it runs, and nobody says which of the two runs first.
+    until(lambda: has_spoken(tmp_path / "a-name-of-more-than-15-bytes.log"))
     assert (said(tmp_path, "b")["word"], stays.poll()) == ("b", None)
     assert psutil.Process(stays.pid).name() == "a-name-of-more-"
     with pytest.raises(subprocess.TimeoutExpired):
