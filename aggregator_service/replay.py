@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aggregator_service.rounds.state import UpdateRecord
 from aggregator_service.store.files import mapped_errors
-from fedlora.digests import Digest, digest_file
+from fedlora.digests import Digest, digest_file, new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.tasks import Acknowledgement, UpdateHeader
 from fedlora.wire.stream import Chunk, Commit
@@ -39,7 +39,8 @@ async def replay(
 
     Raises:
         FedLoraError: ALREADY_EXISTS for another worker, other bytes, or bytes that do not follow;
-            UPLOAD_INCOMPLETE for a stream without a commit.
+            UPLOAD_INCOMPLETE for a stream without a commit; OFFSET_MISMATCH for one that does not
+            begin at the beginning, where the update's file was put aside as damaged.
     """
     offset = header.start_offset
     refused = FedLoraError(
@@ -49,7 +50,7 @@ async def replay(
     )
     if known.worker != worker or not offset <= known.total_bytes == header.total_bytes:
         raise refused
-    digest = await asyncio.to_thread(_digest_of_first, file, offset)
+    digest = new_digest() if not offset else await asyncio.to_thread(_first_bytes, file, offset)
     while (message := await anext(messages, None)) is not None:
         if isinstance(message, Chunk):
             if message.offset != offset or len(message.data) > known.total_bytes - offset:
@@ -75,6 +76,14 @@ def acknowledge_again(known: UpdateRecord) -> Acknowledgement:
     )
 
 
-def _digest_of_first(file: Path, num_bytes: int) -> Digest:
-    with mapped_errors(), file.open("rb") as opened:
-        return digest_file(opened, num_bytes)
+def _first_bytes(file: Path, num_bytes: int) -> Digest:
+    """A digest that has taken the first bytes of an update."""
+    try:
+        with mapped_errors(), file.open("rb") as opened:
+            return digest_file(opened, num_bytes)
+    except FileNotFoundError as error:
+        raise FedLoraError(
+            Reason.OFFSET_MISMATCH,
+            f"the {num_bytes} bytes before this stream are not here to be compared",
+            hint="Send the update from its beginning",
+        ) from error

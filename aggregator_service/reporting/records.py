@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 def to_record(value: object) -> Any:
     """A dataclass as dictionaries, lists, strings and finite numbers, ready for `json.dumps`."""
-    kind: Any = type(value)
+    kind = type(value)
     if kind in _PLAIN:
         return value
     names = field_names(kind)

@@ -14,6 +14,7 @@ from support.federation import ScriptedWorker, Served, random_adapter, reason_of
 from support.runs import run_spec
 
 from client_worker.transport.client import FederationClient
+from fedlora.digests import new_digest
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.tasks import UploadState, UploadStatus
 from fedlora.tensors.safetensors_io import encode
@@ -45,6 +46,19 @@ async def test_what_is_sent_again_may_begin_anywhere(tmp_path: Path):
         for start in (0, 1, CHUNK_BYTES, len(data) - 1, len(data)):
             again = await sent_from(start)
             assert (again.update_id, again.replayed) == (first.update_id, True)
+
+
+async def test_an_update_whose_file_was_put_aside_is_compared_from_its_beginning(tmp_path: Path):
+    async with training(tmp_path) as (served, worker, task):
+        tensors = random_adapter(4, seed=1)
+        data = save(tensors)
+        first = await worker.push(task, tensors)
+        served.aggregator.coordinator.blobs.path(new_digest(data).hexdigest()).unlink()
+        header = worker.header(task, tensors, data, start_offset=1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.push_messages(upload(header, data, start_offset=1))
+        assert reason_of(caught.value) == "OFFSET_MISMATCH"
+        assert (await worker.push(task, tensors)).update_id == first.update_id
 
 
 @pytest.mark.parametrize("part", ["begins beyond", "other rest", "other", "gap"])

@@ -69,9 +69,8 @@ def devices_are_asked_for(objects: list[Object]) -> list[str]:
         (container,) = containers(workload)
         limits = container.get("resources", {}).get("limits", {})
         given = {name: n for name, n in limits.items() if name.startswith("nvidia.com/")}
-        wanted = ["1"] if settings_of(container).device.startswith("cuda") else []
-        if list(given.values()) != wanted:
-            device = settings_of(container).device
+        device = settings_of(container).device
+        if list(given.values()) != (["1"] if device.startswith("cuda") else []):
             found.append(f"{title(workload)}: works on {device} and is given {given}")
     return found
 
