@@ -15,7 +15,8 @@ from pathlib import Path
 __all__ = ["LONGEST_SILENCE_SECONDS", "check", "main"]
 
 LONGEST_SILENCE_SECONDS = 60.0
-"""four heartbeats unanswered at `server.heartbeat_interval_seconds`'s default"""
+"""four heartbeats at `server.heartbeat_interval_seconds`'s default; an idle worker asks for every
+other answer"""
 
 
 def check(file: Path, *, now: float) -> str:

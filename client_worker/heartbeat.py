@@ -1,7 +1,8 @@
 """Heartbeats: a thread that proves life while the main one loads, trains or waits.
 
 It knows which task is in hand, and what the server last said of it. Long work asks `abandoned`
-now and then; nothing here interrupts it.
+now and then; nothing here interrupts it. While there is none in hand only every other beat is to be
+answered: an answer costs a server of a thousand workers as much as it says little to the idle.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ class Heartbeats:
     """Beats until closed.
 
     Args:
-        beat: one heartbeat with the id of the task in hand (empty when idle), with a deadline of
-            its own.
+        beat: one heartbeat with the id of the task in hand (empty when idle) and whether it is to
+            be answered, with a deadline of its own; None if it was not answered.
         on_answer: called after each one that was answered.
     """
 
     def __init__(
-        self, beat: Callable[[str], Directive], *, on_answer: Callable[[], None] = lambda: None
+        self,
+        beat: Callable[[str, bool], Directive | None],
+        *,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self._beat = beat
         self._on_answer = on_answer
@@ -83,17 +87,21 @@ class Heartbeats:
             self._thread.join(JOIN_SECONDS)
 
     def _run(self, interval_seconds: float) -> None:
+        answered = False
         while not self._closing.wait(interval_seconds) and self._fenced is None:
             task_id = self._task_id
             try:
-                directive = self._beat(task_id)
+                directive = self._beat(task_id, bool(task_id) or not answered)
             except FedLoraError as error:
                 self._failed(error)
-            else:
+                answered = False
+                continue
+            answered = directive is not None
+            if answered:
                 self._failing = False
                 self._on_answer()
-                if directive is Directive.ABANDON_TASK and task_id:
-                    self._abandoned = task_id
+            if directive is Directive.ABANDON_TASK and task_id:
+                self._abandoned = task_id
 
     def _failed(self, error: FedLoraError) -> None:
         if error.reason is Reason.SESSION_FENCED:

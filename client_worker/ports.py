@@ -88,8 +88,8 @@ class Federation(Protocol):
         """How far training has got."""
         ...
 
-    def heartbeat(self, token: str, task_id: str) -> Directive:
-        """Proof of life, and whether the task in hand still counts."""
+    def heartbeat(self, token: str, task_id: str, *, answered: bool) -> Directive | None:
+        """Proof of life, and whether the task in hand still counts; None if that was not asked."""
         ...
 
     def leave(self, token: str, reason: str) -> None:

@@ -98,7 +98,9 @@ class Runner:
         self._membership = membership
         self._asking = Asking(membership, patience, stop)
         self._heartbeats = Heartbeats(
-            lambda task: membership.with_session(lambda token: federation.heartbeat(token, task)),
+            lambda task, answered: membership.with_session(
+                lambda token: federation.heartbeat(token, task, answered=answered)
+            ),
             on_answer=patience.succeeded,
         )
         self._progress = ProgressReporter(

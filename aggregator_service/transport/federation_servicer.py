@@ -127,7 +127,9 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         async with self._streams.place() as stream:
             async for beat in request:
                 stream.heard()
-                yield self._answered(beat)
+                answer = self._answered(beat)
+                if not beat.unanswered:
+                    yield answer
 
     @answering
     async def Heartbeat(

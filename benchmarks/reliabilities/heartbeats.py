@@ -32,10 +32,12 @@ def heartbeats(folder: Path, *, num_workers: int, seconds: float) -> list[str]:
         (
             f"{num_workers:,} registered workers, each with a connection of its own and a beat "
             f"every {_INTERVAL_SECONDS:g} s. Share of one core that the server process takes, "
-            f"{found.idle:.1%} without any. *Stream*: KeepAlive, as `fedlora worker` beats; each "
-            f"takes {found.stream_bytes / 1024:.0f} KiB of the server's memory while it is open. "
-            "*Call*: Heartbeat, a call for each beat. *Health check*: the same calls to the "
-            "handler that comes with gRPC and does nothing, the least that a call in Python costs. "
+            f"{found.idle:.1%} without any. *Stream*: KeepAlive, as `fedlora worker` beats while "
+            "it has nothing to do, where every other beat asks for no answer; each takes "
+            f"{found.stream_bytes / 1024:.0f} KiB of the server's memory while it is open. "
+            "*Stream, all answered*: as it beats over a task. *Call*: Heartbeat, a call for each "
+            "beat. *Health check*: the same calls to the handler that comes with gRPC and does "
+            "nothing, the least that a call in Python costs. "
             f"The median of {_TURNS} turns of each, taken in turn."
         ),
         "",
@@ -60,7 +62,7 @@ class _Load:
     rate: float
     """beats a second"""
     latencies: list[float]
-    """sorted"""
+    """of those that were answered; sorted"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,14 @@ async def _measure(folder: Path, num_workers: int, seconds: float) -> _Found:
         await asyncio.sleep(seconds / 4)
         idle = (served.cpu_seconds() - before) / (time.perf_counter() - began)
         private = private_bytes(served.pid)
-        beats = [_beats(worker) for worker in workers]
-        for beat in beats:
-            await beat()
+        streams = [_Beats(worker) for worker in workers]
+        for stream in streams:
+            await stream.beat()
         stream_bytes = (private_bytes(served.pid) - private) / num_workers
         stubs = [health_pb2_grpc.HealthStub(w.channel) for w in workers]
         ways: Mapping[str, list[Callable[[], Awaitable[object]]]] = {
-            "stream": beats,
+            "stream": [stream.every_other_answered for stream in streams],
+            "stream, all answered": [stream.beat for stream in streams],
             "call": [lambda w=w: w.stub.Heartbeat(_request(w)) for w in workers],
             "health check": [lambda s=s: s.Check(health_pb2.HealthCheckRequest()) for s in stubs],
         }
@@ -113,31 +116,48 @@ def _request(worker: Joined) -> pb.HeartbeatRequest:
     return pb.HeartbeatRequest(session_token=worker.token)
 
 
-def _beats(worker: Joined) -> Callable[[], Awaitable[None]]:
+class _Beats:
     """Beats over one stream."""
-    stream: Any = worker.stub.KeepAlive()
 
-    async def beat() -> None:
-        await stream.write(_request(worker))
-        answer = await stream.read()
+    def __init__(self, worker: Joined) -> None:
+        self._stream: Any = worker.stub.KeepAlive()
+        self._request = _request(worker)
+        self._unanswered = _request(worker)
+        self._unanswered.unanswered = True
+        self._number = 0
+
+    async def beat(self) -> bool:
+        """One that is answered; True."""
+        await self._stream.write(self._request)
+        answer = await self._stream.read()
         if not isinstance(answer, pb.HeartbeatResponse):
-            raise TypeError(f"an answer was expected, got {await stream.code()}")
+            raise TypeError(f"an answer was expected, got {await self._stream.code()}")
+        return True
 
-    return beat
+    async def every_other_answered(self) -> bool:
+        """One of an idle worker's; whether it was answered."""
+        self._number += 1
+        if self._number % 2:
+            return await self.beat()
+        await self._stream.write(self._unanswered)
+        return False
 
 
 async def _load(
     served: Server, seconds: float, calls: Sequence[Callable[[], Awaitable[object]]]
 ) -> _Load:
     latencies: list[float] = []
+    num_beats = 0
 
     async def repeat(call: Callable[[], Awaitable[object]], first: float, until: float) -> None:
+        nonlocal num_beats
         due = first
         while due < until:
             await asyncio.sleep(due - time.perf_counter())
             sent = time.perf_counter()
-            await call()
-            latencies.append(time.perf_counter() - sent)
+            if await call():
+                latencies.append(time.perf_counter() - sent)
+            num_beats += 1
             due += _INTERVAL_SECONDS
         await asyncio.sleep(max(0.0, until - time.perf_counter()))
 
@@ -147,4 +167,4 @@ async def _load(
     await asyncio.gather(*(repeat(c, start, began + seconds) for c, start in pairs))
     elapsed = time.perf_counter() - began
     share = (served.cpu_seconds() - before) / elapsed
-    return _Load(share, len(latencies) / elapsed, sorted(latencies))
+    return _Load(share, num_beats / elapsed, sorted(latencies))

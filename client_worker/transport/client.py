@@ -173,10 +173,16 @@ class FederationClient:
         response = self._call(self._stub.ConfirmAdapter, request, seconds=_CONFIRM_SECONDS)
         return response.base_fingerprint
 
-    def heartbeat(self, token: str, task_id: str) -> Directive:
-        """Proves life; says whether the task in hand still counts."""
-        request = pb.HeartbeatRequest(session_token=token, task_id=task_id)
+    def heartbeat(self, token: str, task_id: str, *, answered: bool = True) -> Directive | None:
+        """Proves life; says whether the task in hand still counts.
+
+        Without `answered` it need not: None if the beat went out over a stream that stands.
+        """
         method = self._stub.KeepAlive
+        request = pb.HeartbeatRequest(session_token=token, task_id=task_id, unanswered=True)
+        if not answered and self._keep_alive.beat_unanswered(method, request):
+            return None
+        request.unanswered = False
         response = self._keep_alive.beat(method, request, seconds=_HEARTBEAT_SECONDS)
         abandon = response.directive == pb.DIRECTIVE_ABANDON_TASK
         return Directive.ABANDON_TASK if abandon else Directive.CONTINUE

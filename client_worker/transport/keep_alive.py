@@ -2,7 +2,8 @@
 
 A call for each beat would cost the server twice as much (benchmarks/reliability.md). Otherwise it
 is the same: a beat waits for its own answer, so what is wrong with the session, the way or the
-server shows with the beat that meets it.
+server shows with the beat that meets it. One that is not to be answered costs the server less
+still, and shows it with the next.
 
 No retry policy of gRPC's may stand on a stream, so a blip is ridden out here.
 """
@@ -38,6 +39,10 @@ class Answers(Responses[pb.HeartbeatResponse], Protocol):
 
     def add_callback(self, callback: Callable[[], None]) -> bool:
         """Calls back at its end; False if it has ended."""
+        ...
+
+    def is_active(self) -> bool:
+        """It has not ended."""
         ...
 
 
@@ -89,6 +94,22 @@ class KeepAlive:
                     too_late = time.monotonic() + pause >= until
                     if error.reason not in _AGAIN or too_late or self._closing.wait(pause):
                         raise
+
+    def beat_unanswered(self, method: Method, request: pb.HeartbeatRequest) -> bool:
+        """Sends a beat, over a stream that stands, and waits for nothing.
+
+        Args:
+            method: over which the beats before it went.
+            request: the beat; it must ask for no answer.
+
+        Returns:
+            Whether it was sent; not if no stream of the method's stands.
+        """
+        with self._one_beat, self._changing:
+            stream = self._stream
+            if stream is None or stream.method is not method:
+                return False
+            return stream.send(request)
 
     def end(self) -> None:
         """Ends the stream, if there is one; a later beat opens another."""
@@ -151,6 +172,13 @@ class _Stream:
         if answer is None:
             raise FedLoraError(Reason.UNAVAILABLE, f"{self._peer} has ended the heartbeats")
         return answer
+
+    def send(self, request: pb.HeartbeatRequest) -> bool:
+        """Sends a beat that is not to be answered; False if the stream has ended."""
+        if not self._answers.is_active():
+            return False
+        self._requests.put(request)
+        return True
 
     def end(self) -> None:
         """Ends it, and the thread of gRPC's that waits for the next request."""

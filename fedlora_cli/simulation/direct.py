@@ -121,7 +121,7 @@ class DirectFederation:
         """How far training has got."""
         self._await(_called(lambda: self._workers.report_progress(token, progress)))
 
-    def heartbeat(self, token: str, task_id: str) -> Directive:
+    def heartbeat(self, token: str, task_id: str, *, answered: bool) -> Directive:  # noqa: ARG002
         """Proof of life, and whether the task in hand still counts."""
         return self._await(_called(lambda: self._workers.heartbeat(token, task_id)))
 

@@ -60,6 +60,36 @@ async def test_a_session_that_is_fenced_or_unknown_ends_the_stream_as_it_ends_a_
         assert await Beats(newer).refused() == await called(newer) == "UNKNOWN_SESSION"
 
 
+async def test_a_beat_that_asks_for_no_answer_gets_none_and_is_a_sign_of_life(tmp_path: Path):
+    async with serving(tmp_path, run_spec(num_workers=2), **QUICK) as served:
+        actor = served.aggregator.coordinator.run("test")
+        worker, silent = await served.worker("w-0"), await served.worker("w-1")
+        task, beats = await worker.task(), Beats(worker)
+        async with asyncio.timeout(30):
+            while actor.state.workers[silent.name].state is not WorkerState.LOST:
+                await beats.beat_unanswered()
+                await actor.wait_for_change(0.05)
+        assert actor.state.workers["w-0"].state is not WorkerState.LOST
+        await served.admin.StopRun(admin_pb2.StopRunRequest(run="test", reason="enough"))
+        # Had the server answered any of them, that would be the first thing to be read.
+        assert await beats.beat(task.task_id) == pb.DIRECTIVE_ABANDON_TASK
+        await beats.stream.done_writing()
+        assert await beats.stream.read() is grpc.aio.EOF
+
+
+async def test_a_session_that_is_fenced_ends_the_stream_at_a_beat_that_asks_for_no_answer(
+    tmp_path: Path,
+):
+    async with serving(tmp_path, run_spec()) as served:
+        old = await served.worker("w-0")
+        beats = Beats(old)
+        await beats.beat()
+        newer = ScriptedWorker(served.federation, "w-0", instance_id="instance-2")
+        await newer.register()
+        await beats.beat_unanswered()
+        assert await beats.ended() == "SESSION_FENCED"
+
+
 async def test_a_session_is_checked_with_each_beat_and_not_with_the_first_alone(tmp_path: Path):
     async with serving(tmp_path, run_spec()) as served:
         worker = await served.worker("w-0")

@@ -29,6 +29,10 @@ class Beats:
             raise AssertionError(f"no answer: {await self.stream.code()}")
         return answer.directive
 
+    async def beat_unanswered(self) -> None:
+        """A beat that asks for no answer."""
+        await self.stream.write(pb.HeartbeatRequest(session_token=self.token, unanswered=True))
+
     async def refused(self) -> str:
         """Why the stream ends at a beat."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:

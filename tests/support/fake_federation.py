@@ -413,7 +413,9 @@ class FakeFederation(federation_pb2_grpc.FederationServiceServicer):
         with self._changed:
             self.num_keep_alives += 1
         for beat in beats:
-            yield self._answer("KeepAlive", beat, context, functools.partial(answer, beat))
+            answered = self._answer("KeepAlive", beat, context, functools.partial(answer, beat))
+            if not beat.unanswered:
+                yield answered
         with self._changed:
             self.num_finished += context.is_active()
             self._changed.notify_all()

@@ -988,18 +988,22 @@ class HeartbeatRequest(_message.Message):
 
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
+    UNANSWERED_FIELD_NUMBER: _builtins.int
     session_token: _builtins.str
     task_id: _builtins.str
     """Task in hand; empty when idle."""
+    unanswered: _builtins.bool
+    """Over KeepAlive: no response is wanted. An error ends the stream all the same."""
     def __init__(
         self,
         *,
         session_token: _builtins.str = ...,
         task_id: _builtins.str = ...,
+        unanswered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_token", b"session_token", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_token", b"session_token", "task_id", b"task_id", "unanswered", b"unanswered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

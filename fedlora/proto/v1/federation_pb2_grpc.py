@@ -155,8 +155,8 @@ class FederationServiceServicer:
 
     def KeepAlive(self, request_iterator, context):
         """Proves life and learns whether the work in hand still counts: each request
-        is one beat, and has one response. A stream that is open but silent proves
-        nothing, and one that ends is no farewell: open another.
+        is one beat, and has one response unless it asks for none. A stream that is
+        open but silent proves nothing, and one that ends is no farewell: open another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -61,8 +61,8 @@ class FederationServiceStub:
     """Training metrics on the way, for those who watch; never needed for a round."""
     KeepAlive: _grpc.StreamStreamMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]
     """Proves life and learns whether the work in hand still counts: each request
-    is one beat, and has one response. A stream that is open but silent proves
-    nothing, and one that ends is no farewell: open another.
+    is one beat, and has one response unless it asks for none. A stream that is
+    open but silent proves nothing, and one that ends is no farewell: open another.
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]
     """One beat as a call of its own, for clients that cannot stream; it costs the
@@ -98,8 +98,8 @@ class FederationServiceAsyncStub(FederationServiceStub):
     """Training metrics on the way, for those who watch; never needed for a round."""
     KeepAlive: _aio.StreamStreamMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Proves life and learns whether the work in hand still counts: each request
-    is one beat, and has one response. A stream that is open but silent proves
-    nothing, and one that ends is no farewell: open another.
+    is one beat, and has one response unless it asks for none. A stream that is
+    open but silent proves nothing, and one that ends is no farewell: open another.
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_federation_pb2.HeartbeatRequest, _federation_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """One beat as a call of its own, for clients that cannot stream; it costs the
@@ -186,8 +186,8 @@ class FederationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.HeartbeatResponse], _abc.AsyncIterator[_federation_pb2.HeartbeatResponse]]:
         """Proves life and learns whether the work in hand still counts: each request
-        is one beat, and has one response. A stream that is open but silent proves
-        nothing, and one that ends is no farewell: open another.
+        is one beat, and has one response unless it asks for none. A stream that is
+        open but silent proves nothing, and one that ends is no farewell: open another.
         """
 
     @_abc_1.abstractmethod

@@ -13,16 +13,18 @@ class Server:
     def __init__(self) -> None:
         self.answer: Directive | FedLoraError = Directive.CONTINUE
         self.tasks: list[str] = []
+        self.answered: list[bool] = []
         self._changed = threading.Condition()
 
-    def beat(self, task_id: str) -> Directive:
+    def beat(self, task_id: str, answered: bool) -> Directive | None:
         with self._changed:
             self.tasks.append(task_id)
+            self.answered.append(answered)
             self._changed.notify_all()
             answer = self.answer
         if isinstance(answer, FedLoraError):
             raise answer
-        return answer
+        return answer if answered else None
 
     def wait_for_more(self, number: int = 2) -> None:
         """The last of them was asked and answered after this call began."""
@@ -69,6 +71,33 @@ def test_an_idle_worker_has_nothing_to_abandon(beating):
     server.answer = Directive.ABANDON_TASK
     server.wait_for_more(3)
     assert not heartbeats.abandoned
+
+
+def test_idle_every_other_beat_is_to_be_answered_and_all_with_work_in_hand_or_after_a_failure(
+    beating,
+):
+    server, heartbeats = beating
+    server.wait_for_more(6)
+    assert server.answered[:6] == [True, False] * 3
+    with heartbeats.holding("task-1"):
+        server.wait_for_more(3)
+        held = [a for a, task in zip(server.answered, server.tasks, strict=False) if task]
+        assert held
+        assert all(held)
+    server.answer = FedLoraError(Reason.UNAVAILABLE, "away")
+    server.wait_for_more()
+    failed = len(server.answered)
+    server.wait_for_more(4)
+    assert all(server.answered[failed : failed + 4])
+
+
+def test_only_an_answer_counts_as_one():
+    server, answers = Server(), []
+    heartbeats = Heartbeats(server.beat, on_answer=lambda: answers.append(len(server.tasks)))
+    heartbeats.start(interval_seconds=0.001)
+    server.wait_for_more(6)
+    heartbeats.close()
+    assert answers[:3] == [1, 3, 5]
 
 
 def test_they_go_on_while_the_server_is_away(beating):

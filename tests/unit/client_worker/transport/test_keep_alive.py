@@ -54,6 +54,40 @@ def test_beats_share_one_stream():
         assert server.count("Heartbeat") == 0
 
 
+def test_a_beat_that_need_not_be_answered_is_not_and_the_next_gets_its_own_answer():
+    with FakeFederation() as server, joined(server) as (client, token):
+        server.abandon.add("gone")
+        assert client.heartbeat(token, "", answered=False) is Directive.CONTINUE  # it opened it
+        assert client.heartbeat(token, "", answered=False) is None
+        assert client.heartbeat(token, "", answered=False) is None
+        assert client.heartbeat(token, "gone") is Directive.ABANDON_TASK
+        assert client.heartbeat(token, "") is Directive.CONTINUE
+        beats = server.requests("KeepAlive")
+        assert [b.unanswered for b in beats] == [False, True, True, False, False]
+        assert {b.session_token for b in beats} == {token}
+        assert server.num_keep_alives == 1
+
+
+def test_what_is_wrong_with_a_beat_that_is_not_answered_shows_with_the_next():
+    refusal = FedLoraError(Reason.SESSION_FENCED, "a newer process")
+    with FakeFederation() as server, joined(server) as (client, token):
+        client.heartbeat(token, "")
+        server.fail("KeepAlive", Fault(refusal))
+        assert client.heartbeat(token, "", answered=False) is None
+        with pytest.raises(FedLoraError, match="a newer process"):
+            client.heartbeat(token, "t")
+
+
+def test_a_stream_that_has_ended_takes_no_beat_unanswered():
+    with FakeFederation() as server, joined(server) as (client, token):
+        client.heartbeat(token, "")
+        server.stop()
+        with pytest.raises(FedLoraError, match=server.address):
+            client.heartbeat(token, "", answered=False)
+        server.start()
+        assert client.heartbeat(token, "", answered=False) is Directive.CONTINUE
+
+
 def test_the_beat_after_a_restart_of_the_server_opens_another_stream():
     with FakeFederation() as server, joined(server) as (client, token):
         client.heartbeat(token, "")
