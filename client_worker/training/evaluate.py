@@ -25,7 +25,7 @@ from client_worker.training.objective import (
 from client_worker.training.precision import Precision
 from fedlora.runs.label_counts import LabelCounts
 
-__all__ = ["Scores", "losses", "score", "shard"]
+__all__ = ["Scores", "evenly", "losses", "score", "shard"]
 
 T = TypeVar("T")
 
@@ -51,6 +51,12 @@ class Scores:
 def shard(examples: Sequence[EncodedExample], index: int, count: int) -> list[EncodedExample]:
     """Every `count`-th example from `index` on: disjoint over the indices, all of them together."""
     return list(examples[index::count])
+
+
+def evenly(examples: Sequence[T], share: float) -> list[T]:
+    """A share of them, the same each time, rounded up: some of each part of their order."""
+    chosen = math.ceil(share * len(examples))
+    return [examples[i * len(examples) // chosen] for i in range(chosen)]
 
 
 def _passes(

@@ -14,7 +14,7 @@ from client_worker.adaptation.adapted_model import AdaptedModel
 from client_worker.adaptation.polar import StandIns, direction_stand_ins, magnitude_stand_ins
 from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample
-from client_worker.training.evaluate import losses, score, shard
+from client_worker.training.evaluate import evenly, losses, score, shard
 from client_worker.training.experiences import Experiences
 from client_worker.training.loop import Course, TaskAbandoned, train_round
 from client_worker.training.material import EncodedData, load_material
@@ -340,7 +340,9 @@ class LocalTrainer:
                 Reason.INVALID_ARGUMENT,
                 f"there is no shard {shard_index} of {shard_count} (they are counted from 0)",
             )
-        sets = {EvaluationSplit.HELD_OUT: list(self._data.held_out)}
+        rules = self._run.rounds
+        share = rules.held_out_share if round < rules.num_rounds else 1.0
+        sets = {EvaluationSplit.HELD_OUT: evenly(self._data.held_out, share)}
         if scope is EvaluationScope.GLOBAL:
             sets[EvaluationSplit.TEST] = shard(self._data.test, shard_index, shard_count)
         return tuple(

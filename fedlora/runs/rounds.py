@@ -110,6 +110,9 @@ class RoundRules:
     """rounds between two evaluations; the last round is always evaluated"""
     test_share: float = 1.0
     """share of the shared test set that is scored after a round; all of it after the last"""
+    held_out_share: float = 1.0
+    """share of a worker's held-out examples that it scores in a round, evenly taken; all of them in
+    the last"""
     certify_every: int = 1
     """rounds between two certificates; the last round always gets one; 0 for none at all"""
     best_by: str = ""
@@ -195,7 +198,7 @@ class RoundRules:
             raise invalid_argument(
                 f"rounds.deadline_seconds must be positive, got {self.deadline_seconds}"
             )
-        for name in ("mixing", "test_share"):
+        for name in ("mixing", "test_share", "held_out_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise invalid_argument(
                     f"rounds.{name} must lie in (0, 1], got {getattr(self, name)}"
@@ -236,11 +239,14 @@ class RoundRules:
                 f'rounds.best_by is "{self.best_by}", and rounds.evaluate is false',
                 "Set rounds.evaluate = true, or leave best_by out",
             )
-        if self.best_by.startswith("test_") and self.test_share < 1:
+        # local_, personal_ and held_out_ scores are all of held-out examples.
+        share = "test_share" if self.best_by.startswith("test_") else "held_out_share"
+        if self.best_by and getattr(self, share) < 1:
             raise invalid_argument(
-                f'rounds.best_by is "{self.best_by}", and with rounds.test_share {self.test_share} '
-                "the last round is scored on other examples than those before it",
-                "Set test_share = 1, or judge by a held_out_ score",
+                f'rounds.best_by is "{self.best_by}", and with rounds.{share} '
+                f"{getattr(self, share)} the last round is scored on other examples than those "
+                "before it",
+                f"Set {share} = 1, or judge by another score",
             )
         if 0 < self.early_stopping_rounds < self.evaluate_every:
             raise invalid_argument(

@@ -90,6 +90,7 @@ CHOSEN: dict[type, dict[str, Any]] = {
         "sampling_candidates": 0,
         "mixing": 0.5,
         "test_share": 0.5,
+        "held_out_share": 1.0,
         "best_by": "held_out_loss",
     },
     training.TrainingSpec: {

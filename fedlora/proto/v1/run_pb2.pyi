@@ -637,6 +637,7 @@ class RoundRules(_message.Message):
     EARLY_STOPPING_MIN_CHANGE_FIELD_NUMBER: _builtins.int
     FINAL_VERSION_FIELD_NUMBER: _builtins.int
     SAMPLER_FIELD_NUMBER: _builtins.int
+    HELD_OUT_SHARE_FIELD_NUMBER: _builtins.int
     num_rounds: _builtins.int
     min_workers: _builtins.int
     """Ready workers needed before a round begins."""
@@ -683,6 +684,8 @@ class RoundRules(_message.Message):
     early_stopping_min_change: _builtins.float
     """Change of the score up to which a round is no better, for early stopping."""
     final_version: Global___FinalVersion.ValueType
+    held_out_share: _builtins.float
+    """Share of its held-out examples that a worker scores in a round but the last."""
     @_builtins.property
     def sampler(self) -> Global___RuleSpec:
         """Which workers are taken, in place of sampling; absent: as sampling says."""
@@ -716,10 +719,11 @@ class RoundRules(_message.Message):
         early_stopping_min_change: _builtins.float = ...,
         final_version: Global___FinalVersion.ValueType = ...,
         sampler: Global___RuleSpec | None = ...,
+        held_out_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_sampler", b"_sampler", "sampler", b"sampler"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sampler", b"_sampler", "below_quorum", b"below_quorum", "best_by", b"best_by", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "early_stopping_min_change", b"early_stopping_min_change", "early_stopping_rounds", b"early_stopping_rounds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "final_version", b"final_version", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampler", b"sampler", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent", "test_share", b"test_share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sampler", b"_sampler", "below_quorum", b"below_quorum", "best_by", b"best_by", "buffer_size", b"buffer_size", "certify_every", b"certify_every", "cohort_size", b"cohort_size", "concurrency", b"concurrency", "deadline_seconds", b"deadline_seconds", "early_stopping_min_change", b"early_stopping_min_change", "early_stopping_rounds", b"early_stopping_rounds", "engine", b"engine", "evaluate", b"evaluate", "evaluate_every", b"evaluate_every", "final_version", b"final_version", "held_out_share", b"held_out_share", "late_updates", b"late_updates", "max_extensions", b"max_extensions", "max_staleness", b"max_staleness", "min_workers", b"min_workers", "mixing", b"mixing", "num_rounds", b"num_rounds", "over_selection", b"over_selection", "quorum", b"quorum", "sampler", b"sampler", "sampling", b"sampling", "sampling_candidates", b"sampling_candidates", "staleness_exponent", b"staleness_exponent", "test_share", b"test_share"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__sampler: _TypeAlias = _typing.Literal["sampler"]  # noqa: Y015
     _WhichOneofArgType__sampler: _TypeAlias = _typing.Literal["_sampler", b"_sampler"]  # noqa: Y015

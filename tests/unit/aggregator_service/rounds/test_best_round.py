@@ -155,7 +155,12 @@ def test_a_restart_in_between_changes_nothing():
         ({"final_version": FinalVersion.BEST}, "judged by nothing"),
         ({**JUDGED, "early_stopping_rounds": -1}, "must not be negative"),
         ({**JUDGED, "early_stopping_rounds": 2, "evaluate_every": 3}, "below evaluate_every 3"),
-        ({**JUDGED, "test_share": 0.5}, "on other examples"),
+        ({**JUDGED, "test_share": 0.5}, "rounds.test_share 0.5 .* on other examples"),
+        (
+            {"best_by": "held_out_loss", "held_out_share": 0.5},
+            "rounds.held_out_share 0.5 .* on other examples",
+        ),
+        ({"held_out_share": 0.0}, r"must lie in \(0, 1\]"),
         ({"best_by": "test_acuracy"}, "must be one of test_accuracy, "),
         ({"best_by": "local_accuracy"}, "must be one of test_accuracy, "),
         ({"best_by": "test_exact_match"}, "must be one of test_accuracy, "),

@@ -19,7 +19,7 @@ from support.worker_runs import (
 from client_worker.data.config import DataConfig
 from client_worker.data.encoding import IGNORED
 from client_worker.parts import personal_manifest
-from client_worker.training.evaluate import score
+from client_worker.training.evaluate import evenly, score
 from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import TaskAbandoned
 from fedlora.adapters.axis import Axis
@@ -64,6 +64,26 @@ def test_a_workers_own_scores_are_those_of_its_held_out_rows(trainer):
     assert (own.scope, own.split) == (EvaluationScope.LOCAL, EvaluationSplit.HELD_OUT)
     assert own.num_examples == 7
     assert trainer.num_train_examples == 26
+
+
+@pytest.mark.parametrize(
+    ("share", "round", "scored"), [(0.4, 1, 3), (0.01, 1, 1), (1.0, 1, 7), (0.4, 2, 7)]
+)
+def test_a_share_of_the_held_out_rows_is_scored_in_every_round_but_the_last(
+    bert, labelled, share, round, scored
+):
+    run = worker_run(classifier_spec(bert))
+    rules = replace(run.rounds, num_rounds=2, held_out_share=share)
+    trainer = trainer_for(replace(run, rounds=rules), labelled)
+    for scope in (EvaluationScope.LOCAL, EvaluationScope.GLOBAL, EvaluationScope.PERSONAL):
+        held_out = trainer.evaluate(scope, round=round)[0]
+        assert (held_out.split, held_out.num_examples) == (EvaluationSplit.HELD_OUT, scored)
+
+
+def test_a_share_is_taken_evenly():
+    assert evenly(range(10), 0.3) == [0, 3, 6]
+    assert evenly(range(7), 0.9) == list(range(7))
+    assert evenly(range(0), 0.5) == []
 
 
 def test_the_published_adapter_is_scored_on_held_out_rows_and_a_test_shard(trainer):
