@@ -86,7 +86,7 @@ def load_material(
             for name in ("train", "held_out", "test")
         }
     )
-    precision = Precision.of(torch_device(device))
+    precision = Precision.of(torch_device(device), training.precision)
     model.module.to(precision.device)
     compute_in(model.module, precision.autocast_dtype or torch.float32)
     if training.packing:

@@ -1,7 +1,8 @@
 """Where and in which precision a model computes.
 
-Weights are float32 everywhere. On CUDA the arithmetic of matrices is bfloat16 where the device has
-it, else float16 with a scaled loss; on the CPU it is float32.
+Weights are float32 everywhere. The arithmetic of matrices is what the run says; left to the device
+it is bfloat16 on CUDA where the device has it, else float16 with a scaled loss, and float32
+on a CPU.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
+from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.training import ComputePrecision
+
 __all__ = ["Precision"]
+
+
+_DTYPES = {
+    ComputePrecision.F32: None,
+    ComputePrecision.BF16: torch.bfloat16,
+    ComputePrecision.F16: torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +34,32 @@ class Precision:
 
     device: torch.device
     autocast_dtype: torch.dtype | None
+    """None for float32"""
 
     @classmethod
-    def of(cls, device: torch.device) -> Precision:
-        """The policy for a device."""
-        if device.type != "cuda":
-            return cls(device, None)
-        wide = torch.cuda.is_bf16_supported(including_emulation=False)
-        return cls(device, torch.bfloat16 if wide else torch.float16)
+    def of(
+        cls, device: torch.device, wanted: ComputePrecision = ComputePrecision.AUTO
+    ) -> Precision:
+        """The policy for a device.
+
+        Raises:
+            FedLoraError: INVALID_CONFIG for arithmetic that the device does not have.
+        """
+        has_cuda = device.type == "cuda"
+        has_bf16 = not has_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
+        if wanted is ComputePrecision.AUTO:
+            if not has_cuda:
+                return cls(device, None)
+            return cls(device, torch.bfloat16 if has_bf16 else torch.float16)
+        if (wanted is ComputePrecision.BF16 and not has_bf16) or (
+            wanted is ComputePrecision.F16 and not has_cuda
+        ):
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f'training.precision is "{wanted.value}", which the device {device} cannot compute',
+                hint='Set training.precision = "auto", and each device computes in what it has',
+            )
+        return cls(device, _DTYPES[wanted])
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around forward passes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedlora.errors import invalid_argument
 
 __all__ = [
+    "ComputePrecision",
     "LearningRateSchedule",
     "OptimizerName",
     "TrainingSpec",
@@ -27,6 +28,15 @@ class OptimizerName(enum.StrEnum):
 
     ADAMW = "adamw"
     SGD = "sgd"
+
+
+class ComputePrecision(enum.StrEnum):
+    """In which a model's matrices are multiplied; weights and adapters are float32 throughout."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    BF16 = "bf16"
+    F16 = "f16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +72,10 @@ class TrainingSpec:
     """share of a round's steps over which the rate rises from 0"""
     max_gradient_norm: float = 1.0
     """global norm at which gradients are clipped; 0 leaves them"""
+    precision: ComputePrecision = ComputePrecision.AUTO
+    """in which matrices are multiplied, in training and scoring: auto is bf16 on a CUDA device that
+    has it, f16 with a scaled loss on another, and f32 on a CPU; bf16 on a CPU pays where it has
+    instructions for it (AMX, AVX512-BF16)"""
     gradient_checkpointing: bool = False
     """trade time for memory"""
     packing: bool = False

@@ -338,6 +338,30 @@ OPTIMIZER_NAME_ADAMW: OptimizerName.ValueType  # 1
 OPTIMIZER_NAME_SGD: OptimizerName.ValueType  # 2
 Global___OptimizerName: _TypeAlias = OptimizerName  # noqa: Y015
 
+class _ComputePrecision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ComputePrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ComputePrecision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPUTE_PRECISION_UNSPECIFIED: _ComputePrecision.ValueType  # 0
+    COMPUTE_PRECISION_AUTO: _ComputePrecision.ValueType  # 1
+    """What suits the device."""
+    COMPUTE_PRECISION_F32: _ComputePrecision.ValueType  # 2
+    COMPUTE_PRECISION_BF16: _ComputePrecision.ValueType  # 3
+    COMPUTE_PRECISION_F16: _ComputePrecision.ValueType  # 4
+
+class ComputePrecision(_ComputePrecision, metaclass=_ComputePrecisionEnumTypeWrapper):
+    """In which a model's matrices are multiplied."""
+
+COMPUTE_PRECISION_UNSPECIFIED: ComputePrecision.ValueType  # 0
+COMPUTE_PRECISION_AUTO: ComputePrecision.ValueType  # 1
+"""What suits the device."""
+COMPUTE_PRECISION_F32: ComputePrecision.ValueType  # 2
+COMPUTE_PRECISION_BF16: ComputePrecision.ValueType  # 3
+COMPUTE_PRECISION_F16: ComputePrecision.ValueType  # 4
+Global___ComputePrecision: _TypeAlias = ComputePrecision  # noqa: Y015
+
 class _CodecName:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -754,6 +778,7 @@ class TrainingSpec(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     MOMENTUM_FIELD_NUMBER: _builtins.int
     B_LEARNING_RATE_RATIO_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
     learning_rate: _builtins.float
     head_learning_rate: _builtins.float
     """Rate of modules_to_save; 0 takes learning_rate."""
@@ -781,6 +806,7 @@ class TrainingSpec(_message.Message):
     """Share of its last step that SGD repeats."""
     b_learning_rate_ratio: _builtins.float
     """Rate of lora_B over that of lora_A."""
+    precision: Global___ComputePrecision.ValueType
     def __init__(
         self,
         *,
@@ -801,10 +827,11 @@ class TrainingSpec(_message.Message):
         optimizer: Global___OptimizerName.ValueType = ...,
         momentum: _builtins.float = ...,
         b_learning_rate_ratio: _builtins.float = ...,
+        precision: Global___ComputePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["b_learning_rate_ratio", b"b_learning_rate_ratio", "batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "momentum", b"momentum", "optimizer", b"optimizer", "packing", b"packing", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["b_learning_rate_ratio", b"b_learning_rate_ratio", "batch_size", b"batch_size", "gradient_checkpointing", b"gradient_checkpointing", "head_learning_rate", b"head_learning_rate", "learning_rate", b"learning_rate", "local_epochs", b"local_epochs", "local_steps", b"local_steps", "logit_adjustment", b"logit_adjustment", "max_gradient_norm", b"max_gradient_norm", "max_sequence_tokens", b"max_sequence_tokens", "micro_batch_size", b"micro_batch_size", "momentum", b"momentum", "optimizer", b"optimizer", "packing", b"packing", "precision", b"precision", "schedule", b"schedule", "warmup_fraction", b"warmup_fraction", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
