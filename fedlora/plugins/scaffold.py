@@ -20,8 +20,8 @@ alone: then c_u is a mean gradient. decoupled is for AdamW, as OpenFedLLM applie
 mean direction of Adam. Gradients are clipped after the correction, if at all. The server keeps the
 sum of c_u and divides by N when it publishes c, so that c is their mean also when workers join
 later. An update that comes too late is taken back on both sides. test_scaffold.py,
-test_skipped_steps.py and test_scaffold_over_grpc.py hold each of these; federations have been tried
-in both modes.
+test_skipped_steps.py, test_step_order.py, test_plugin_memory.py and test_scaffold_over_grpc.py hold
+each of these; federations have been tried in both modes.
 """
 
 from __future__ import annotations
