@@ -8,6 +8,10 @@ sum of losses divided by the number of targets of the whole step, so that the st
 however it is cut into forward passes, also where they hold unequal numbers of tokens. The cut is
 the run's, or a finer one where the device has no room (`client_worker.training.micro_batch`).
 
+Where float16's gradients overflow, the loss scaler skips the optimiser's step: that batch is lost,
+no step is counted, no hook is told of one. The learning rate goes by batches, whether a step came
+of them or not.
+
 What goes into a step besides the loss are hooks (`fedlora.plugins.base`); where there are none, no
 operation is added.
 """
@@ -22,6 +26,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import structlog
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +45,8 @@ from fedlora.runs.training import OptimizerName, TrainingSpec
 
 __all__ = ["Course", "RoundResult", "TaskAbandoned", "train_round"]
 
+log = structlog.get_logger(__name__)
+
 
 class TaskAbandoned(Exception):  # noqa: N818 - an outcome, not an error
     """Training ended because its result no longer counts."""
@@ -50,6 +57,7 @@ class RoundResult:
     """What a round came to."""
 
     num_steps: int
+    """that the optimiser made; fewer than there were batches where some were skipped"""
     num_processed: int
     """examples seen, counting repeats"""
     mean_loss: float
@@ -96,7 +104,7 @@ def train_round(
         micro_batch: how many examples a forward pass takes; lowered where they find no room.
         pad_id: token to pad with.
         per_token: targets are tokens (causal LM).
-        on_progress: called after each step with steps done, steps in all, and loss and rate.
+        on_progress: called after each batch with batches done, batches in all, and loss and rate.
         should_abandon: asked before each step.
         lora_b: those of the factors with `b_learning_rate_ratio` times the rate.
         offsets_V: added to the logits (`objective.label_offsets`) for cross-entropy.
@@ -115,6 +123,7 @@ def train_round(
         local_steps=spec.local_steps,
     )
     optimizer = _optimizer(parameters, spec, lora_b)
+    made = _counted(optimizer)
     peaks = [group["lr"] for group in optimizer.param_groups]
     share = round_factor(spec.schedule, round=course.round, num_rounds=course.num_rounds)
     scaler = precision.scaler()
@@ -164,12 +173,14 @@ def train_round(
                         hook.edit_gradients()
             if spec.max_gradient_norm > 0:
                 nn.utils.clip_grad_norm_(itertools.chain(*parameters), spec.max_gradient_norm)
+            before = made()
             scaler.step(optimizer)
             scaler.update()
-            with torch.no_grad():
-                for hook in hooks:
-                    if hook.after_step is not None:
-                        hook.after_step(factor)
+            if made() > before:
+                with torch.no_grad():
+                    for hook in hooks:
+                        if hook.after_step is not None:
+                            hook.after_step(factor)
             optimizer.zero_grad(set_to_none=True)
             for stand_in in stand_ins:
                 stand_in.push()
@@ -180,8 +191,10 @@ def train_round(
                 steps,
                 {"train_loss": loss / targets, "learning_rate": spec.learning_rate * factor},
             )
+    if made() < steps:
+        log.info("steps_skipped", round=course.round, made=made(), batches=steps)
     return RoundResult(
-        num_steps=steps,
+        num_steps=made(),
         num_processed=processed,
         mean_loss=total_loss / total_targets,
         seconds=time.perf_counter() - began,
@@ -240,6 +253,18 @@ def _optimizer(
     if spec.optimizer is OptimizerName.SGD:
         return torch.optim.SGD(groups, momentum=spec.momentum, weight_decay=spec.weight_decay)
     return torch.optim.AdamW(groups, weight_decay=spec.weight_decay)
+
+
+def _counted(optimizer: torch.optim.Optimizer) -> Callable[[], int]:
+    """How many steps an optimiser has made since: a loss scaler does not say if it made one."""
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+
+    optimizer.register_step_post_hook(count)
+    return lambda: made
 
 
 def _batches(

@@ -41,7 +41,9 @@ def forward(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
 
 def class_counts(targets: Sequence[int], *, num_labels: int) -> tuple[int, ...]:
     """How many examples have each of `num_labels` labels; `targets` are theirs, one each."""
-    return tuple(torch.bincount(torch.tensor(targets), minlength=num_labels).tolist())
+    return tuple(
+        torch.bincount(torch.tensor(targets, dtype=torch.long), minlength=num_labels).tolist()
+    )
 
 
 def label_offsets(class_counts: Sequence[int], *, strength: float) -> Tensor | None:

@@ -55,7 +55,8 @@ class TrainingOutcome:
     """What a round of local training came to."""
 
     num_examples: int
-    """size of the data trained on, n_u of the weighted mean; passes over it do not count"""
+    """size of the data trained on, n_u of the weighted mean; passes over it do not count. 0 where
+    no step was made"""
     num_steps: int
     metrics: Mapping[str, float]
     """train_loss, train_seconds, examples_per_second, peak_device_bytes, micro_batch_size (examples
@@ -308,7 +309,7 @@ class LocalTrainer:
             hooks=hooks,
         )
         return TrainingOutcome(
-            num_examples=len(examples),
+            num_examples=len(examples) if result.num_steps else 0,
             num_steps=result.num_steps,
             metrics={
                 "train_loss": result.mean_loss,

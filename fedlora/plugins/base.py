@@ -142,7 +142,8 @@ class LocalHooks:
     edit_gradients: Callable[[], None] | None = None
     """changes `.grad` of what is trained, where there is one; the local optimiser"""
     after_step: Callable[[float], None] | None = None
-    """told the share of the highest rate at which the step was made; the local optimiser"""
+    """told the share of the highest rate at which a step was made, and nothing where float16's
+    gradients overflowed and it was skipped; the local optimiser"""
     end: Callable[[], Ending] | None = None
     """asked once, after the last step"""
     edit_update: Callable[[], None] | None = None

@@ -10,8 +10,8 @@ Cost    one pass over what is trained, on the worker; nothing on the wire.
 
 Readings. The worker clips itself: this bounds what honest workers send, and trusts them. A and B
 are clipped as factors, so that s B A moves by no more than s (|B_g| + |A_g|) max_norm + s
-max_norm^2. What other plug-ins send beside the update is not clipped. test_clip.py holds each of
-these.
+max_norm^2. What other plug-ins send beside the update is not clipped. test_clip.py and
+test_plugin_readings.py hold each of these.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Cost    local training twice.
 
 Readings. v makes as many steps as the round, over the same data in another order. Where published
 versions are scored, v is too, as `personal_...`. AdamW divides the pull's gradient as it does the
-loss's. test_ditto.py and test_plugins_over_grpc.py hold each of these.
+loss's. test_ditto.py, test_plugin_readings.py and test_plugins_over_grpc.py hold each of these.
 """
 
 from __future__ import annotations

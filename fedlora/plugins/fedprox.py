@@ -9,8 +9,8 @@ Cost    a second copy of what is trained, on the worker; nothing on the wire.
 Readings. The norm is squared and has the one half: public code leaves out one or the other. With
 `space = "product"` the distance is that of s B A, which no change of coordinates moves; modules
 trained in full and DoRA's magnitudes keep the plain distance, HiRA's product is taken without the
-frozen weight. AdamW divides the penalty's gradient as it does the loss's. test_fedprox.py holds
-each of these.
+frozen weight. AdamW divides the penalty's gradient as it does the loss's. test_fedprox.py and
+test_plugin_readings.py hold each of these.
 """
 
 from __future__ import annotations

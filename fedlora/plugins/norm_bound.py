@@ -16,7 +16,8 @@ update, so that no update goes farther than max_ratio times that. Two colluding 
 most of the cohort. A direction is not judged: within the bound, an update may point anywhere.
 Weights are not bounded: numbers of examples are the workers' own claims, and the weighting rule
 `uniform` takes none. What other plug-ins stretch is bounded as stretched; extras that they send
-beside the update are not. test_norm_bound.py holds what is said of norms.
+beside the update are not. test_norm_bound.py and test_plugin_extras.py hold what is said of norms
+and of extras.
 """
 
 from __future__ import annotations

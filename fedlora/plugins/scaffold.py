@@ -14,12 +14,14 @@ Cost    as many numbers again as are trained, in float32, each way.
 Needs   uniform weights; workers that come back.
 
 Readings. The rates are those of the steps made, so that K rate becomes their sum under a schedule
-or warm-up, of each tensor its own. exact is the paper's, for SGD without momentum alone: then c_u
-is a mean gradient. decoupled is for AdamW, as OpenFedLLM applies it: c_u is then a mean direction
-of Adam. Gradients are clipped after the correction, if at all. The server keeps the sum of c_u and
-divides by N when it publishes c, so that c is their mean also when workers join later. An update
-that comes too late is taken back on both sides. test_scaffold.py and test_scaffold_over_grpc.py
-hold each of these; federations have been tried in both modes.
+or warm-up, of each tensor its own; a worker that made none (no examples of what is trained, or
+float16 overflowed throughout) leaves c_u as it is. exact is the paper's, for SGD without momentum
+alone: then c_u is a mean gradient. decoupled is for AdamW, as OpenFedLLM applies it: c_u is then a
+mean direction of Adam. Gradients are clipped after the correction, if at all. The server keeps the
+sum of c_u and divides by N when it publishes c, so that c is their mean also when workers join
+later. An update that comes too late is taken back on both sides. test_scaffold.py,
+test_skipped_steps.py, test_step_order.py, test_plugin_memory.py and test_scaffold_over_grpc.py hold
+each of these; federations have been tried in both modes.
 """
 
 from __future__ import annotations
@@ -115,7 +117,10 @@ class _Drift:
         self.count(share)
 
     def end(self) -> Ending:
-        """What c_u becomes, and dc."""
+        """What c_u becomes, and dc; nothing changes where no step was made."""
+        if not self._shares:
+            still = {name: own.new_zeros(own.shape) for name, own in self._own.items()}
+            return Ending(kept={_OWN: self._own}, sent={_CHANGE: still})
         gone = {
             name: (self._round.given[name] - tensor) / (self._shares * self._round.rates[name])
             for name, tensor in self._round.trained.items()

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.federation import serving
-from support.planned_worker import Recording
+from support.planned_worker import Payload, Recording
 from support.worker_federation import federate, run_of, same
 from support.worker_harness import worker
 from support.worker_runs import classifier_spec
+from torch import Tensor
 
+from aggregator_service.transport import server
 from fedlora.exit_codes import ExitCode
 from fedlora.runs.method import RuleSpec
 from fedlora.runs.spec import RunSpec
@@ -29,9 +31,47 @@ def rule(name: str, **options) -> RuleSpec:
 
 
 @pytest.fixture(scope="module")
-def plain(bert: Path, tmp_path_factory: pytest.TempPathFactory):
-    """The versions of the same run without plug-ins."""
-    return asyncio.run(federate(tmp_path_factory.mktemp("plain"), run_with(bert))).versions
+def empty(bert: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The versions of the same run without plug-ins, and what crossed the wire for them."""
+    recording = Recording()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "FederationServicer", recording.servicer())
+        done = asyncio.run(federate(tmp_path_factory.mktemp("plain"), run_with(bert)))
+    return done.versions, recording
+
+
+@pytest.fixture(scope="module")
+def plain(empty):
+    """The versions alone."""
+    return empty[0]
+
+
+def fedavg(updates: list[Payload]) -> dict[str, Tensor]:
+    """sum_u (n_u / n) theta_u of what was sent, in the order of the workers' names.
+
+    In float64, and rounded to float32 once.
+    """
+    sent = sorted(updates, key=lambda u: u.header.task_id.rsplit("/", 1)[-1])
+    total = sum(u.header.num_examples for u in sent)
+    means = {}
+    for name in sent[0].tensors:
+        mean = torch.zeros_like(sent[0].tensors[name], dtype=torch.float64)
+        for update in sent:
+            weight = update.header.num_examples / total
+            mean = mean + weight * update.tensors[name].double()
+        means[name] = mean.float()
+    return means
+
+
+def test_without_plug_ins_a_version_is_the_weighted_mean_of_the_bytes_that_were_sent(empty):
+    versions, recording = empty
+    begun, *updates = recording.up
+    assert same(begun.tensors, versions[0])
+    assert {u.header.num_examples for u in updates} == {11, 16}
+    for round, version in enumerate(versions[1:], start=1):
+        sent = [u for u in updates if u.header.round == round]
+        assert len(sent) == 2
+        assert same(fedavg(sent), version)
 
 
 @pytest.mark.parametrize(

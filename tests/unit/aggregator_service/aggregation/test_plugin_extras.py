@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.federation import random_adapter
 from torch import Tensor
 
+from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.registry import create_recipe
@@ -34,7 +35,11 @@ def update(folder: Path, u: int, round: int, weight: float = 1.0) -> Contributio
 
 
 def round_of(
-    folder: Path, round: int, cohort: list[Contribution], num_workers: int = 5
+    folder: Path,
+    round: int,
+    cohort: list[Contribution],
+    num_workers: int = 5,
+    recipe: Recipe = RECIPE,
 ) -> dict[str, Tensor]:
     """A round on the one before, as a server that has just started would compute it."""
     start, state = folder / f"v{round - 1}.safetensors", folder / f"s{round - 1}.safetensors"
@@ -42,7 +47,7 @@ def round_of(
         save_file(random_adapter(4, seed=0), start)
     aggregate(
         cohort,
-        RECIPE,
+        recipe,
         output=folder / f"v{round}.safetensors",
         state_output=folder / f"s{round}.safetensors",
         context=RoundContext(
@@ -69,6 +74,23 @@ def test_an_update_that_does_not_count_is_in_no_sum(tmp_path: Path):
     cohort = [update(tmp_path, 1, 1), update(tmp_path, 4, 1, weight=0.0)]
     c = extras_of(round_of(tmp_path, 1, cohort), "scaffold/c")
     assert all(bool((t == torch.tensor(1 / 5)).all()) for t in c.values())
+
+
+def test_a_bound_on_updates_leaves_them_as_they_were_sent(tmp_path: Path):
+    bound = RuleSpec(name="norm_bound", options={"max_ratio": 0.0, "max_norm": 1e-3})
+    weighed = MethodSpec(name="fedit", weighting=RuleSpec(name="uniform"))
+    bounded = create_recipe(weighed, [RuleSpec(name="scaffold"), bound])
+    cohort = [update(tmp_path, u, 1) for u in (1, 2, 4)]
+    for name in ("free", "cut"):
+        (tmp_path / name).mkdir()
+    free = round_of(tmp_path / "free", 1, cohort)
+    cut = round_of(tmp_path / "cut", 1, cohort, recipe=bounded)
+    start = load_file(tmp_path / "free" / "v0.safetensors")
+    for name, tensor in extras_of(free, "scaffold/c").items():
+        assert torch.equal(extras_of(cut, "scaffold/c")[name], tensor)
+    # Of the updates themselves next to nothing counts.
+    assert max(float((without_extras(cut)[n] - t).abs().max()) for n, t in start.items()) < 1e-2
+    assert max(float((without_extras(free)[n] - t).abs().max()) for n, t in start.items()) > 1
 
 
 def test_the_adapter_is_what_it_is_without_them(tmp_path: Path):

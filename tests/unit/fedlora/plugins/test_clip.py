@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support.plugin_rounds import random_tensors, seen
+from support.plugin_rounds import A, B, random_tensors, seen
 
 from fedlora.errors import FedLoraError
 from fedlora.plugins.clip import Clip
@@ -31,6 +31,16 @@ def test_an_update_beyond_the_bound_is_cut_to_it_and_keeps_its_direction():
     share = 0.5 / norm(before, given)
     for name, tensor in trained.items():
         assert torch.allclose(tensor, given[name] + share * (before[name] - given[name]))
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 0.5, 20.0])
+def test_the_product_of_a_clipped_update_moves_by_no_more_than_its_page_says(max_norm: float):
+    trained, _, given = clipped(max_norm, moved=50.0)
+    scaling = 2.0
+    moved = scaling * torch.linalg.matrix_norm(trained[B] @ trained[A] - given[B] @ given[A])
+    lengths = torch.linalg.matrix_norm(given[B]) + torch.linalg.matrix_norm(given[A])
+    assert norm(trained, given) == pytest.approx(max_norm, rel=1e-12)
+    assert 0 < float(moved) <= scaling * (float(lengths) * max_norm + max_norm**2)
 
 
 @pytest.mark.parametrize(("max_norm", "moved"), [(100.0, 1.0), (0.0, 50.0)])

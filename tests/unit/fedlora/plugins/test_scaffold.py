@@ -15,10 +15,14 @@ MODES = pytest.mark.parametrize("mode", Mode)
 
 
 class Federation:
-    """Workers that each want another adapter, theta_u = target_u at any speed."""
+    """Workers that each want another adapter, theta_u = target_u at any speed.
 
-    def __init__(self, plugin: Scaffold | None, targets: list[int]) -> None:
+    Worker u's quadratic is 1 + u times as steep, or as `steeper` has it.
+    """
+
+    def __init__(self, plugin: Scaffold | None, targets: list[int], *, steeper: int = 1) -> None:
         self.plugin = plugin
+        self.steeper = steeper
         self.targets = [random_tensors(seed) for seed in targets]
         self.theta = random_tensors(0)
         zero = {n: torch.zeros_like(t) for n, t in self.theta.items()}
@@ -36,7 +40,8 @@ class Federation:
 
         def loss(tensors) -> torch.Tensor:
             return sum(
-                0.5 * (1 + u) * (t - self.targets[u][n]).square().sum() for n, t in tensors.items()
+                0.5 * (1 + self.steeper * u) * (t - self.targets[u][n]).square().sum()
+                for n, t in tensors.items()
             )
 
         descend(round, hooks, loss, steps=steps, shares=lambda step: min(1.0, (step + 1) / 3))
@@ -76,13 +81,18 @@ def test_the_first_round_is_that_of_the_uniform_mean(mode):
     assert all(torch.equal(t, without.theta[n]) for n, t in with_c.theta.items())
 
 
-def test_workers_that_are_all_alike_never_notice_it():
-    with_c, without = Federation(Scaffold(mode=Mode.EXACT), [1]), Federation(None, [1])
+@MODES
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_that_are_all_alike_never_notice_it(mode, num_workers):
+    alike = [1] * num_workers
+    with_c = Federation(Scaffold(mode=mode), alike, steeper=0)
+    without = Federation(None, alike, steeper=0)
     for _ in range(4):
-        with_c.round([0])
-        without.round([0])
-    for name, tensor in with_c.theta.items():
-        assert torch.allclose(tensor, without.theta[name], rtol=1e-12, atol=1e-12)
+        with_c.round([*range(num_workers)])
+        without.round([*range(num_workers)])
+        for name, tensor in with_c.theta.items():
+            assert float(with_c.c[name].abs().max()) > 0.1
+            assert torch.allclose(tensor, without.theta[name], rtol=1e-12, atol=1e-12)
 
 
 def test_exactly_c_u_is_the_mean_gradient_of_the_round():
