@@ -9,17 +9,15 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
-from aggregator_service.aggregation import registry
-from aggregator_service.aggregation.run_checks import check_run
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
+from aggregator_service.new_run import checked_recipe
 from aggregator_service.observers import Observer
 from aggregator_service.rounds.events import (
     RunStarted,
     RunStopped,
 )
 from aggregator_service.rounds.ports import StateStore
-from aggregator_service.rounds.samplers.registry import create_sampler
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe
 from aggregator_service.run_actor import RunActor
@@ -143,9 +141,7 @@ class Coordinator:
         """
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
-            recipe = registry.create_recipe(spec.method, spec.plugins)
-            check_run(recipe, spec, has_base_weights=self._engine.has_base_weights)
-            create_sampler(spec.rounds)
+            recipe = checked_recipe(spec, has_base_weights=self._engine.has_base_weights)
             run_id = f"{spec.name}-{secrets.token_hex(4)}"
             state = RunState(
                 run_id=run_id,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedlora_cli.commands.options import JsonOption
+
+if TYPE_CHECKING:
+    from fedlora.runs.spec import RunSpec
 
 __all__ = ["app"]
 
@@ -25,22 +28,16 @@ def check(
 ) -> None:
     """Check a configuration and show every value with its origin.
 
-    Origins are default, the file, a FEDLORA_ variable or --set; later ones win.
+    Origins are default, the file, a FEDLORA_ variable or --set; later ones win. A run that no
+    aggregator would take is refused with what an aggregator would say.
     """
-    import importlib.util
-
     from fedlora.config import OriginKind, toml_value
     from fedlora_cli.configuration import load
     from fedlora_cli.console import output, print_json
 
     config = load(config_file, overrides or ())
-    if config.run is not None and importlib.util.find_spec("aggregator_service"):
-        from aggregator_service.aggregation.plugin_checks import check_plugins
-        from aggregator_service.aggregation.registry import create_recipe
-        from aggregator_service.rounds.samplers.registry import create_sampler
-
-        check_plugins(create_recipe(config.run.method, config.run.plugins), config.run)
-        create_sampler(config.run.rounds)
+    if config.run is not None:
+        _check_run(config.run, base_weights=config.section("server").get("base_weights"))
     if as_json:
         rows = [
             {
@@ -72,6 +69,30 @@ def check(
         style = "dim" if is_default else ""
         table.add_row(f"  {entry.key}", value, str(entry.origin), style=style)
     output().print(table)
+
+
+def _check_run(spec: RunSpec, *, base_weights: Path | None) -> None:
+    """Raises what a server would; tells what depends on the server."""
+    import importlib.util
+
+    from fedlora_cli.console import errors
+
+    if importlib.util.find_spec("aggregator_service") is None:
+        errors().print(
+            "whether an aggregator would take this run is not checked: the package "
+            "aggregator_service is not installed (pip install 'fedlora\\[aggregator]')",
+            highlight=False,
+        )
+        return
+    from aggregator_service.new_run import checked_recipe
+
+    recipe = checked_recipe(spec, has_base_weights=True)
+    if recipe.method.reads_base and base_weights is None:
+        errors().print(
+            f"{recipe.method.name} with these options reads the frozen weights of the base model: "
+            "an aggregator without server.base_weights (--base-weights) will refuse this run",
+            highlight=False,
+        )
 
 
 @app.command()

@@ -89,15 +89,11 @@ def _cell(study: Study, condition: Condition, seed: int, digests: dict[str, str]
 
 def _check(config: Config) -> None:
     """Raises what the server and the command line would, before anything runs."""
-    from aggregator_service.aggregation import registry
-    from aggregator_service.aggregation.run_checks import check_run
-    from aggregator_service.rounds.samplers.registry import create_sampler
+    from aggregator_service.new_run import checked_recipe
     from fedlora_cli.local_federation import check_workers
 
     check_workers(config)
-    spec = config.need_run()
-    check_run(registry.create_recipe(spec.method, spec.plugins), spec, has_base_weights=False)
-    create_sampler(spec.rounds)
+    checked_recipe(config.need_run(), has_base_weights=False)
 
 
 def _key(config: Config, digests: dict[str, str]) -> str:

@@ -160,7 +160,9 @@ async def test_workers_prune_their_rank_and_are_sent_what_is_left(tmp_path: Path
     assert of_rank(done.versions[-1]) == {4}
 
 
-@pytest.mark.parametrize("method", ["flora", "hetlora", "aflora", "flora_na", "replication"])
+@pytest.mark.parametrize(
+    "method", ["flora", "fedhl", "hetlora", "aflora", "flora_na", "replication"]
+)
 async def test_a_workers_own_limit_is_its_rank(tmp_path: Path, bert: Path, method: str):
     options = {"min_rank": 4} if method == "hetlora" else None
     spec = run_of(classifier_spec(bert), method, options=options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from client_worker.training.trainer import LocalTrainer
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdapterSpec
 from fedlora.exit_codes import ExitCode
+from fedlora.proto.v1 import run_pb2
 from fedlora.runs.method import MethodSpec
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.rounds import RoundRules
@@ -44,6 +45,7 @@ class Finished:
     """the last version as exported for PEFT"""
     lived: dict[str, list[dict[str, Tensor]]] = field(default_factory=dict)
     """by worker: what its model held, in full precision, at each evaluation"""
+    reports: list[run_pb2.RoundReport] = field(default_factory=list)
 
 
 def parts_in(tensors: Mapping[str, Tensor]) -> set[Part | None]:
@@ -87,9 +89,11 @@ def run_of(
     )
 
 
-def trainer_in(folder: Path, name: str, rows: int) -> Callable[[Registration], LocalTrainer]:
-    """What makes the trainer of a worker with that many labelled rows."""
-    path = write_jsonl(folder / f"{name}.jsonl", labelled_rows(rows, test=3))
+def trainer_in(
+    folder: Path, name: str, rows: Sequence[Mapping[str, object]]
+) -> Callable[[Registration], LocalTrainer]:
+    """What makes the trainer of a worker with these rows."""
+    path = write_jsonl(folder / f"{name}.jsonl", rows)
     data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
     return lambda registration: trainer_for(registration.run, data, rank=registration.rank)
 
@@ -101,6 +105,7 @@ async def federate(
     max_ranks: Mapping[str, int] | None = None,
     server_data: bool = False,
     cache_dir: Path | None = None,
+    rows: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
 ) -> Finished:
     """Runs two workers, w-0 and w-1, to the end.
 
@@ -110,13 +115,14 @@ async def federate(
         max_ranks: of the workers that have one.
         server_data: whether a third worker, "server", holds data of the server's.
         cache_dir: where workers keep what they keep; nowhere if not given.
+        rows: each worker's; labelled ones if not given.
     """
     trainers: dict[str, LocalTrainer] = {}
     lived: dict[str, list[dict[str, Tensor]]] = {}
     loading = threading.Lock()
 
-    def create(name: str, rows: int) -> Callable[[Registration], LocalTrainer]:
-        make = trainer_in(tmp_path, name, rows)
+    def create(name: str, count: int) -> Callable[[Registration], LocalTrainer]:
+        make = trainer_in(tmp_path, name, rows[name] if rows else labelled_rows(count, test=3))
 
         def made(registration: Registration) -> LocalTrainer:
             # A model's head comes from torch's one generator, which these workers share.
@@ -139,12 +145,12 @@ async def federate(
     ):
         with ExitStack() as stack:
 
-            def started(name: str, rows: int, **settings: Any) -> asyncio.Task[ExitCode]:
+            def started(name: str, count: int, **settings: Any) -> asyncio.Task[ExitCode]:
                 made = worker(
                     served.address,
                     tmp_path / name,
                     name=name,
-                    create=create(name, rows),
+                    create=create(name, count),
                     max_rank=(max_ranks or {}).get(name, 0),
                     cache_dir=cache_dir,
                     **settings,
@@ -165,6 +171,7 @@ async def federate(
         assert last is not None
         versions = [await stored(served, version) for version in range(last + 1)]
         await served.aggregator.wait_until_settled()
+        reports = await served.rounds("test")
     plans = create_recipe(spec.method).plans(spec.adapter.kind)
     final = tmp_path / "runs" / "test" / "final"
-    return Finished(spec, plans, versions, trainers, final, lived)
+    return Finished(spec, plans, versions, trainers, final, lived, reports)
