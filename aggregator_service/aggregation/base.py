@@ -92,9 +92,9 @@ class About:
     """authors, year and number, as in the method's own docstring"""
     exactness: str = _UNSAID
     """how far the published model is from the mean of products"""
-    up: str = _UNSAID
-    """numbers per client, round and layer d x k with rank r: U clients, R sum of ranks"""
-    down: str = _UNSAID
+    base_rank: str = "tR"
+    """rank that t rounds have added to the base model, where they change it, up to min(d, k); a
+    formula of `traffic`"""
     cost: str = _UNSAID
     """server work per layer"""
     needs: str = _UNSAID

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedlora.config.keys import Key, keys_of
 from fedlora.errors import FedLoraError
 from fedlora.runs.installed import METHODS_GROUP, PLUGINS_GROUP, SAMPLERS_GROUP, installed
+from fedlora.runs.options import options
 from fedlora_cli.console import output, print_json
 
 if TYPE_CHECKING:
@@ -59,9 +60,16 @@ says which of them the worker that comes with fedlora can follow by now.
 """
 
 _LEGEND = """\
-Numbers sent are per client, round and layer; R is the sum of the cohort's ranks, U its size, q the
-rank of the result. `modules_to_save` are averaged linearly, exactly, with the same weights, by
-every method.
+Numbers sent are per worker, round and layer, and a test holds them to what crosses a wire. r is the
+worker's rank, m the number of components that it chose, U the cohort's size, R the sum of its
+ranks and t the round; "then" parts the rounds of a cycle. A worker that holds the version before
+fetches what has changed since, and the whole adapter the first time. What was added to the base
+model is one stack, which is sent whole every round; `max_base_rank` bounds it below min(d, k).
+DoRA's magnitudes are d more each way. `modules_to_save` are averaged linearly, exactly, with the
+same weights, by every method.
+
+Exact is meant of T, the mean of products. DoRA divides W0 + B A by its row norms, so a mean of
+products is not the mean of the workers' weights there, whatever the method.
 
 Among a certificate's `measurements` are those that a method names in its own account below, and
 how far the workers moved the factors, for every method that trains them: `magnitude_change_a` and
@@ -94,8 +102,8 @@ _COLUMNS: Mapping[str, Callable[[Method], str]] = {
     "Paper": lambda m: m.about.paper,
     "Exactness": lambda m: m.about.exactness,
     "Mixed ranks": lambda m: _yes(_promised(m).mixed_ranks),
-    "Up": lambda m: m.about.up,
-    "Down": lambda m: m.about.down,
+    "Up": lambda m: _traffic(m)[0],
+    "Down": lambda m: _traffic(m)[1],
     "Server flops": lambda m: m.about.cost,
     "Keeps the clients' basis": lambda m: _yes(_promised(m).keeps_basis),
     "Asks of workers": lambda m: _asked(m),
@@ -234,6 +242,32 @@ def _asked(method: Method) -> str:
     return " \\| ".join(asks)
 
 
+def _traffic(method: Method) -> tuple[str, str]:
+    """Up and down, with the options that make a difference."""
+    from aggregator_service.aggregation.traffic import traffic_of
+
+    own = traffic_of(method)
+    up, down = [own.up_text], [own.down_text]
+    for words, other in _variants(method):
+        traffic = traffic_of(other)
+        if traffic.up_text != own.up_text:
+            up.append(f"{words}: {traffic.up_text}")
+        if traffic.down_text != own.down_text:
+            down.append(f"{words}: {traffic.down_text}")
+    return "; ".join(up), "; ".join(down)
+
+
+def _variants(method: Method) -> Iterator[tuple[str, Method]]:
+    """The method with another value of one option that is a choice."""
+    for option in options(type(method)):
+        choices = ("false", "true") if option.type is bool else option.values
+        for text in choices:
+            value = text == "true" if option.type is bool else option.type(text)
+            if value != option.default:
+                changes: dict[str, Any] = {option.name: value}
+                yield f"{option.name} = {text}", dataclasses.replace(method, **changes)  # type: ignore[type-var]
+
+
 def _lacking(method: Method) -> list[str]:
     """What workers of a run have to be able to do, and the one that comes with fedlora cannot."""
     from aggregator_service.aggregation.composition import compose
@@ -305,6 +339,7 @@ def _record(method: Method) -> dict[str, object]:
     from aggregator_service.aggregation.composition import compose, gauges_of
 
     recipe, about = compose(method), method.about
+    up, down = _traffic(method)
     promised = recipe.properties
     return {
         "name": method.name,
@@ -323,8 +358,8 @@ def _record(method: Method) -> dict[str, object]:
         "gauges": [gauge.value for gauge in gauges_of(method)],
         "runs_with_shipped_worker": not _lacking(method),
         "plans": [dataclasses.asdict(plan) for plan in recipe.plans()],
-        "up": about.up,
-        "down": about.down,
+        "up": up,
+        "down": down,
         "cost": about.cost,
         "needs": about.needs,
         "choose": about.choose,
