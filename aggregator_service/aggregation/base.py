@@ -71,6 +71,8 @@ class Properties:
     """part of the result goes into the base model"""
     keeps_total: bool = False
     """the method's state holds all that was ever learnt; in the base model it would count twice"""
+    needs_start: bool = False
+    """the adapter that the round began from has to be known"""
     kinds: frozenset[AdapterKind] = frozenset({AdapterKind.LORA})
     """adapter families it can combine"""
 
