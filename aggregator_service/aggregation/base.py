@@ -55,7 +55,8 @@ class Properties:
     """what is published changes the model by T itself, but for rounding"""
     linear: bool
     """the server needs only weighted sums over clients of what they send, so that secure
-    aggregation can hide the single updates"""
+    aggregation could hide the single updates. Nothing is refused by it: fedlora's server has
+    every update (SECURITY.md)"""
     keeps_basis: bool
     """components of the result are the clients' components, so that state that lives in factor
     space (Adam's moments, server momentum) stays meaningful over a round"""
@@ -66,7 +67,8 @@ class Properties:
     strongest_first: bool = False
     """clients of lower rank are given the first components, and these have to be the strongest"""
     min_clients: int = 1
-    """fewest members for which the result means something"""
+    """fewest members for which the result means something: 1 for all of fedlora's own, which give
+    a worker alone its own product back; a trimmed mean of another package needs more"""
     changes_base: bool = False
     """part of the result goes into the base model"""
     keeps_total: bool = False
@@ -75,11 +77,6 @@ class Properties:
     """the adapter that the round began from has to be known"""
     kinds: frozenset[AdapterKind] = frozenset({AdapterKind.LORA})
     """adapter families it can combine"""
-
-    @property
-    def needs_individual_updates(self) -> bool:
-        """Whether the server must see each update."""
-        return not self.linear
 
 
 _UNSAID = "not said"

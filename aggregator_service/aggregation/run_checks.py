@@ -58,11 +58,12 @@ def missing_in_files(recipe: Recipe) -> str:
     return "a core" if Part.CORE in plan.trained else ""
 
 
-def check_saved(recipe: Recipe, *, has_start: bool) -> None:
+def check_saved(recipe: Recipe, *, count: int, has_start: bool) -> None:
     """Refuses what cannot combine adapters that were saved, outside any run.
 
     Args:
         recipe: what is to combine them.
+        count: how many there are.
         has_start: whether it is known which adapter they were trained from.
 
     Raises:
@@ -76,6 +77,12 @@ def check_saved(recipe: Recipe, *, has_start: bool) -> None:
             "saved adapters come without",
             hint=f"In a run {name} gets it from the workers. Here: fedit with --weights, optimal "
             "or flora_na",
+        )
+    if count < recipe.properties.min_clients:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} needs at least {recipe.properties.min_clients} adapters, got {count}",
+            hint="Name more folders, or use fedit, optimal or flora_na",
         )
     if recipe.properties.needs_start and not has_start:
         raise FedLoraError(

@@ -119,7 +119,7 @@ def aggregate(
         method, option or [], weighting=weighting, compression=compression, gauge=gauge
     )
     recipe = registry.create_recipe(spec)
-    check_saved(recipe, has_start=start is not None)
+    check_saved(recipe, count=len(adapters), has_start=start is not None)
     element, where = data_type(dtype), device_of(device)
     check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
     folders = [read_peft_folder(folder) for folder in adapters]

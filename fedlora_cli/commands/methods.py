@@ -159,6 +159,7 @@ def _print_one(row: Method) -> None:
         "take it when": row.about.choose,
         "mixed ranks": yes_or_no(promised(row).mixed_ranks),
         "keeps the basis": yes_or_no(promised(row).keeps_basis),
+        "needs single updates": "no, weighted sums" if promised(row).linear else "yes",
         "families": ", ".join(sorted(promised(row).kinds)),
         "weighting": str(record["weighting"]),
         "compression": str(record["compression"]),

@@ -124,6 +124,24 @@ def test_a_cohort_listed_twice_gives_the_same_product(name):
 
 
 @every_method
+def test_linear_is_what_needs_no_more_than_weighted_sums_of_what_is_sent(name):
+    first, second, third = unrelated([4] * 3)
+    # Two workers as one that sends their mean: the weighted sums are the same.
+    both = LoraFactors((first.a_RK + 2 * second.a_RK) / 3, (first.b_DR + 2 * second.b_DR) / 3)
+    recipe = compose(METHODS[name])
+    for round in rounds_of(name):
+        context = {"round": round, "origin": start()}
+        apart, _ = run(name, [first, second, third], weights(1, 2, 3), **context)
+        together, _ = run(name, [both, third], weights(3, 3), **context)
+        moved = relative_error(change(together), change(apart))
+        if recipe.properties.linear or recipe.weighting.sees_updates:
+            # `run` is given the weights: what a rule that sees single updates made of them.
+            assert moved < TOLERANCE
+        else:
+            assert moved > 1e-3
+
+
+@every_method
 def test_exact_is_what_says_that_it_is(name):
     recipe = compose(METHODS[name])
     for round in rounds_of(name):
