@@ -55,7 +55,8 @@ class Properties:
     """what is published changes the model by T itself, but for rounding"""
     linear: bool
     """the server needs only weighted sums over clients of what they send, so that secure
-    aggregation can hide the single updates"""
+    aggregation could hide the single updates. Nothing is refused by it: fedlora's server has
+    every update (SECURITY.md)"""
     keeps_basis: bool
     """components of the result are the clients' components, so that state that lives in factor
     space (Adam's moments, server momentum) stays meaningful over a round"""
@@ -66,18 +67,16 @@ class Properties:
     strongest_first: bool = False
     """clients of lower rank are given the first components, and these have to be the strongest"""
     min_clients: int = 1
-    """fewest members for which the result means something"""
+    """fewest members for which the result means something: 1 for all of fedlora's own, which give
+    a worker alone its own product back; a trimmed mean of another package needs more"""
     changes_base: bool = False
     """part of the result goes into the base model"""
     keeps_total: bool = False
     """the method's state holds all that was ever learnt; in the base model it would count twice"""
+    needs_start: bool = False
+    """the adapter that the round began from has to be known"""
     kinds: frozenset[AdapterKind] = frozenset({AdapterKind.LORA})
     """adapter families it can combine"""
-
-    @property
-    def needs_individual_updates(self) -> bool:
-        """Whether the server must see each update."""
-        return not self.linear
 
 
 _UNSAID = "not said"
@@ -92,9 +91,9 @@ class About:
     """authors, year and number, as in the method's own docstring"""
     exactness: str = _UNSAID
     """how far the published model is from the mean of products"""
-    up: str = _UNSAID
-    """numbers per client, round and layer d x k with rank r: U clients, R sum of ranks"""
-    down: str = _UNSAID
+    base_rank: str = "tR"
+    """rank that t rounds have added to the base model, where they change it, up to min(d, k); a
+    formula of `traffic`"""
     cost: str = _UNSAID
     """server work per layer"""
     needs: str = _UNSAID

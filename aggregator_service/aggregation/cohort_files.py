@@ -148,6 +148,7 @@ class CohortFiles:
             round=round,
             base_rows=base_rows,
             grams=grams,
+            names=[c.worker for c in self.contributions],
         )
 
     def factors(self, module: str, device: torch.device | str = "cpu") -> list[LoraFactors]:
@@ -327,6 +328,12 @@ def _alone(a_RK: Tensor, rows: int) -> LoraFactors:
 
 def _check_weights(contributions: Sequence[Contribution]) -> None:
     names = [c.worker for c in contributions]
+    if not names:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            "a cohort needs updates, got none",
+            hint="Name at least one with a positive weight",
+        )
     if len(set(names)) != len(names):
         raise FedLoraError(Reason.INVALID_ARGUMENT, f"a worker occurs twice in {sorted(names)}")
     bad = {c.worker: c.weight for c in contributions if not 0 <= c.weight < float("inf")}
@@ -338,5 +345,6 @@ def _check_weights(contributions: Sequence[Contribution]) -> None:
     if not any(c.weight > 0 for c in contributions):
         raise FedLoraError(
             Reason.INVALID_ARGUMENT,
-            f"none of the {len(contributions)} updates has a positive weight",
+            f"none of the {len(names)} updates has a positive weight: {', '.join(sorted(names))}",
+            hint="Give at least one of them a weight, such as its number of examples",
         )

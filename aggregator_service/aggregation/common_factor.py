@@ -39,7 +39,7 @@ def common_factor(name: str, cohort: ModuleCohort, side: Side) -> Tensor:
             raise FedLoraError(
                 Reason.UNSUPPORTED_METHOD,
                 f"{name} needs one lora_{side.value.upper()} for the whole cohort, which nobody "
-                f"trains; that of member {u + 1} of {len(factors)} differs by up to {gap:.3g}",
+                f"trains; that of {cohort.name(u)} differs by up to {gap:.3g}",
                 hint="Adapters trained in both factors: use fedex_lora, flora, optimal or fedit",
             )
     wide = largest.to(torch.float64)

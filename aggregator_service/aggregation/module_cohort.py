@@ -19,6 +19,8 @@ from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["BaseRows", "GlobalModule", "ModuleCohort", "uniform_rank"]
 
+_MIXED = "flora_na, optimal, auto, flexlora, florist, flora, fedhl, hetlora or replication"
+
 BaseRows = Callable[[int, int], Tensor]
 """rows [begin, end) of a frozen weight, D x K, float64: W0 is never held whole"""
 
@@ -60,6 +62,8 @@ class ModuleCohort:
     """the module's frozen weight, where the server has it"""
     grams: ClientGrams | None = None
     """Gram matrices of the members near `start`, where they were made beforehand"""
+    names: tuple[str, ...] = ()
+    """of the members, for messages; empty where nobody knows"""
 
     @classmethod
     def of(
@@ -74,6 +78,7 @@ class ModuleCohort:
         round: int = 1,
         base_rows: BaseRows | None = None,
         grams: ClientGrams | None = None,
+        names: Sequence[str] = (),
     ) -> ModuleCohort:
         """Checks a cohort and drops its members of weight 0.
 
@@ -82,6 +87,8 @@ class ModuleCohort:
         Raises:
             FedLoraError: INVALID_ARGUMENT for weights or shapes that make no cohort.
         """
+        if not members:
+            raise FedLoraError(Reason.INVALID_ARGUMENT, "a cohort needs updates, got none")
         weights = weights_U.detach().to("cpu", torch.float64)
         if weights.ndim != 1 or len(weights) != len(members):
             raise FedLoraError(
@@ -92,11 +99,13 @@ class ModuleCohort:
         if not finite or bool((weights < 0).any()) or not weights.any():
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
-                f"weights must be finite, none negative and not all zero, got {weights.tolist()}",
+                "weights must be finite, none negative and not all zero, got "
+                f"{_given(weights, names)}",
             )
+        called = [repr(n) for n in names] or [f"member {u + 1}" for u in range(len(members))]
         here = [u for u, w in enumerate(weights.tolist()) if w > 0]
         present = tuple(members[u] for u in here)
-        for other in present[1:]:
+        for u, other in zip(here[1:], present[1:], strict=True):
             mine, theirs = (
                 (f.out_features, f.in_features, f.dtype, f.a_RK.device) for f in (present[0], other)
             )
@@ -104,8 +113,8 @@ class ModuleCohort:
                 raise FedLoraError(
                     Reason.INVALID_ARGUMENT,
                     "one module must have one shape, dtype and device in the whole cohort, got "
-                    f"{mine[0]}x{mine[1]} {mine[2]} on {mine[3]} and "
-                    f"{theirs[0]}x{theirs[1]} {theirs[2]} on {theirs[3]}",
+                    f"{mine[0]}x{mine[1]} {mine[2]} on {mine[3]} from {called[here[0]]} and "
+                    f"{theirs[0]}x{theirs[1]} {theirs[2]} on {theirs[3]} from {called[u]}",
                 )
         weights = weights[here]
         return cls(
@@ -119,7 +128,12 @@ class ModuleCohort:
             base_rows=base_rows,
             # Of another cohort, once somebody is left out.
             grams=grams if len(here) == len(members) else None,
+            names=tuple(names[u] for u in here) if names else (),
         )
+
+    def name(self, u: int) -> str:
+        """What messages call a member."""
+        return repr(self.names[u]) if self.names else f"member {u + 1} of {len(self.members)}"
 
     @property
     def largest_rank(self) -> int:
@@ -154,15 +168,27 @@ def uniform_rank(name: str, cohort: ModuleCohort, *, mixed: bool, rank: int = 0)
     if len(ranks) > 1 and not mixed:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
-            f"{name} needs one rank for the whole cohort, got {ranks}",
-            hint="Use flora_na, optimal, flexlora, florist, flora, fedhl, hetlora or replication, "
-            "which take mixed ranks",
+            f"{name} needs one rank for the whole cohort, got {ranks}: {_holders(cohort, ranks)}",
+            hint=f"Use {_MIXED}, which take mixed ranks",
         )
     if 0 < rank < ranks[-1]:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"{name} combines factors component by component and cannot publish rank {rank} "
-            f"from updates of rank {ranks[-1]}",
+            f"from updates of rank {ranks[-1]}, as {_holders(cohort, ranks[-1:])}",
             hint="Use optimal, which truncates to any rank",
         )
     return ranks[-1]
+
+
+def _holders(cohort: ModuleCohort, ranks: Sequence[int]) -> str:
+    """A member of each rank: of a thousand workers one is enough to look into."""
+    all_ranks = [f.rank for f in cohort.members]
+    return ", ".join(f"{rank} from {cohort.name(all_ranks.index(rank))}" for rank in ranks)
+
+
+def _given(weights_U: Tensor, names: Sequence[str]) -> str:
+    """Weights, with whose they are."""
+    if not names:
+        return str(weights_U.tolist())
+    return ", ".join(f"{w} of {n!r}" for n, w in zip(names, weights_U.tolist(), strict=True))

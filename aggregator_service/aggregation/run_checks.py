@@ -11,7 +11,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import RoundPlan, Selection
 from fedlora.runs.spec import RunSpec
 
-__all__ = ["check_kind", "check_run", "needs_one_version"]
+__all__ = ["check_kind", "check_run", "check_saved", "missing_in_files", "needs_one_version"]
 
 
 def check_kind(recipe: Recipe, kind: AdapterKind, *, has_base_weights: bool) -> None:
@@ -47,6 +47,48 @@ def check_kind(recipe: Recipe, kind: AdapterKind, *, has_base_weights: bool) -> 
             f"{name} with these options reads the frozen weights of the base model, and there are "
             "none",
             hint="Set server.base_weights (--base-weights) to its safetensors files",
+        )
+
+
+def missing_in_files(recipe: Recipe) -> str:
+    """What the recipe combines that no saved adapter has; empty for nothing."""
+    plan = recipe.plans()[0]
+    if plan.required_metrics:
+        return f"the metrics {', '.join(plan.required_metrics)}"
+    return "a core" if Part.CORE in plan.trained else ""
+
+
+def check_saved(recipe: Recipe, *, count: int, has_start: bool) -> None:
+    """Refuses what cannot combine adapters that were saved, outside any run.
+
+    Args:
+        recipe: what is to combine them.
+        count: how many there are.
+        has_start: whether it is known which adapter they were trained from.
+
+    Raises:
+        FedLoraError: UNSUPPORTED_METHOD, naming what they lack.
+    """
+    name = recipe.method.name
+    if missing := missing_in_files(recipe):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} with {recipe.weighting.name} weights needs {missing} with every update, and "
+            "saved adapters come without",
+            hint=f"In a run {name} gets it from the workers. Here: fedit with --weights, optimal "
+            "or flora_na",
+        )
+    if count < recipe.properties.min_clients:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} needs at least {recipe.properties.min_clients} adapters, got {count}",
+            hint="Name more folders, or use fedit, optimal or flora_na",
+        )
+    if recipe.properties.needs_start and not has_start:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"{name} with {recipe.compression.name} needs the adapter that training began from",
+            hint="Name it with --start, or use fedit or fedex_lora",
         )
 
 

@@ -86,6 +86,9 @@ def changed_parts(state: RunState, held: AdapterRecord, wanted: AdapterRecord) -
     if held.version >= wanted.version or any(plan.may_lower_rank for plan in plans):
         return frozenset(Part)
     rounds = [plan_for(plans, round) for round in range(held.round + 1, wanted.round + 1)]
+    if wanted.base_version == held.version and not wanted.is_refinement:
+        # One aggregation lies between, and no stage on the server's data.
+        return frozenset(plan_for(plans, wanted.round).published)
     changed = {part for plan in rounds for part in (*plan.published, *plan.refined)}
     if held.round == wanted.round and held.round:
         changed |= {*plan_for(plans, held.round).refined}

@@ -109,7 +109,7 @@ def aggregate(
     from aggregator_service.aggregation.contribution import Contribution
     from aggregator_service.aggregation.driver import aggregate as combine
     from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
-    from aggregator_service.aggregation.run_checks import check_kind
+    from aggregator_service.aggregation.run_checks import check_kind, check_saved
     from aggregator_service.aggregation.servable import servable_rank, write_servable
     from fedlora.adapters.peft_files import read_peft_folder, write_folder
     from fedlora_cli.certificate_table import certificate_table
@@ -119,6 +119,7 @@ def aggregate(
         method, option or [], weighting=weighting, compression=compression, gauge=gauge
     )
     recipe = registry.create_recipe(spec)
+    check_saved(recipe, count=len(adapters), has_start=start is not None)
     element, where = data_type(dtype), device_of(device)
     check_target(out, [*adapters, *([start] if start else [])], overwrite=overwrite)
     folders = [read_peft_folder(folder) for folder in adapters]

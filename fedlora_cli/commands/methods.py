@@ -3,308 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora.config.keys import Key, keys_of
+from fedlora.config.keys import keys_of
 from fedlora.errors import FedLoraError
 from fedlora.runs.installed import METHODS_GROUP, PLUGINS_GROUP, SAMPLERS_GROUP, installed
+from fedlora_cli.algorithms_page import RULES, markdown
 from fedlora_cli.console import output, print_json
+from fedlora_cli.method_words import (
+    gauges,
+    lacking,
+    method_rows,
+    plain,
+    promised,
+    rule_rows,
+    runs,
+    saved,
+    traffic,
+    yes_or_no,
+)
 
 if TYPE_CHECKING:
-    from aggregator_service.aggregation.base import (
-        CompressionRule,
-        Method,
-        Properties,
-        ServerOptimizer,
-    )
-    from aggregator_service.aggregation.weighting.base import WeightingRule
-    from aggregator_service.rounds.samplers.base import ClientSampler
-    from fedlora.plugins import Plugin
-    from fedlora.runs.method import Gauge
+    from aggregator_service.aggregation.base import Method
+    from fedlora_cli.method_words import Rule
 
-    Rule = ClientSampler | CompressionRule | Plugin | ServerOptimizer | WeightingRule
-
-__all__ = ["markdown", "methods"]
-
-_INTRODUCTION = """\
-<!-- Written by `fedlora methods --markdown`; change aggregator_service/aggregation and run
-     `make docs`. -->
-
-# Aggregation methods
-
-Client *u* of a round sends the factors of each adapted layer, `lora_A_u` (r_u × k) and `lora_B_u`
-(d × r_u), and trains with scale s_u. The server's first act is to fold the scale,
-**B_u = s_u · lora_B_u**; after that no formula holds a scale. What the clients learnt together is
-the weighted mean of their products, the **ideal aggregate**
-
-    T = Σ_u w_u B_u A_u        w_u = n_u / Σ n, rank up to Σ r_u
-
-which no adapter of rank q can hold in general. The methods differ in which adapter they send
-instead, and every round's certificate says what that lost: its `relative_error` beside that of
-averaging the factors and the least possible at that rank (Eckart–Young). Where the ranks of a
-cohort add up to more than 256, and to more than a quarter of a layer's smaller side, these are
-estimates, good to about 2 %, and say so (`is_estimate`); differences between the three stay exact.
-Nothing of size d × k is formed. All methods work in float64 and round once, when the result is
-written.
-
-Choose a method in a run's configuration, `[method] name = "flora_na"` with its options beside the
-name, or combine saved adapters with `fedlora aggregate DIR... --method optimal`. Some methods ask
-workers for more than training A and B, by their round plans ([protocol.md](protocol.md)); the table
-says which of them the worker that comes with fedlora can follow by now.
-"""
-
-_LEGEND = """\
-Numbers sent are per client, round and layer; R is the sum of the cohort's ranks, U its size, q the
-rank of the result. `modules_to_save` are averaged linearly, exactly, with the same weights, by
-every method.
-
-Among a certificate's `measurements` are those that a method names in its own account below, and
-how far the workers moved the factors, for every method that trains them: `magnitude_change_a` and
-`direction_change_a`, weighted means over workers of |m − m₀| and of 1 − cos(v, v₀), with m and v
-the lengths and directions of A's vectors as they were sent and m₀ and v₀ as they were given, and
-the same of B. A vector is a component's, unless the method has an `axis`. A factor that began at
-zero has no direction, and nothing is said of it. The whole adapter's are means over layers.
-"""
-
-_EVIDENCE = """\
-# What it matters on real training
-
-On adapters from real training ([benchmarks/certificate.md](../benchmarks/certificate.md): MiniLM, 4
-or 10 workers, ranks 4 to 16, two seeds) averaging the factors misses the ideal aggregate by 11 to
-28 % in the first round. By the fourth it is 3 to 8 % of the whole adapter – but still 12 to 21 % of
-what that round changed: T grows, and hides that every round loses about the same share of what it
-learns. FLoRA-NA's scalars lower the error by 7 to 13 % in the first round and by 1 to 3 % in the
-fourth, diagonal coefficients by 10 to 26 % and 3 to 8 %; no adapter of that rank could do better
-than 13 to 41 % and 5 to 15 %, which `optimal` reaches. That scalars make the product nearly equal
-the mean of products, as the paper has it, is not what we find. More local steps raise the loss far
-more than unequal data. With four unequal workers most of the scalars' gain comes from one worker's
-share (`concentration` in the certificate tells). After four rounds, test accuracy showed no
-difference between the methods. What did differ is how the next rounds learn: `optimal` publishes
-balanced factors by default, from which the same local training moves little more than half as far
-as from the clients' own basis; `gauge = "closest_a"`, there nearest to the factor mean, keeps that.
-"""
-
-_COLUMNS: Mapping[str, Callable[[Method], str]] = {
-    "Method": lambda m: f"[`{m.name}`](#{m.name})",
-    "Paper": lambda m: m.about.paper,
-    "Exactness": lambda m: m.about.exactness,
-    "Mixed ranks": lambda m: _yes(_promised(m).mixed_ranks),
-    "Up": lambda m: m.about.up,
-    "Down": lambda m: m.about.down,
-    "Server flops": lambda m: m.about.cost,
-    "Keeps the clients' basis": lambda m: _yes(_promised(m).keeps_basis),
-    "Asks of workers": lambda m: _asked(m),
-    "Runs with `fedlora worker`": lambda m: _runs(m),
-    "Take it when": lambda m: m.about.choose,
-}
-
-
-_RULES: Mapping[str, tuple[str, str]] = {
-    "weighting": (
-        "Weighting rules",
-        """\
-How much each update counts: `[weighting]` with a name and the rule's options beside it. A method
-with weights of its own takes no other.""",
-    ),
-    "compression": (
-        "Compression rules",
-        """\
-How what a method makes of the updates becomes an adapter of the run's rank: `[compression]`. Every
-method has one of its own.""",
-    ),
-    "server_optimizer": (
-        "Server optimisers",
-        """\
-How far the global adapter follows a round's result: `[server_optimizer]`, for methods that keep the
-clients' basis.""",
-    ),
-    "sampler": (
-        "Client samplers",
-        """\
-Which workers a round takes, where `rounds.cohort_size` or `rounds.concurrency` asks for fewer than
-are ready: `[sampler]` with a name and the sampler's options beside it, or one of the names below as
-`rounds.sampling`.""",
-    ),
-    "plugins": (
-        "Plug-ins",
-        """\
-What goes into local training beside the method: `[plugins.<name>]`, any number of them. A run whose
-plug-ins do not go with its method, its rounds or each other is refused when it is created.""",
-    ),
-}
-"""section of the rule -> title and introduction"""
-
-_GAUGES = """\
-# Gauges
-
-In which factors the product is published: `gauge` in `[method]`, or `--gauge` of `fedlora
-aggregate`. A gauge changes no model, and how the next round trains from it. Methods whose workers
-hold factors of the method's choice take none but `own`, and neither does a rule that changes the
-base model.
-"""
+__all__ = ["methods"]
 
 
 def methods(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="One method: all that is known of it.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print docs/algorithms.md.")
     ] = False,
 ) -> None:
-    """List the aggregation methods, gauges and rules: paper, exactness, traffic, cost."""
+    """List the aggregation methods, gauges and rules; of one: paper, exactness, traffic, cost."""
+    shown = [_found(name)] if name else method_rows()
     if as_markdown:
         print(markdown(), end="")
+    elif name and not as_json:
+        _print_one(shown[0])
     elif as_json:
-        records = [_record(method) for method in _methods()]
+        records = [_record(method) for method in shown]
         rules = {
-            kind: [_rule_record(rule) for rule in rows.values()] for kind, rows in _rules().items()
+            kind: [_rule_record(rule) for rule in rows.values()]
+            for kind, rows in rule_rows().items()
         }
         print_json({"methods": records, **rules})
     else:
-        _print_table(_methods())
+        _print_table(method_rows())
 
 
-def markdown() -> str:
-    """The text of docs/algorithms.md."""
-    rows = _methods(others=False)
-    head = " | ".join(_COLUMNS)
-    lines = [f"| {head} |", "|" + " --- |" * len(_COLUMNS)]
-    lines += ["| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |" for row in rows]
-    lines += ["", _LEGEND]
-    sections = [_section(row) for row in rows]
-    for kind, (title, text) in _RULES.items():
-        sections += [f"# {title}\n\n{text}\n"]
-        sections += [_rule_section(rule) for rule in _rules(others=False)[kind].values()]
-    sections += [_gauge_section(rows)]
-    return "\n".join([_INTRODUCTION, *lines, "", *sections, _EVIDENCE]).rstrip() + "\n"
+def _found(name: str) -> Method:
+    from aggregator_service.aggregation.registry import create
 
-
-def _methods(*, others: bool = True) -> list[Method]:
-    """The methods; `others` takes those of other packages in."""
-    from aggregator_service.aggregation.registry import METHODS, known_methods
-
-    return list((known_methods() if others else METHODS).values())
-
-
-def _rules(*, others: bool = True) -> Mapping[str, Mapping[str, Rule]]:
-    """The rules, samplers and plug-ins by section; `others` as above."""
-    from aggregator_service.aggregation import registry
-    from aggregator_service.rounds.samplers.registry import SAMPLERS, known_samplers
-    from fedlora.plugins import PLUGINS, known_plugins
-
-    if others:
-        samplers, plugins = known_samplers(), known_plugins()
-        return {**registry.known_rules(), "sampler": samplers, "plugins": plugins}
-    return {
-        "weighting": registry.WEIGHTINGS,
-        "compression": registry.COMPRESSIONS,
-        "server_optimizer": registry.SERVER_OPTIMIZERS,
-        "sampler": SAMPLERS,
-        "plugins": PLUGINS,
-    }
-
-
-def _promised(method: Method) -> Properties:
-    from aggregator_service.aggregation.composition import compose
-
-    return compose(method).properties
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _asked(method: Method) -> str:
-    from aggregator_service.aggregation.composition import compose
-
-    plans = compose(method).plans()
-    asks = [
-        "sends "
-        + ", ".join(p.value for p in plan.trained)
-        + (f"; keeps {', '.join(p.value for p in plan.private)}" if plan.private else "")
-        + (", chosen components" if plan.selection.value != "all" else "")
-        + (", may lower its rank" if plan.may_lower_rank else "")
-        + (f"; {', '.join(plan.required_metrics)}" if plan.required_metrics else "")
-        for plan in plans
-    ]
-    return " \\| ".join(asks)
-
-
-def _lacking(method: Method) -> list[str]:
-    """What workers of a run have to be able to do, and the one that comes with fedlora cannot."""
-    from aggregator_service.aggregation.composition import compose
-    from client_worker.training.features import FEATURES
-
-    wanted = frozenset[str]().union(*(plan.features for plan in compose(method).plans()))
-    return sorted(wanted - FEATURES)
-
-
-def _runs(method: Method) -> str:
-    lacking = _lacking(method)
-    return f"no: {', '.join(lacking)}" if lacking else "yes"
-
-
-def _section(method: Method) -> str:
-    cls = type(method)
-    path = cls.__module__.replace(".", "/") + ".py"
-    tests = f"tests/unit/aggregator_service/aggregation/methods/test_{method.name}.py"
-    lines = [
-        f"## {method.name}",
-        "",
-        f"**{method.about.title}.** Source `{path}`, tests `{tests}`.",
-    ]
-    needs = "" if method.about.needs == "nothing" else f" Needs {method.about.needs}."
-    lines[-1] += needs
-    return "\n".join([*lines, "", *_told(cls)])
-
-
-def _rule_section(rule: Rule) -> str:
-    cls = type(rule)
-    path = cls.__module__.replace(".", "/") + ".py"
-    summary = (inspect.getdoc(cls) or "").splitlines()[0]
-    return "\n".join([f"## {rule.name}", "", f"{summary} Source `{path}`.", "", *_told(cls)])
-
-
-def _gauge_section(rows: list[Method]) -> str:
-    from aggregator_service.aggregation import composition, gauge
-
-    lines = [_GAUGES, "| Gauges | Methods with their own rules |", "| --- | --- |"]
-    taken: dict[tuple[Gauge, ...], list[str]] = {}
-    for row in rows:
-        taken.setdefault(composition.gauges_of(row), []).append(f"[`{row.name}`](#{row.name})")
-    for gauges, names in taken.items():
-        lines.append(f"| {', '.join(f'`{g.value}`' for g in gauges)} | {', '.join(names)} |")
-    return "\n".join([*lines, "", *_account(gauge)])
-
-
-def _account(module: ModuleType | None) -> list[str]:
-    return ["```text", inspect.getdoc(module) or "", "```", ""]
-
-
-def _told(cls: type) -> list[str]:
-    """The file's own account of the method, and the options."""
-    lines = _account(inspect.getmodule(cls))
-    if keys := keys_of(cls):
-        lines += ["| Option | Default | Value | Meaning |", "| --- | --- | --- | --- |"]
-        for key in keys:
-            lines.append(f"| `{key.name}` | `{_plain(key)}` | {key.expected} | {key.help} |")
-    else:
-        lines.append("No options.")
-    return [*lines, ""]
-
-
-def _plain(key: Key) -> str:
-    return f"{key.default:g}" if isinstance(key.default, float) else str(key.default)
+    return create(name)
 
 
 def _record(method: Method) -> dict[str, object]:
-    from aggregator_service.aggregation.composition import compose, gauges_of
+    from aggregator_service.aggregation.composition import compose
 
     recipe, about = compose(method), method.about
+    up, down = traffic(method)
     promised = recipe.properties
     return {
         "name": method.name,
@@ -320,11 +84,12 @@ def _record(method: Method) -> dict[str, object]:
         "kinds": sorted(kind.value for kind in promised.kinds),
         "weighting": recipe.weighting.name,
         "compression": recipe.compression.name,
-        "gauges": [gauge.value for gauge in gauges_of(method)],
-        "runs_with_shipped_worker": not _lacking(method),
+        "gauges": gauges(method),
+        "runs_with_shipped_worker": not lacking(method),
+        "combines_saved_adapters": saved(method),
         "plans": [dataclasses.asdict(plan) for plan in recipe.plans()],
-        "up": about.up,
-        "down": about.down,
+        "up": up,
+        "down": down,
         "cost": about.cost,
         "needs": about.needs,
         "choose": about.choose,
@@ -349,28 +114,67 @@ def _print_table(rows: list[Method]) -> None:
     from fedlora.runs.method import Gauge
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("method", "error", "mixed ranks", "in a run", "take it when", "paper"):
+    for name in ("method", "error", "mixed ranks", "in a run", "files", "take it when", "paper"):
         table.add_column(name, header_style="bold", overflow="fold", no_wrap=name == "method")
     for row in rows:
         about = row.about
-        mixed = _yes(_promised(row).mixed_ranks)
-        runs = "no" if _lacking(row) else "yes"
-        table.add_row(
-            f"[cyan]{row.name}[/]", about.exactness, mixed, runs, about.choose, about.paper
-        )
+        mixed = yes_or_no(promised(row).mixed_ranks)
+        trained = "no" if lacking(row) else "yes"
+        files = saved(row).split(":")[0]
+        cells = (about.exactness, mixed, trained, files, about.choose, about.paper)
+        table.add_row(f"[cyan]{row.name}[/]", *cells)
     console = output()
     console.print(table)
-    for kind, known in _rules().items():
-        title = _RULES[kind][0].lower()
+    for kind, known in rule_rows().items():
+        title = RULES[kind][0].lower()
         console.print(f"{title} [dim]\\[{kind}][/]: [cyan]{', '.join(known)}[/]", highlight=False)
     console.print(f"gauges [dim]\\[method.gauge][/]: [cyan]{', '.join(Gauge)}[/]", highlight=False)
     console.print(
-        "in a run: whether the worker that comes with fedlora can follow the method; all of them "
-        "combine saved adapters (fedlora aggregate)"
+        "in a run: whether the worker that comes with fedlora can follow the method; files: which "
+        "saved adapters fedlora aggregate combines with it"
     )
-    console.print("options of all of them: docs/algorithms.md, or fedlora methods --json")
+    console.print(
+        "traffic, cost, needs and options: fedlora methods NAME, docs/algorithms.md, or --json"
+    )
     for error in _broken():
         console.print(f"not usable: {error}", style="red", markup=False, highlight=False)
+
+
+def _print_one(row: Method) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    record = _record(row)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, text in {
+        "method": f"{row.name}, {row.about.title}",
+        "paper": row.about.paper,
+        "error": row.about.exactness,
+        "sent up": str(record["up"]),
+        "sent down": str(record["down"]),
+        "server flops": row.about.cost,
+        "needs": row.about.needs,
+        "take it when": row.about.choose,
+        "mixed ranks": yes_or_no(promised(row).mixed_ranks),
+        "keeps the basis": yes_or_no(promised(row).keeps_basis),
+        "needs single updates": "no, weighted sums" if promised(row).linear else "yes",
+        "families": ", ".join(sorted(promised(row).kinds)),
+        "weighting": str(record["weighting"]),
+        "compression": str(record["compression"]),
+        "gauges": ", ".join(gauges(row)),
+        "in a run": runs(row),
+        "files": saved(row),
+        **{f"option {key.name}": f"{plain(key)}: {key.help}" for key in keys_of(type(row))},
+    }.items():
+        table.add_row(what, Text(text))
+    console = output()
+    console.print(table)
+    console.print(
+        "per worker, round and layer d x k: r the worker's rank, m the components that it chose, "
+        "U workers, R the sum of their ranks, t the round"
+    )
 
 
 def _broken() -> list[FedLoraError]:

@@ -23,6 +23,7 @@ from aggregator_service.aggregation.registry import (
     WEIGHTINGS,
     create_recipe,
 )
+from aggregator_service.aggregation.traffic import traffic_of
 from fedlora.adapters.names import Factor, Part, lora_key, parse_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.runs.method import Gauge, MethodSpec, RuleSpec
@@ -34,7 +35,21 @@ from fedlora.wire.convert import from_message
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 async def test_every_method_in_a_federation(name, tmp_path, monkeypatch):
-    await check(tmp_path, monkeypatch, spec_of(name))
+    # At rank 2 it takes some rounds until a stack of changes is as large as a layer.
+    rank = 2 if compose(METHODS[name]).properties.changes_base else 4
+    await check(tmp_path, monkeypatch, spec_of(name, rank=rank))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("fedlora_optimizer", {"global_stage": "federated"}), ("rac_lora", {"trained": "a"})],
+)
+async def test_an_option_that_changes_the_traffic_is_told(name, options, tmp_path, monkeypatch):
+    method = MethodSpec(name=name, options=options)
+    plain, chosen = traffic_of(METHODS[name]), traffic_of(create_recipe(method).method)
+    assert plain.up != chosen.up
+    done = await check(tmp_path, monkeypatch, replace(spec_of(name), method=method))
+    assert len({p.header.round for p in done.recording.up}) > len(chosen.up)
 
 
 MIXED = sorted(n for n, m in METHODS.items() if compose(m).properties.mixed_ranks)

@@ -10,6 +10,7 @@ layers of this size and condition; 1e-9 is far above that and far below any real
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -17,12 +18,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.builders import drifted, normal, rotated_copies, start, unrelated, weights
-from support.recipes import admissible, change, combine
+from support.recipes import admissible, change, combine, whole_adapter_methods
 from support.reference import ideal, mean_product, relative_error, tail_norm
 from torch import Tensor
 
 from aggregator_service.aggregation.base import ModuleResult, Publication
 from aggregator_service.aggregation.composition import compose
+from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.registry import METHODS
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -121,6 +123,24 @@ def test_a_cohort_listed_twice_gives_the_same_product(name):
     once, _ = run(name, cohort, w, origin=origin)
     twice, _ = run(name, cohort * 2, torch.cat([w, w]), origin=origin)
     assert relative_error(change(twice), change(once)) < max(1e-6, DIFFER.get(name, 0))
+
+
+@every_method
+def test_linear_is_what_needs_no_more_than_weighted_sums_of_what_is_sent(name):
+    first, second, third = unrelated([4] * 3)
+    # Two workers as one that sends their mean: the weighted sums are the same.
+    both = LoraFactors((first.a_RK + 2 * second.a_RK) / 3, (first.b_DR + 2 * second.b_DR) / 3)
+    recipe = compose(METHODS[name])
+    for round in rounds_of(name):
+        context = {"round": round, "origin": start()}
+        apart, _ = run(name, [first, second, third], weights(1, 2, 3), **context)
+        together, _ = run(name, [both, third], weights(3, 3), **context)
+        moved = relative_error(change(together), change(apart))
+        if recipe.properties.linear or recipe.weighting.sees_updates:
+            # `run` is given the weights: what a rule that sees single updates made of them.
+            assert moved < TOLERANCE
+        else:
+            assert moved > 1e-3
 
 
 @every_method
@@ -287,7 +307,9 @@ def test_mixed_ranks_are_taken_or_refused_as_it_declares(name):
     with pytest.raises(FedLoraError, match=r"\[2, 3, 4\]") as caught:
         run(name, cohort, w)
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-    assert "optimal" in caught.value.hint
+    whole = {n for n in whole_adapter_methods() if compose(METHODS[n]).properties.mixed_ranks}
+    named = re.findall(r"\w+", caught.value.hint.removeprefix("Use ").split(", which")[0])
+    assert {*named} - {"or"} == whole
 
 
 @every_method
@@ -300,8 +322,17 @@ def test_weights_that_make_no_cohort_are_refused(name, bad):
 
 @every_method
 def test_members_of_different_shape_are_refused(name):
-    with pytest.raises(FedLoraError, match="one module must have one shape"):
-        combine(METHODS[name], [start(), start(k=16)], weights(1, 1))
+    with pytest.raises(FedLoraError, match="one module must have one shape") as caught:
+        combine(METHODS[name], [start(), start(k=16)], weights(1, 1), names=["anna", "ben"])
+    assert "24x17 torch.float64 on cpu from 'anna' and 24x16" in caught.value.message
+    assert "from 'ben'" in caught.value.message
+
+
+@every_method
+def test_a_cohort_of_nobody_is_refused(name):
+    with pytest.raises(FedLoraError, match="a cohort needs updates, got none") as caught:
+        compose(METHODS[name]).aggregate_module(ModuleCohort.of([], weights()), rank=4)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("name", sorted(BETTER_THAN_THE_MEAN))

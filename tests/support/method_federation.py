@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from support.federation import Served, serving
 from support.planned_worker import PlannedWorker, Recording
 from support.runs import LAYOUT, run_spec
+from support.traffic import evaluate
 from torch import Tensor
 
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.registry import METHODS, create_recipe
+from aggregator_service.aggregation.traffic import traffic_of
 from aggregator_service.transport import server as transport_server
 from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdapterKind
@@ -144,9 +146,9 @@ async def joined(
     return workers
 
 
-def spec_of(name: str, kind: AdapterKind = AdapterKind.LORA) -> RunSpec:
+def spec_of(name: str, kind: AdapterKind = AdapterKind.LORA, *, rank: int = 4) -> RunSpec:
     cycle = len(compose(METHODS[name]).plans(kind))
-    spec = run_spec(method=name, num_workers=3, num_rounds=max(3, 2 * cycle))
+    spec = run_spec(method=name, num_workers=3, num_rounds=max(3, 2 * cycle), rank=rank)
     return replace(spec, adapter=replace(spec.adapter, kind=kind))
 
 
@@ -178,18 +180,23 @@ class Dense:
     def base(self, parts: dict[Part, Tensor]) -> Tensor | float:
         return parts[Part.BASE_B] @ parts[Part.BASE_A] if Part.BASE_A in parts else 0.0
 
+    def factors(self, parts: dict[Part, Tensor]) -> tuple[Tensor, Tensor]:
+        """A, and B with the scale and the core in it."""
+        a, b = parts[Part.A], self.scale(parts[Part.A].shape[0]) * parts[Part.B]
+        return a, b @ parts[Part.CORE] if Part.CORE in parts else b
+
     def completed(
         self, given: dict[Part, Tensor], sent: dict[Part, Tensor], plan: RoundPlan
-    ) -> Tensor:
-        """A worker's product, from what it was given and what it sent."""
+    ) -> tuple[Tensor, Tensor]:
+        """A worker's factors, from what it was given and what it sent."""
         if plan.private:
-            return sent[Part.A]
+            return sent[Part.A], torch.eye(len(sent[Part.A]), dtype=torch.float64)
         parts = {p: given[p] for p in (Part.A, Part.B, Part.CORE) if p in given}
         if plan.selection is Selection.ALL:
             rank = next((t.shape[0] for p, t in sent.items() if p is Part.A), None)
             if rank is not None and rank < parts[Part.A].shape[0] and Part.B not in sent:
                 parts[Part.B] = parts[Part.B][:, :rank]
-            return self.product({**parts, **sent})
+            return self.factors({**parts, **sent})
         chosen = sent[Part.SELECTED].nonzero().flatten()
         for part in plan.trained:
             whole = parts[part].clone()
@@ -200,7 +207,23 @@ class Dense:
             if part is Part.B and len(chosen):
                 whole[:, chosen] = sent[part]
             parts[part] = whole
-        return self.product(parts)
+        return self.factors(parts)
+
+    def began(self, given: dict[Part, Tensor], rank: int, plan: RoundPlan) -> Tensor:
+        """The product that a worker went on from: at the rank that it came back with."""
+        a, b = self.factors(given)
+        return a if plan.private else b[:, :rank] @ a[:rank]
+
+
+def mean_of(members: list[tuple[float, Tensor, Tensor]]) -> Tensor:
+    """The product of the means of A and of B, those of lower rank with zeros below."""
+    largest = max(a.shape[0] for _, a, _ in members)
+    mean_a, mean_b = 0.0, 0.0
+    for weight, a, b in members:
+        more = largest - a.shape[0]
+        mean_a = mean_a + weight * torch.nn.functional.pad(a, (0, 0, 0, more))
+        mean_b = mean_b + weight * torch.nn.functional.pad(b, (0, more))
+    return mean_b @ mean_a
 
 
 def check_certificates(done: Finished) -> None:
@@ -217,17 +240,20 @@ def check_certificates(done: Finished) -> None:
         for entry in report.certificate.modules:
             path = entry.module
             old, new = parts_of(before, path), parts_of(after, path)
-            target: Tensor | float = 0.0
+            members: list[tuple[float, Tensor, Tensor]] = []
+            change: Tensor | float = 0.0
             for worker, weight in weights.items():
                 given = parts_of(done.givens[report.round - 1][worker], path)
-                product = dense.completed(given, parts_of(updates[worker], path), plan)
-                if done.spec.method.name == "fedhl":
-                    product = product - dense.product(given)
-                target = target + weight * product
+                a, b = dense.completed(given, parts_of(updates[worker], path), plan)
+                members.append((weight, a, b))
+                change = change + weight * (b @ a - dense.began(given, len(a), plan))
+            target = sum(weight * b @ a for weight, a, b in members)
+            averaged = float((mean_of(members) - target).norm())
             if done.spec.method.name == "fedhl":
-                # The server's delta begins as what version 0 is.
-                target = server_delta.get(path, dense.product(old)) + target
+                # The server's delta begins as what version 0 is, and gains the increments.
+                target = server_delta.get(path, dense.product(old)) + change
                 server_delta[path] = target
+                change = target - dense.product(old)
             if plan.private:
                 published = new[Part.A]
             else:
@@ -235,6 +261,15 @@ def check_certificates(done: Finished) -> None:
             error = float((published - target).norm() / target.norm())
             assert entry.ideal_norm == pytest.approx(float(target.norm()), rel=1e-6)
             assert entry.relative_error == pytest.approx(error, rel=1e-3, abs=1e-9)
+            size, moved = float(target.norm()), float(change.norm())
+            lost = float(torch.linalg.svdvals(target)[new[Part.A].shape[0] :].norm())
+            assert entry.change_norm == pytest.approx(moved, rel=1e-6)
+            three = {"rel": 1e-3, "abs": 1e-9}
+            assert entry.factor_mean_error == pytest.approx(averaged / size, **three)
+            assert entry.lower_bound == pytest.approx(lost / size, **three)
+            assert entry.relative_error_vs_change == pytest.approx(error * size / moved, **three)
+            assert entry.factor_mean_error_vs_change == pytest.approx(averaged / moved, **three)
+            assert entry.lower_bound_vs_change == pytest.approx(lost / moved, **three)
 
 
 def versions_of(done: Finished, report: run_pb2.RoundReport) -> list[int]:
@@ -269,19 +304,64 @@ def check_wire(done: Finished) -> None:
         assert {parse_key(k).part for k in payload.tensors} - {None} <= moved
 
 
+def check_traffic(done: Finished) -> None:
+    """What the method's row says is sent and fetched, against the numbers that were."""
+    method = create_recipe(done.spec.method).method
+    traffic = traffic_of(method)
+    if done.spec.adapter.kind is not AdapterKind.LORA or done.spec.method.compression:
+        # The rows are of LoRA, and of a method with its own rules.
+        return
+    ranks = [w.rank for w in done.workers.values() if w.role is Role.PARTY]
+    sizes = {m.path: {"d": m.out_features, "k": m.in_features} for m in LAYOUT.modules}
+    for payload in done.recording.up:
+        if payload.header.round == 0 or "/refine/" in payload.header.task_id:
+            continue
+        formula = traffic.up[(payload.header.round - 1) % len(traffic.up)]
+        rank = done.workers[payload.header.task_id.rsplit("/", 1)[-1]].rank
+        for path, size in sizes.items():
+            parts = parts_of(payload.tensors, path)
+            if any(plan.may_lower_rank for plan in done.plans):
+                rank = parts[Part.A].shape[0]
+            chosen = int(parts[Part.SELECTED].sum()) if Part.SELECTED in parts else 0
+            expected = evaluate(formula, **size, r=rank, m=chosen)
+            assert sum(t.numel() for t in parts.values()) == expected, (path, formula)
+    refines = any(w.role is Role.SERVER_DATA for w in done.workers.values()) and traffic.refined
+    ends = {max(versions_of(done, report)): report.round for report in done.reports}
+    fetched = [p for p in done.recording.down if p.header.adapter_version in ends]
+    assert all(p.held_version is not None for p in fetched)
+    for payload in fetched:
+        t = ends[payload.header.adapter_version]
+        formula = traffic.down[(t - 1) % len(traffic.down)]
+        if refines:
+            formula += f" + {traffic.refined[(t - 1) % len(traffic.refined)]}"
+        known = {"r": payload.header.rank, "t": t, "U": len(ranks), "R": sum(ranks)}
+        for path, size in sizes.items():
+            crossed = sum(t.numel() for t in parts_of(payload.tensors, path).values())
+            expected = evaluate(formula, **size, **known)
+            rank = evaluate(method.about.base_rank, **known)
+            if "min" in formula and rank > min(size.values()):
+                # The stack was recompressed, and may have less rank than components.
+                assert known["r"] * sum(size.values()) < crossed <= expected, (path, formula)
+            else:
+                assert crossed == expected, (path, formula)
+
+
 def check_frozen_and_private(done: Finished) -> None:
-    ever = {p for plan in done.plans for p in (*plan.published, *plan.refined)}
-    frozen = [
-        key
-        for key in done.versions[0]
-        if parse_key(key).part is not None and parse_key(key).part not in ever
-    ]
-    for version in done.versions[1:]:
-        for key in frozen:
-            # Version 0 may have a lower rank, and is widened once for all that follows.
-            first = done.versions[0][key]
-            assert torch.equal(version[key][tuple(slice(n) for n in first.shape)], first)
-            assert torch.equal(version[key], done.versions[1][key])
+    for report in done.reports:
+        plan, before = plan_for(done.plans, report.round), done.versions[report.base_version]
+        for version, moved in zip(
+            versions_of(done, report), (plan.published, plan.refined), strict=False
+        ):
+            after = done.versions[version]
+            frozen = [k for k in before if parse_key(k).part not in (None, *moved)]
+            held = {parse_key(k).part for k in frozen}
+            assert {Part.A, Part.B} - {*moved} <= held
+            for key in frozen:
+                # Version 0 may have a lower rank, and is widened once for all that follows.
+                kept = tuple(slice(n) for n in before[key].shape)
+                assert torch.equal(after[key][kept], before[key]), (report.round, key)
+                assert version == 1 or after[key].shape == before[key].shape
+            before = after
     crossed = [t for p in (*done.recording.up, *done.recording.down) for t in p.tensors.values()]
     for worker in done.workers.values():
         for private in worker.kept.values():
@@ -308,6 +388,7 @@ async def check(
     async with asyncio.timeout(120):
         done = await federate(tmp_path, monkeypatch, spec, **options)
     check_wire(done)
+    check_traffic(done)
     check_frozen_and_private(done)
     check_certificates(done)
     check_final(done)

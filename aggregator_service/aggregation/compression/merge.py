@@ -7,8 +7,8 @@ Rule    base <- base + B A, as low-rank factors; the new adapter has a random A 
 Bias    none: W0 + base after the round is W0 + base before it, plus the combination's product.
 Needs   workers that add a low-rank change to their frozen weights; every worker needs every
         round's change, whether it took part or not.
-Cost    a copy; `base_stack` says what a cap costs. What readers fetch grows by the
-        combination's rank every round, up to min(D, K) or the cap.
+Cost    a copy; `base_stack` says what a cap costs. The stack that readers
+        fetch whole every round grows by the combination's rank, up to min(D, K) or the cap.
 
 Nothing of what workers learnt stays trainable in place: optimiser state is void every round.
 """

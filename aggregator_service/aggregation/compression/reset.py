@@ -50,7 +50,8 @@ class Reset:
     def properties(self, combined: Properties) -> Properties:
         """As exact as the combination; the adapter itself never moves."""
         exact = combined.exact and self.max_base_rank == 0
-        return replace(with_changed_base(self.name, combined, exact=exact), keeps_basis=False)
+        changed = with_changed_base(self.name, combined, exact=exact)
+        return replace(changed, keeps_basis=False, needs_start=True)
 
     def compress(
         self,

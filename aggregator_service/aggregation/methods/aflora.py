@@ -52,8 +52,6 @@ class AFLoRA(MethodDefaults):
         title="AFLoRA",
         paper="Zhou et al. 2025, arXiv:2505.24773",
         exactness="exact, within the rows of a common A",
-        up="the columns kept, d each, and a mask of r",
-        down="rd, and rk where A was refined",
         cost="2Rd",
         needs="workers that freeze A and choose components; a server_data worker to train A",
         choose="workers of unequal means, little traffic",

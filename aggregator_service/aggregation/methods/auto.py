@@ -49,8 +49,6 @@ class Auto(MethodDefaults):
         title="Cheapest surrogate within a tolerance",
         paper="ours; members from Nguyen et al. 2025, arXiv:2509.26399",
         exactness="within the tolerance where the rank allows it, never worse than fedit",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="from 2R(d+k) to 4R^2(d+k) + O(R^3) per half-step",
         needs="nothing",
         choose="you know what error you accept, and not which method gives it",

@@ -44,8 +44,6 @@ class BoundWeights(FedIT):
         title="Bound weights",
         paper="Xu et al. 2023, arXiv:2311.05936",
         exactness="wrong by the covariance of the factors",
-        up="r(d+k) + 2 per update",
-        down="r(d+k)",
         cost="2R(d+k)",
         needs="one rank for the cohort; mean and variance of every worker's squared loss",
         choose="workers' data are unequal in quality, and each can afford an evaluation per round",

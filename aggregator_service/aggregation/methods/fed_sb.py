@@ -49,8 +49,6 @@ class FedSB(MethodDefaults):
         title="Fed-SB",
         paper="Singhal et al. 2025, arXiv:2502.15436",
         exactness="exact, within fixed columns and rows",
-        up="r^2",
-        down="r^2",
         cost="2Ur^2",
         needs="workers that train a core; one rank for the cohort",
         choose="hardly any traffic at a high rank, or differential privacy",

@@ -40,8 +40,6 @@ class FedAWA(FedIT):
         title="FedAWA",
         paper="Shi et al. 2025, arXiv:2503.15842",
         exactness="wrong by the covariance of the factors",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="5R^2(d+k)",
         needs="one rank for the cohort; its own state",
         choose="many rounds, and workers whose updates disagree",

@@ -6,8 +6,8 @@ Rule    A = sum_u w_u A_u,  B = sum_u w_u B_u,  base <- base + (sum_u w_u B_u A_
 Bias    none: W0 + base + B A after the round is W0 + base + T before it.
 Needs   one rank for the whole cohort; workers that add a low-rank change to their frozen
         weights.
-Cost    about 4 R^2 (D + K) + 20 R^3 flops per module, R = (U + 2) r; no D x K matrix. Readers
-        fetch (U - 1) r (D + K) more numbers every round, up to min(D, K) or the cap in rank.
+Cost    about 4 R^2 (D + K) + 20 R^3 flops per module, R = (U + 2) r; no D x K matrix. The
+        stack that readers fetch whole every round grows by (U - 1) r, up to min(D, K) or the cap.
 
 Readings. The paper weighs clients equally: w_u = n_u / N here, in both terms. It ships the
 residual as a dense matrix, and considers its best approximation of a given rank; here it is
@@ -45,8 +45,7 @@ class FedExLoRA(MethodDefaults):
         title="FedEx-LoRA",
         paper="Singhal et al. 2025, arXiv:2410.09432",
         exactness="exact",
-        up="r(d+k)",
-        down="r(d+k), and (U-1)r(d+k) more every round, for every worker",
+        base_rank="t(U-1)r",
         cost="4R^2(d+k) + 20R^3",
         needs="one rank for the cohort; workers that change their frozen weights",
         choose="exact, and the clients' basis should last",

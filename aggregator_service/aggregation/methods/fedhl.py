@@ -83,8 +83,6 @@ class FedHL(MethodDefaults):
         title="FedHL",
         paper="Peng et al. 2025, arXiv:2505.18494",
         exactness="increments are exact; what is published is truncated",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="4S^2(d+k) + 20S^3, S = rank of the delta + 2R",
         needs="the version before, and its own state",
         choose="clients of different ranks, and nothing learnt may be lost by truncation",

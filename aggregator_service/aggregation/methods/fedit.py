@@ -34,8 +34,6 @@ class FedIT(MethodDefaults):
         title="FedIT",
         paper="Zhang et al. 2023, arXiv:2305.05644",
         exactness="wrong by the covariance of the factors",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="2R(d+k)",
         needs="one rank for the cohort",
         choose="the baseline of most of the literature",

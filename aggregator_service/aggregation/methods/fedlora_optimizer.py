@@ -102,8 +102,6 @@ class FedLoRAOptimizer(MethodDefaults):
         title="FedLoRA-Optimizer",
         paper="Zhao et al. 2025, arXiv:2510.11274",
         exactness="neither the mean of products nor of factors: lengths and directions apart",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="4R(d+k)",
         needs="one rank for the cohort; a server_data worker for a global stage of its own data",
         choose="shared knowledge and a personal model for every worker",

@@ -51,8 +51,6 @@ class FedRotLoRA(MethodDefaults):
         title="FedRot-LoRA",
         paper="Zhang et al. 2026, arXiv:2602.23638",
         exactness="wrong by the covariance of the aligned factors",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="4Rr(d+k) + 20Rr^2",
         needs="one rank for the cohort",
         choose="clients whose factors have turned away from each other",

@@ -44,8 +44,6 @@ class FedSALoRA(MethodDefaults):
         title="FedSA-LoRA",
         paper="Guo et al. 2025, arXiv:2410.01463",
         exactness="exact in A; every worker's product is its own",
-        up="rk",
-        down="rk",
         cost="2Rk",
         needs="workers that keep B from round to round; one rank for the cohort",
         choose="workers differ in what they want, and shall have models of their own",

@@ -49,9 +49,7 @@ class FedSVD(MethodDefaults):
     about: ClassVar[About] = About(
         title="FedSVD",
         paper="Lee et al. 2025, arXiv:2505.12805",
-        exactness="exact",
-        up="rd",
-        down="r(d+k)",
+        exactness="exact; with DoRA for B A, not for the weights",
         cost="2Rd + 4r^2(d+k) + 20r^3",
         needs="workers that freeze A during a round",
         choose="as ffa_lora, with an A that is orthonormal and sorted by strength",

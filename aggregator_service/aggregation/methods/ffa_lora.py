@@ -38,9 +38,7 @@ class FFALoRA(MethodDefaults):
     about: ClassVar[About] = About(
         title="FFA-LoRA",
         paper="Sun et al. 2024, arXiv:2403.12313",
-        exactness="exact, within the rows of a frozen A",
-        up="rd",
-        down="rd",
+        exactness="exact, within the rows of a frozen A; with DoRA for B A, not for the weights",
         cost="2Rd",
         needs="workers that freeze A",
         choose="half the traffic, differential privacy, secure sums",

@@ -68,8 +68,6 @@ class FlexLoRA(MethodDefaults):
         title="FlexLoRA",
         paper="Bai et al. 2024, arXiv:2402.11505",
         exactness="the least error of any adapter of its rank, at every client's rank",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="4R^2(d+k) + 20R^3",
         needs="nothing",
         choose="clients of different ranks that train in every round",

@@ -7,9 +7,9 @@ Rule    B_s = [w_1 B_1 .. w_U B_U],  A_s = [A_1; ..; A_U];  base <- base + B_s A
 Bias    none: B_s A_s = T = sum_u w_u B_u A_u, for any mix of ranks.
 Needs   workers that add a low-rank change to their frozen weights; every worker needs every
         round's stack.
-Cost    a copy. Readers fetch R (D + K) more numbers every round, R = sum of ranks; without a
-        cap up to min(D, K) of rank, where the stack is recompressed every round
-        (`base_stack`).
+Cost    a copy. The running stack grows by R = sum of ranks every round, and readers fetch all
+        of it each time; without a cap up to min(D, K) of rank, where it is recompressed every
+        round (`base_stack`).
 
 Readings. The paper adds the stack to the frozen weights. Here the weights stay as they are and
 the running stack lies beside them as factors, which is the same model, can be saved and served,
@@ -46,8 +46,7 @@ class FLoRA(MethodDefaults):
         title="FLoRA (stacking)",
         paper="Wang et al. 2024, arXiv:2409.05976",
         exactness="exact, for any ranks",
-        up="r(d+k)",
-        down="R(d+k) more every round, for every worker",
+        base_rank="tR",
         cost="copies",
         needs="workers that change their frozen weights",
         choose="mixed ranks, few rounds, and no error allowed",

@@ -107,8 +107,6 @@ class FLoRANA(MethodDefaults):
         title="FLoRA-NA",
         paper="Nguyen et al. 2025, arXiv:2509.26399",
         exactness="never worse than fedit, never better than optimal",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="R^2(d+k) + O(R^2 + U^3) per half-step",
         needs="nothing",
         choose="clients differ in scale, and their basis should last",

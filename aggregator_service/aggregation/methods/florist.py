@@ -50,8 +50,6 @@ class FLoRIST(MethodDefaults):
         title="FLoRIST",
         paper="Ramesh and Dass 2025, arXiv:2506.09199",
         exactness="to a chosen share of the energy",
-        up="r(d+k)",
-        down="q(d+k), q per layer",
         cost="4R^2(d+k) + 20R^3",
         needs="nothing; with restart, workers that change their frozen weights",
         choose="a bound on the error instead of a rank",

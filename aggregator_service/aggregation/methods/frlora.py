@@ -7,8 +7,8 @@ Bias    the factor mean's: sum_u w_u B_u A_u - B A is lost (see `fedit`). The re
         nothing: W0 + base + B0 A0 after it is W0 + base + B A before it.
 Needs   one rank for the whole cohort; workers that add a low-rank change to their frozen
         weights.
-Cost    2 R (D + K) + 16 (2 r)^2 (D + K) flops per module, R = U r. Readers fetch at most
-        2 r (D + K) more numbers every round, up to min(D, K) or the cap in rank.
+Cost    2 R (D + K) + 16 (2 r)^2 (D + K) flops per module, R = U r. The stack that
+        readers fetch whole every round grows by 2 r at most, up to min(D, K) or the cap.
 
 The updates of many rounds add up to a change of any rank, each of them learnt in the same
 subspace to begin with.
@@ -47,10 +47,10 @@ class FRLoRA(MethodDefaults):
         title="FRLoRA",
         paper="Yan et al., ICLR 2025",
         exactness="wrong by the covariance of the factors, as fedit",
-        up="r(d+k)",
-        down="2r(d+k) more every round, for every worker",
+        base_rank="2tr",
         cost="2R(d+k) + 64r^2(d+k)",
-        needs="one rank for the cohort; workers that change their frozen weights",
+        needs="one rank for the cohort; workers that change their frozen weights; where a round "
+        "began (--start outside a run)",
         choose="many rounds should add up to more than rank r, from one good subspace",
     )
     properties: ClassVar[Properties] = Properties(

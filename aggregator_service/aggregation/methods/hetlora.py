@@ -53,8 +53,6 @@ class HetLoRA(MethodDefaults):
         title="HetLoRA",
         paper="Cho et al. 2024, arXiv:2401.06432",
         exactness="wrong by the covariance of the factors, and by what padding dilutes",
-        up="r_u(d+k)",
-        down="r_u(d+k)",
         cost="2R(d+k), and a pass for the norms",
         needs="workers that may lower their rank",
         choose="the baseline for clients of different ranks",

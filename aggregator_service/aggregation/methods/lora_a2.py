@@ -59,10 +59,9 @@ class LoRAA2(MethodDefaults):
         title="LoRA-A2",
         paper="Koo et al. 2025, arXiv:2410.22815",
         exactness="exact per component over its senders; for all where everybody sends everything",
-        up="the components chosen, d (or k) each, and a mask of r",
-        down="rd (or rk)",
         cost="2R max(d,k)",
-        needs="one rank for the cohort; workers that freeze a factor and choose components",
+        needs="one rank for the cohort; workers that freeze a factor and choose components; where "
+        "a round began (--start outside a run), unless every component was sent",
         choose="very little upload, clients with different data",
     )
     properties: ClassVar[Properties] = Properties(

@@ -56,8 +56,6 @@ class LoRAFAIR(MethodDefaults):
         title="LoRA-FAIR",
         paper="Bian et al. 2025, arXiv:2411.14961",
         exactness="before rounding never worse than fedit; the best B for the mean of A",
-        up="r(d+k)",
-        down="r(d+k)",
         cost="4Rr(d+k)",
         needs="one rank for the cohort",
         choose="nearer than fedit for little work, with an unchanged A",

@@ -35,8 +35,6 @@ class Lorar(FedIT):
         title="Lorar",
         paper="Zhang et al. 2023, arXiv:2305.17221",
         exactness="wrong by the covariance of the factors",
-        up="r(d+k) + 1 per update",
-        down="r(d+k)",
         cost="2R(d+k)",
         needs="one rank for the cohort; the loss reduction of every update",
         choose="workers differ in how much they still have to learn",

@@ -40,8 +40,6 @@ class Optimal(MethodDefaults):
         title="Truncated SVD of the mean product",
         paper="Eckart and Young 1936",
         exactness="the least error of any adapter of its rank",
-        up="r(d+k)",
-        down="q(d+k), any q",
         cost="4R^2(d+k) + 20R^3",
         needs="nothing",
         choose="least loss, mixed ranks, or another rank than was sent",

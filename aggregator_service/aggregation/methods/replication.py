@@ -37,8 +37,6 @@ class Replication(MethodDefaults):
         title="Replication padding",
         paper="Byun and Lee 2025, arXiv:2406.17477",
         exactness="wrong by the covariance of the factors",
-        up="r_u(d+k)",
-        down="r_u(d+k)",
         cost="2R(d+k)",
         needs="nothing",
         choose="clients of different ranks whose basis should last",

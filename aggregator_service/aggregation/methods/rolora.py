@@ -40,9 +40,7 @@ class RoLoRA(MethodDefaults):
     about: ClassVar[About] = About(
         title="RoLoRA",
         paper="Chen et al. 2025, arXiv:2502.01755",
-        exactness="exact, one factor per round",
-        up="rd or rk",
-        down="rd or rk",
+        exactness="exact, one factor per round; with DoRA for B A, not for the weights",
         cost="2Rd or 2Rk",
         needs="workers that freeze a factor during a round; one rank for the cohort",
         choose="half the traffic and no error, and both factors shall learn",

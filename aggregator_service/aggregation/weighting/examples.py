@@ -31,7 +31,8 @@ class NumExamples:
         if not float(counts_U.sum()) > 0:
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,
-                f"none of the {len(counts_U)} updates has a positive weight",
+                f"none of the {len(counts_U)} updates has a positive weight: "
+                f"{', '.join(u.worker for u in view.updates)}",
             )
         return Weights(values_U=counts_U / counts_U.sum())
 

@@ -10,9 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from aggregator_service.aggregation.registry import METHODS
+from fedlora.errors import FedLoraError
 from fedlora.runs.method import Gauge
 from fedlora.runs.options import options
-from fedlora_cli.commands.methods import markdown, methods
+from fedlora_cli.algorithms_page import markdown
+from fedlora_cli.commands.methods import methods
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -55,6 +57,37 @@ def test_json_lists_methods_with_their_options():
     assert all(option["help"] for record in records.values() for option in record["options"])
 
 
+@pytest.fixture(scope="module")
+def table():
+    return run()
+
+
+def test_the_table_says_where_the_rest_is(table):
+    assert "traffic, cost, needs and options: fedlora methods NAME" in " ".join(table.split())
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_table_shows_every_method(name):
-    assert name in run()
+def test_the_table_shows_every_method(name, table):
+    assert name in table
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_one_method_is_told_whole(name):
+    shown = " ".join(run(name).split())
+    (record,) = json.loads(run(name, "--json"))["methods"]
+    for fact in ("paper", "exactness", "up", "down", "cost", "needs", "choose"):
+        assert str(record[fact]) in shown, fact
+    assert all(f"option {option['name']} " in shown for option in record["options"])
+
+
+def test_a_name_that_nobody_has_is_answered_with_the_nearest():
+    with pytest.raises(FedLoraError, match="no aggregation method 'fedlora_optimiser'") as caught:
+        methods("fedlora_optimiser")
+    assert "'fedlora_optimizer'" in caught.value.hint
+
+
+def test_traffic_names_the_options_that_change_it():
+    shown = " ".join(run("fedlora_optimizer").split())
+    assert "sent up r(d+k); global_stage = federated: r(d+k), then rk" in shown
+    assert "sent up rd; trained = a: rk" in " ".join(run("rac_lora").split())
+    assert "restart = true: r(d+k) + min(tR, d, k)(d+k)" in " ".join(run("florist").split())

@@ -26,7 +26,7 @@ from aggregator_service.aggregation.registry import (
     WEIGHTINGS,
     create_recipe,
 )
-from aggregator_service.aggregation.run_checks import check_kind, check_run
+from aggregator_service.aggregation.run_checks import check_kind, check_run, check_saved
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
 from fedlora.errors import FedLoraError, Reason
@@ -183,9 +183,22 @@ def test_a_run_of_another_family_is_refused():
         check_run(compose(METHODS[unable]), spec, has_base_weights=True)
 
 
+class Trimmed(FedIT):
+    """As another package's may be."""
+
+    name = "trimmed"
+    properties = replace(FedIT.properties, min_clients=3)
+
+
+def test_saved_adapters_fewer_than_the_method_needs_are_refused():
+    check_saved(compose(Trimmed()), count=3, has_start=False)
+    with pytest.raises(FedLoraError, match="trimmed needs at least 3 adapters, got 2") as caught:
+        check_saved(compose(Trimmed()), count=2, has_start=False)
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+
+
 def test_a_quorum_below_what_the_method_needs_is_refused():
-    needy = compose(METHODS["fedit"])
-    needy = replace(needy, properties=replace(needy.properties, min_clients=3))
+    needy = compose(Trimmed())
     spec = run_spec(num_workers=3)
     message = r"at least 3 workers, and rounds\.quorum is 2"
     with pytest.raises(FedLoraError, match=message) as caught:

@@ -13,11 +13,13 @@ from support.builders import MODULES, contribution, write_update
 from support.recipes import recipe, whole_adapter_methods
 from support.reference import ideal, relative_error
 
+from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.registry import METHODS
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import PREFIX, Factor, lora_key
+from fedlora.adapters.names import PREFIX, Factor, Part, lora_key, part_key
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import FLOATS, DataType
 
@@ -283,3 +285,54 @@ def test_no_bit_depends_on_how_many_modules_are_combined_at_a_time(name, cohort,
         )
     first, *others = ((tmp_path / n).read_bytes() for n in "125")
     assert all(other == first for other in others)
+
+
+ONE_RANK = sorted(n for n, m in METHODS.items() if not compose(m).properties.mixed_ranks)
+
+
+@pytest.mark.parametrize("name", ONE_RANK)
+def test_a_rank_that_does_not_fit_is_told_with_its_module_and_worker(name, tmp_path):
+    files = [
+        write_update(tmp_path / "anna.safetensors", seed=1),
+        write_update(tmp_path / "ben.safetensors", seed=2, ranks={"encoder.0.value": 3}),
+    ]
+    common = [c.with_suffix(".common.safetensors") for c in files]
+    first = load_file(files[0])
+    for source, path in zip(files, common, strict=True):
+        # One A, and cores, so that nothing else is in the way.
+        own = load_file(source)
+        for module in MODULES:
+            a, r = lora_key(module, Factor.LORA_A), own[lora_key(module, Factor.LORA_A)].shape[0]
+            own[a] = first[a][:r].contiguous()
+            own[part_key(module, Part.CORE)] = torch.eye(r)
+        save_file(own, path)
+    contributions = [
+        contribution(path, worker=who) for who, path in zip(("anna", "ben"), common, strict=True)
+    ]
+    output, whole = tmp_path / "out.safetensors", compose(METHODS[name])
+    stored = StoredAdapter(path=files[0], scaling=1.0)
+    began = RoundContext(start=stored if whole.properties.needs_start else None)
+    with pytest.raises(FedLoraError) as caught:
+        aggregate(contributions, whole, output=output, rank=4, context=began)
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    assert caught.value.message == (
+        f"module 'encoder.0.value': {name} needs one rank for the whole cohort, got [3, 4]: "
+        "3 from 'ben', 4 from 'anna'"
+    )
+    assert "flora_na, optimal, auto" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_cohort_without_updates_or_weights_is_refused_with_names(name, cohort, tmp_path):
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(FedLoraError, match="a cohort needs updates, got none") as caught:
+        aggregate([], compose(METHODS[name]), output=output)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
+    absent = [replace(c, weight=0.0) for c in cohort]
+    with pytest.raises(FedLoraError) as caught:
+        aggregate(absent, compose(METHODS[name]), output=output)
+    assert caught.value.message == (
+        "none of the 3 updates has a positive weight: worker-0, worker-1, worker-2"
+    )
+    assert caught.value.hint
+    assert not output.exists()

@@ -511,8 +511,9 @@ def test_a_worker_that_prunes_keeps_its_lower_rank():
     assert driver.state.workers["b"].rank == 4
 
 
-def record(version: int, round: int) -> AdapterRecord:
-    return AdapterRecord(version=version, round=round, digest="0" * 64, total_bytes=1, rank=4)
+def record(version: int, round: int, **more: object) -> AdapterRecord:
+    fields = {"digest": "0" * 64, "total_bytes": 1, "rank": 4, **more}
+    return AdapterRecord(version=version, round=round, **fields)
 
 
 def test_a_worker_is_sent_what_may_have_changed_since_the_version_it_holds():
@@ -525,3 +526,17 @@ def test_a_worker_is_sent_what_may_have_changed_since_the_version_it_holds():
     # Whoever missed a round gets both.
     assert changed(record(0, 0), record(2, 2)) == {Part.A, Part.B}
     assert changed(record(2, 2), record(2, 2)) == frozenset(Part)
+
+
+def test_what_only_a_servers_stage_changes_is_sent_after_one_alone():
+    plan = RoundPlan(trained=(Part.B,), published=(Part.B,), refined=(Part.A,))
+    driver = MachineDriver(run_spec(), plans=(plan,))
+    changed = lambda held, wanted: changed_parts(driver.state, held, wanted)  # noqa: E731
+    first, combined = record(0, 0), record(1, 1, base_version=0)
+    assert changed(first, combined) == {Part.B}
+    refined = record(2, 1, base_version=0, is_refinement=True)
+    assert changed(combined, refined) == {Part.A}
+    assert changed(first, refined) == {Part.A, Part.B}
+    # Built on the refinement, of which this worker has seen nothing.
+    assert changed(combined, record(3, 2, base_version=2)) == {Part.A, Part.B}
+    assert changed(refined, record(3, 2, base_version=2)) == {Part.B}
