@@ -43,6 +43,7 @@ def check_plugins(recipe: Recipe, spec: RunSpec) -> None:
 _ALONE: tuple[tuple[Callable[[Traits], bool], str], ...] = (
     (lambda traits: traits.personal, "a worker trains one adapter of its own"),
     (lambda traits: traits.replaces_criterion, "a step has one loss of its targets"),
+    (lambda traits: traits.owns_step, "a step has one way to its gradients"),
 )
 """what only one plug-in of a run can be, and why"""
 

@@ -149,23 +149,21 @@ def train_round(
             batches = functools.partial(
                 _batches, [examples[i] for i in chosen], spec, pad_id, per_token
             )
-            loss, targets = micro_batch.fitting(
+            passes = functools.partial(
+                micro_batch.fitting,
                 functools.partial(_backward, model, batches, precision, scaler, targets_loss),
                 min(len(chosen), micro_batch.size(spec)),
                 model=model,
                 precision=precision,
             )
-            if not math.isfinite(loss):
-                raise FedLoraError(
-                    Reason.NOT_FINITE,
-                    f"the training loss is {loss} in step {step + 1} of round {course.round}",
-                    hint="Lower training.learning_rate, or set training.max_gradient_norm",
-                )
-            for hook in hooks:
-                if hook.penalty is not None:
-                    scaler.scale(hook.penalty()).backward()  # type: ignore[no-untyped-call]
-            for stand_in in stand_ins:
-                stand_in.pull()
+            find = functools.partial(
+                _gradients, passes, scaler, hooks, stand_ins, (step + 1, course.round)
+            )
+            loss, targets = find()
+            with torch.no_grad():
+                for hook in hooks:
+                    if hook.step is not None:
+                        hook.step(functools.partial(_again, optimizer, find))
             scaler.unscale_(optimizer)
             with torch.no_grad():
                 for hook in hooks:
@@ -210,6 +208,41 @@ def _criterion(
         return functools.partial(loss_sum, offsets_V=offsets_V)
     (criterion,) = own
     return functools.partial(criterion_sum, criterion, offsets_V=offsets_V)
+
+
+def _gradients(
+    passes: Callable[[], tuple[float, int]],
+    scaler: torch.amp.GradScaler,
+    hooks: Sequence[LocalHooks],
+    stand_ins: Sequence[StandIns],
+    place: tuple[int, int],
+) -> tuple[float, int]:
+    """Puts the gradients of a step's loss and penalties beside what is trained, still scaled.
+
+    Returns:
+        What `passes` does: the sum of losses over the step's targets, and how many these are.
+    """
+    loss, targets = passes()
+    if not math.isfinite(loss):
+        step, round = place
+        raise FedLoraError(
+            Reason.NOT_FINITE,
+            f"the training loss is {loss} in step {step} of round {round}",
+            hint="Lower training.learning_rate, or set training.max_gradient_norm",
+        )
+    for hook in hooks:
+        if hook.penalty is not None:
+            scaler.scale(hook.penalty()).backward()  # type: ignore[no-untyped-call]
+    for stand_in in stand_ins:
+        stand_in.pull()
+    return loss, targets
+
+
+def _again(optimizer: torch.optim.Optimizer, find: Callable[[], object]) -> None:
+    """The gradients at what is trained by now, in place of those that are there."""
+    optimizer.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        find()
 
 
 def _backward(

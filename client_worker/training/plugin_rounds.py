@@ -71,17 +71,21 @@ def checked(plugin: Plugin, hooks: LocalHooks) -> LocalHooks:
     """The hooks of a plug-in, once they are seen to be what its traits have said to the server.
 
     Raises:
-        FedLoraError: INVALID_CONFIG for a criterion that was not declared, beside which another may
-            stand.
+        FedLoraError: INVALID_CONFIG for a criterion or a step that was not declared, beside which
+            another may stand.
     """
-    if hooks.criterion is not None and not plugin.traits.replaces_criterion:
-        raise FedLoraError(
-            Reason.INVALID_CONFIG,
-            f"the plug-in {plugin.name} has a criterion, and its traits do not say "
-            "replaces_criterion",
-            hint="Correct that package (docs/extending.md), or leave the section "
-            f"[plugins.{plugin.name}] out",
-        )
+    traits = plugin.traits
+    for has, declared, hook, trait in (
+        (hooks.criterion is not None, traits.replaces_criterion, "criterion", "replaces_criterion"),
+        (hooks.step is not None, traits.owns_step, "step", "owns_step"),
+    ):
+        if has and not declared:
+            raise FedLoraError(
+                Reason.INVALID_CONFIG,
+                f"the plug-in {plugin.name} has a {hook}, and its traits do not say {trait}",
+                hint="Correct that package (docs/extending.md), or leave the section "
+                f"[plugins.{plugin.name}] out",
+            )
     return hooks
 
 

@@ -52,6 +52,8 @@ class Traits:
     """each worker trains an adapter of its own with its hooks, after the round's update is made"""
     replaces_criterion: bool = False
     """its hooks have the loss of a step's targets; a run has one such plug-in at most"""
+    owns_step: bool = False
+    """its hooks decide where a step's gradients are taken; a run has one such plug-in at most"""
     needs_labels: bool = False
     """it is about classes, which a causal language model has none of"""
     pull: float = 0.0
@@ -65,7 +67,7 @@ class Traits:
     kept: tuple[str, ...] = ()
     """what a worker keeps from round to round: under each name a copy of all that is trained"""
     sent: tuple[str, ...] = ()
-    """extra tensors that come with every update, likewise"""
+    """extra tensors that come with every update, likewise; the server sees sums over the cohort"""
     given: tuple[str, ...] = ()
     """extra tensors that go out with every version but the first, likewise"""
 
@@ -127,9 +129,12 @@ class Served:
 class LocalHooks:
     """What a plug-in does in one round of training. What is None is not done.
 
-    In a step: the loss and the penalty are differentiated, the gradients edited, then clipped as
-    `training.max_gradient_norm` says, then the optimiser makes its step. All but the criterion and
-    the penalty run without autograd.
+    In a step: the loss and the penalty are differentiated, and again wherever `step` asks for it,
+    the gradients edited, then clipped as `training.max_gradient_norm` says, then the optimiser
+    makes its step. All but the criterion and the penalty run without autograd.
+
+    A penalty sees what is trained and nothing of a forward pass: neither batch nor hidden states,
+    nor the logits of another adapter (MOON and FedASD need them and cannot be written as hooks).
     """
 
     criterion: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -139,6 +144,12 @@ class LocalHooks:
     are in the pass. V is classes or vocabulary; the local objective"""
     penalty: Callable[[], Tensor] | None = None
     """what is added to the mean loss of a step; the local objective"""
+    step: Callable[[Callable[[], None]], None] | None = None
+    """called once gradients are there, with a closure that puts those of the same examples at what
+    is trained by then in their place; what it leaves in `.grad` is followed from the values that it
+    leaves. Gradients carry float16's loss scale, and are not finite where that overflowed: leave
+    them and the values then, the step will be skipped. The optimiser stays the run's; the local
+    optimiser"""
     edit_gradients: Callable[[], None] | None = None
     """changes `.grad` of what is trained, where there is one; the local optimiser"""
     after_step: Callable[[float], None] | None = None
@@ -147,7 +158,8 @@ class LocalHooks:
     end: Callable[[], Ending] | None = None
     """asked once, after the last step"""
     edit_update: Callable[[], None] | None = None
-    """changes what was trained before it is scored and sent; the update filter"""
+    """changes what was trained before it is scored and sent; the update filter, on the worker
+    alone: on the server `Plugin.shares` scales an update's change, and nothing else touches it"""
 
 
 class Plugin(Protocol):

@@ -180,6 +180,16 @@ def test_a_run_has_one_loss_of_its_targets():
     check_plugins(compose(METHODS["fedit"], plugins=(one, FedLC(tau=0.0))), run_spec())
 
 
+def test_a_step_has_one_way_to_its_gradients():
+    one, other = (Choosy(asks=Traits(owns_step=True)) for _ in range(2))
+    recipe = compose(METHODS["fedit"], plugins=(one, other))
+    words = r"one way to its gradients, and the plug-ins choosy and choosy make one each"
+    with pytest.raises(FedLoraError, match=words) as caught:
+        check_plugins(recipe, run_spec())
+    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    check_plugins(compose(METHODS["fedit"], plugins=(one, FedProx(), FedLC())), run_spec())
+
+
 def test_a_loss_of_its_own_goes_without_an_adjustment_of_cross_entropy():
     spec = run_spec()
     spec = replace(spec, training=replace(spec.training, logit_adjustment=1.0))
