@@ -4,7 +4,8 @@
 
 Both train the same adapter of the same model on the same batches in the same order, one stretch of
 steps after the other in turn, on one device. The bare loop is what somebody writes who needs
-nothing else: batches made beforehand, forward, cross-entropy, backward, clip, AdamW. It pays for no
+nothing else: peft's `get_peft_model` on a model of its own, batches made beforehand, forward,
+cross-entropy, backward, clip, AdamW. It pays for nothing of how a worker attaches its adapter, no
 progress, no abandoning, no check for NaN, no schedule, no batch that is put together on the way.
 """
 
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from reliability import machine
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from client_worker.adaptation.base_model import load_base
 from client_worker.data.batches import batches_of_round, num_steps
 from client_worker.data.collate import Batch, pad
 from client_worker.data.config import DataConfig
@@ -29,7 +32,7 @@ from client_worker.training.material import EncodedData, load_material
 from client_worker.training.precision import Precision
 from client_worker.training.round_work import RoundWork
 from client_worker.training.trainer import LocalTrainer
-from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterKind, Quantization
 from fedlora.config import load_config
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
@@ -55,15 +58,15 @@ def main() -> None:
         run, rank=run.adapter.r, data=data, slot=slot, device=device, cache_dir=None, threads=0
     )
     trainer = LocalTrainer(run, model, encoded, precision)
-    factors, head = model.trainable(frozenset({Part.A, Part.B}), full_modules=True)
+    peft_model = _peft_model(run, precision)
     batches = [b.to(torch_device(device)) for b in _batches(run, encoded, model.pad_id)]
     begun = trainer.trained_values()
     ours, bare = [], []
     for repeat in range(arguments.repeats + 1):
         trainer.load_adapter(begun)
         ours.append(_ours(trainer, precision))
-        trainer.load_adapter(begun)
-        bare.append(_bare(model.module, [*factors, *head], batches, run, precision))
+        set_peft_model_state_dict(peft_model, begun)
+        bare.append(_bare(peft_model, batches, run, precision))
         print(f"stretch {repeat}: {ours[-1]:.2f} s, bare {bare[-1]:.2f} s", flush=True)
     # The first of each warms caches.
     ratios = [b / o for o, b in zip(ours[1:], bare[1:], strict=True)]
@@ -112,13 +115,34 @@ def _ours(trainer: LocalTrainer, precision: Precision) -> float:
     return time.perf_counter() - began
 
 
-def _bare(
-    model: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    batches: Sequence[Batch],
-    run: RunSpec,
-    precision: Precision,
-) -> float:
+def _peft_model(run: RunSpec, precision: Precision) -> PeftModel:
+    """What peft attaches by itself to weights that were loaded for it alone."""
+    spec = run.adapter
+    if spec.kind is not AdapterKind.LORA or spec.base_model.quantization is not Quantization.NONE:
+        raise SystemExit("the bare loop is of LoRA on a base model that is not quantised")
+    base = load_base(spec, seed=run.seed).model
+    # To peft a string is an expression, or "all-linear"; a list holds names.
+    first, *others = spec.target_modules
+    # Frozen weights in the type that is computed in, as a worker has them; what is trained is not.
+    model = get_peft_model(
+        base.to(precision.device, precision.autocast_dtype or torch.float32),
+        LoraConfig(
+            r=spec.r,
+            lora_alpha=spec.lora_alpha,
+            use_rslora=spec.use_rslora,
+            lora_dropout=spec.lora_dropout,
+            target_modules=[first, *others] if others or first.isidentifier() else first,
+            modules_to_save=list(spec.modules_to_save) or None,
+        ),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _bare(model: PeftModel, batches: Sequence[Batch], run: RunSpec, precision: Precision) -> float:
+    parameters = [p for p in model.parameters() if p.requires_grad]
     began = time.perf_counter()
     optimizer = torch.optim.AdamW(parameters, lr=run.training.learning_rate, weight_decay=0.0)
     model.train()

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 from support.federation import Served, serving
 from support.worker_federation import run_of
 from support.worker_runs import classifier_spec, labelled_rows, write_jsonl
@@ -67,6 +68,16 @@ async def test_a_worker_trains_at_the_rank_that_fits_beside_others_at_the_runs(
     assert state.phase is RunPhase.COMPLETED
     assert {name: worker.rank for name, worker in state.workers.items()} == {"small": 2, "large": 4}
     assert {name: update.rank for name, update in state.updates.items()} == {"small": 2, "large": 4}
+
+
+@pytest.mark.parametrize("rank", [1, 4, 64])
+def test_a_workers_limit_is_what_fits_the_memory_of_its_gpu(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (room_for(rank), 1 << 40))
+    config = settings(tmp_path, "unused:1", "w", WorkerRank.AUTO)
+    limit = app._rank_limit(config, "cuda:GPU-11111111-aaaa")
+    assert limit(run_of(RUN, "flora_na")) == rank
 
 
 async def test_where_the_method_needs_one_rank_a_worker_without_room_is_refused(

@@ -90,12 +90,14 @@ def run_of(
 
 
 def trainer_in(
-    folder: Path, name: str, rows: Sequence[Mapping[str, object]]
+    folder: Path, name: str, rows: Sequence[Mapping[str, object]], *, device: str = "cpu"
 ) -> Callable[[Registration], LocalTrainer]:
     """What makes the trainer of a worker with these rows."""
     path = write_jsonl(folder / f"{name}.jsonl", rows)
     data = DataConfig(path=str(path), split_column="split", held_out_fraction=0.2)
-    return lambda registration: trainer_for(registration.run, data, rank=registration.rank)
+    return lambda registration: trainer_for(
+        registration.run, data, rank=registration.rank, device=device
+    )
 
 
 async def federate(
@@ -106,6 +108,7 @@ async def federate(
     server_data: bool = False,
     cache_dir: Path | None = None,
     rows: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
+    device: str = "cpu",
 ) -> Finished:
     """Runs two workers, w-0 and w-1, to the end.
 
@@ -116,13 +119,15 @@ async def federate(
         server_data: whether a third worker, "server", holds data of the server's.
         cache_dir: where workers keep what they keep; nowhere if not given.
         rows: each worker's; labelled ones if not given.
+        device: that both train on.
     """
     trainers: dict[str, LocalTrainer] = {}
     lived: dict[str, list[dict[str, Tensor]]] = {}
     loading = threading.Lock()
 
     def create(name: str, count: int) -> Callable[[Registration], LocalTrainer]:
-        make = trainer_in(tmp_path, name, rows[name] if rows else labelled_rows(count, test=3))
+        own = rows[name] if rows else labelled_rows(count, test=3)
+        make = trainer_in(tmp_path, name, own, device=device)
 
         def made(registration: Registration) -> LocalTrainer:
             # A model's head comes from torch's one generator, which these workers share.

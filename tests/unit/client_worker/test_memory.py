@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from client_worker.memory import free_bytes
 
@@ -82,6 +83,13 @@ def test_the_older_groups_are_read_and_their_word_for_none(tmp_path: Path):
 def test_a_group_beyond_its_limit_leaves_nothing(tmp_path: Path):
     group(tmp_path / "root", 100 * MB, 101 * MB)
     assert found(tmp_path, "0::/") == 0
+
+
+def test_a_gpu_has_what_its_driver_says_is_free(monkeypatch: pytest.MonkeyPatch):
+    # The process sees the one device that it was given, as number 0.
+    told = {0: (700 * MB, 1000 * MB)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", told.__getitem__)
+    assert free_bytes("cuda:GPU-11111111-aaaa") == 700 * MB
 
 
 def test_this_machine_has_some():

@@ -13,6 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 from support.tiny_run import write_tiny_run
+from typer.testing import CliRunner, Result
+
+from fedlora_cli.app import app
+from fedlora_cli.study.cells import cells_of
+from fedlora_cli.study.design import read_study
+from fedlora_cli.study.results import CellResult, Results
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,6 +36,8 @@ rounds.num_rounds = 1
 fedit.method.name = "fedit"
 broken.adapter.target_modules = ["no_such_module"]
 """
+
+FIGURES = {"bytes_up": 1e6, "bytes_down": 1e6}
 
 
 @pytest.fixture
@@ -50,7 +58,12 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_a_cell_that_fails_is_told_and_tried_again_while_the_others_are_kept(study):
+def again(*arguments: str) -> Result:
+    """The command in this process, from the working directory."""
+    return CliRunner().invoke(app, ["study", "study.toml", *arguments], catch_exceptions=False)
+
+
+def test_a_cell_that_fails_is_told_and_tried_again_while_the_others_are_kept(study, monkeypatch):
     process = start(study, "--jobs", "2")
     out, err = process.communicate(timeout=200)
     assert process.returncode == 7, err
@@ -65,11 +78,51 @@ def test_a_cell_that_fails_is_told_and_tried_again_while_the_others_are_kept(stu
     kept = next((study / "runs/studies/tiny").glob("fedit-*"))
     assert (kept / "report.html").is_file()
     assert (kept / "final" / "adapter_config.json").is_file()
+    monkeypatch.chdir(study)
     (study / "study" / "README.md").unlink()
-    start(study, "--page-only").communicate(timeout=60)
+    assert again("--page-only").exit_code == 0
     assert (study / "study" / "README.md").read_text() == page
-    listed, _ = start(study, "--dry-run").communicate(timeout=60)
+    listed = again("--dry-run").stdout
     assert [line.split()[0] for line in listed.splitlines()] == ["done", "to"]
+    # The same command, without what failed: everything is there, and nothing is touched.
+    before = {file: file.stat().st_mtime_ns for file in kept.rglob("*")}
+    results = study / "study" / "results.jsonl"
+    written = results.stat().st_mtime_ns
+    done = again("--only", "fedit")
+    assert done.exit_code == 0
+    assert "results  1 of 2 cells" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in kept.rglob("*")} == before
+    assert results.stat().st_mtime_ns == written
+    assert (study / "study" / "README.md").read_text() == page
+
+
+def test_a_whole_study_that_is_begun_again_runs_no_cell_and_writes_the_same_page(
+    study, monkeypatch
+):
+    monkeypatch.chdir(study)
+    # What the cells came to is written, not computed: whoever ran one would need a folder for it.
+    (study / "study.toml").write_text(STUDY.replace("seeds = [0]", "seeds = [0, 1]"))
+    results = Results(study / "study" / "results.jsonl")
+    (study / "study").mkdir()
+    for cell in cells_of(read_study(study / "study.toml")):
+        rounds = ({**FIGURES, "test_accuracy": 0.5 + cell.seed / 10},)
+        results.add(
+            CellResult(
+                key=cell.key, label=cell.label, rounds=rounds, seconds=1.0, train_seconds=0.8,
+                made_with="by hand",
+            )
+        )  # fmt: skip
+    kept = (study / "study" / "results.jsonl").read_bytes()
+    pages = []
+    for _ in range(2):
+        done = again()
+        assert done.exit_code == 0
+        assert "results  4 of 4 cells" in done.stdout
+        pages.append((study / "study" / "README.md").read_bytes())
+    assert pages[0] == pages[1]
+    assert b"by hand" in pages[0]
+    assert (study / "study" / "results.jsonl").read_bytes() == kept
+    assert not (study / "runs").exists()
 
 
 def test_stopped_it_leaves_no_process_and_no_half_cell(study):
