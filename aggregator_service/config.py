@@ -81,9 +81,9 @@ class AggregatorConfig:
     upload_wait_seconds: float = 2.0
     """an upload waits so long for its turn before it is told when to come back"""
     min_bytes_per_second: float = 65536.0
-    """slower uploads are given up, to be resumed; lower it for workers on slow lines"""
+    """slower transfers are given up, to be resumed; lower it for workers on slow lines"""
     min_rate_seconds: float = 30.0
-    """how far an upload may fall behind min_bytes_per_second"""
+    """how far a transfer may fall behind min_bytes_per_second"""
     upload_deadline_seconds: float = 0.0
     """longest time for one stream of an upload; 0 for what its bytes take at min_bytes_per_second,
     and min_rate_seconds more"""

@@ -103,6 +103,19 @@ class Pace:
         self._on_moved(num_bytes)
         self._behind = max(0.0, self._behind - num_bytes / self._rules.min_bytes_per_second)
 
+    def took(self, num_bytes: int, seconds: float) -> None:
+        """Counts a message that the peer made room for after so many seconds.
+
+        For downloads: gRPC tells of a write when it is over, and ends no stream before.
+
+        Raises:
+            FedLoraError: UPLOAD_TOO_SLOW if it is too far behind the least rate with bytes left.
+        """
+        self._behind += seconds
+        self.moved(num_bytes)
+        if self._behind > self._rules.rate_seconds and self._moved < self._total_bytes:
+            raise self._too_slow()
+
     async def wait(self, peer: Awaitable[T]) -> T:
         """What `peer` returns, if it does so in time.
 

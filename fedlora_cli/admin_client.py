@@ -29,6 +29,9 @@ _UNARY_DEADLINE_SECONDS = 20.0
 _LIST_DEADLINE_SECONDS = 120.0
 """a run may have ten thousand rounds"""
 
+_EXPORT_DEADLINE_SECONDS = 24 * 3600.0
+"""on any line; a command that is stopped in its tracks holds no place at the server for longer"""
+
 T = TypeVar("T")
 
 
@@ -131,7 +134,7 @@ class AdminClient:
         request = pb.ExportAdapterRequest(run=run)
         if version is not None:
             request.adapter_version = version
-        stream = export_adapter(self._channel)(request)
+        stream = export_adapter(self._channel)(request, timeout=_EXPORT_DEADLINE_SECONDS)
         try:
             yield from stream
         except grpc.RpcError as error:

@@ -13,6 +13,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+from aggregator_service.pace import Pace, PaceRules
 from aggregator_service.shared_work import SharedWork
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.channel import MAX_CHUNK_BYTES
@@ -29,6 +30,7 @@ class EncodedFiles:
     Args:
         chunk_bytes: payload bytes of a message.
         kept_chunks: messages kept for the next that asks.
+        pace: what readers are held to; None for nothing.
         on_sent: told the payload bytes of each message that is handed out.
     """
 
@@ -37,9 +39,11 @@ class EncodedFiles:
         *,
         chunk_bytes: int = MAX_CHUNK_BYTES,
         kept_chunks: int = _KEPT_CHUNKS,
+        pace: PaceRules | None = None,
         on_sent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._chunk_bytes = chunk_bytes
+        self._pace = pace
         self._on_sent = on_sent
         self._messages: SharedWork[tuple[Path, int], bytes] = SharedWork(kept_chunks)
 
@@ -52,17 +56,24 @@ class EncodedFiles:
         that goes on shares them too.
 
         Raises:
-            FedLoraError: STATE_CORRUPT if the file has become shorter.
+            FedLoraError: STATE_CORRUPT if the file has become shorter, UPLOAD_TOO_SLOW for a reader
+                that falls behind the least rate.
         """
         offset = start_offset
+        clock = asyncio.get_running_loop().time
+        pace = Pace(self._pace, total_bytes - start_offset) if self._pace else None
         while offset < total_bytes:
             end = min(offset - offset % self._chunk_bytes + self._chunk_bytes, total_bytes)
             message = self._message(path, offset, end)
             if end < total_bytes:
                 # Read while this one is on its way.
                 self._message(path, end, min(end + self._chunk_bytes, total_bytes))
-            yield await asyncio.shield(message)
+            encoded = await asyncio.shield(message)
+            began = clock()
+            yield encoded
             self._on_sent(end - offset)
+            if pace is not None:
+                pace.took(end - offset, clock() - began)
             offset = end
 
     def _message(self, path: Path, start: int, end: int) -> asyncio.Future[bytes]:

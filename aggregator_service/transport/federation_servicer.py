@@ -67,6 +67,7 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     async def PullAdapter(
         self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[Any]:
+        _check_deadline(context)
         header, path = await self._workers.open_adapter(
             request.session_token,
             request.adapter_version,
@@ -144,6 +145,16 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
     async def Leave(self, request: pb.LeaveRequest, context: Context) -> pb.LeaveResponse:
         await self._workers.leave(request.session_token, request.reason)
         return pb.LeaveResponse()
+
+
+def _check_deadline(context: Context) -> None:
+    """A stream whose peer reads nothing is ended by its deadline and by nothing else (measured)."""
+    if context.time_remaining() is None:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            "a download was expected to have a deadline, got none",
+            hint="Set the call's timeout: the server keeps it too, should the reader stall",
+        )
 
 
 async def _payload(

@@ -22,6 +22,9 @@ from aggregator_service.transport.errors import Context
 
 __all__ = ["MeasuredCalls"]
 
+_DEADLINE_SECONDS = 0.1
+"""the server's own timer began later: its client's may be heard so long before it"""
+
 _CODES = {status.value[0]: status.name for status in grpc.StatusCode}
 
 
@@ -93,11 +96,18 @@ class MeasuredCalls(grpc.aio.ServerInterceptor):
             code = _code(context)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            code = grpc.StatusCode.CANCELLED.name
+            code = _code_of_cancelled(context)
             raise
         finally:
             seconds = time.monotonic() - began
             self._telemetry.call_ended(CallEnded(method=method, code=code, seconds=seconds))
+
+
+def _code_of_cancelled(context: Context) -> str:
+    """A handler is cancelled for a call's deadline as it is for a client that has gone."""
+    remaining = context.time_remaining()
+    expired = remaining is not None and remaining < _DEADLINE_SECONDS
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED).name
 
 
 def _code(context: Context) -> str:

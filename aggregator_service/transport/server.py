@@ -7,6 +7,7 @@ import asyncio
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from aggregator_service.bounds import pace_rules
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.enrolment import Enrolment
@@ -142,7 +143,7 @@ class GrpcServer:
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
-        files = EncodedFiles(on_sent=self._coordinator.telemetry.sent)
+        files = EncodedFiles(pace=pace_rules(config), on_sent=self._coordinator.telemetry.sent)
         federation = FederationServicer(workers, uploads, files, self._streams)
         admin = AdminServicer(self._coordinator, self._enrolment, files)
         identity = IdentityServicer(self._enrolment)

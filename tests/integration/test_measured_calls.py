@@ -56,7 +56,18 @@ async def test_a_caller_that_hangs_up_has_cancelled(tmp_path: Path):
     async with serving(tmp_path, run_spec("test"), metrics_address="127.0.0.1:0") as served:
         worker = await served.worker("w")
         request = pb.AwaitTaskRequest(session_token=worker.token, max_wait_seconds=30.0)
-        while calls(await page(served), "AwaitTask").get("CANCELLED", 0.0) < 1:
+        while not calls(await page(served), "AwaitTask"):
+            call = served.federation.AwaitTask(request, timeout=60.0)
+            await asyncio.sleep(0.05)
+            call.cancel()
+        assert calls(await page(served), "AwaitTask").keys() == {"CANCELLED"}
+
+
+async def test_a_call_that_its_deadline_ends_is_counted_so(tmp_path: Path):
+    async with serving(tmp_path, run_spec("test"), metrics_address="127.0.0.1:0") as served:
+        worker = await served.worker("w")
+        request = pb.AwaitTaskRequest(session_token=worker.token, max_wait_seconds=30.0)
+        while calls(await page(served), "AwaitTask").get("DEADLINE_EXCEEDED", 0.0) < 1:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await served.federation.AwaitTask(request, timeout=0.5)
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -107,3 +107,14 @@ async def test_one_that_is_told_to_give_up_in_between_ends_at_its_next_wait():
     assert pace.is_given_up
     with pytest.raises(FedLoraError, match="enough"):
         await pace.wait(asyncio.Event().wait())
+
+
+async def test_a_reader_that_makes_room_too_slowly_is_given_up_unless_it_has_everything():
+    pace, time = await paced(total_bytes=2000)
+    pace.took(1000, 39.0)
+    assert pace.seconds_behind == pytest.approx(29.0)
+    time.now = 50.0
+    with pytest.raises(FedLoraError, match="100 bytes a second were expected, got 30") as caught:
+        pace.took(500, 11.0)
+    assert caught.value.reason is Reason.UPLOAD_TOO_SLOW
+    pace.took(500, 100.0)
