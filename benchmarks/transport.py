@@ -7,9 +7,9 @@ A real server process and real worker processes on one machine, over the loopbac
 the worker's own client and with everything durable; only training and certificates are left out.
 The ratios of a section come from one run of it, on one disk: compare these.
 
-The sections are rounds, bytes, memory, many and curves; those that are not measured keep what the
-page says of them. Flower is measured where --flower-python, or FEDLORA_FLOWER_PYTHON, names the
-Python of an environment that has it (benchmarks/transports/peers/flower.py).
+The sections are rounds, bytes, fetches, memory, many and curves; those that are not measured keep
+what the page says of them. Flower is measured where --flower-python, or FEDLORA_FLOWER_PYTHON,
+names the Python of an environment that has it (benchmarks/transports/peers/flower.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shared.processes import machine
 from transports.adapters import LARGE, MEGABYTE, MIDDLE, SMALL, TINY
 from transports.crowd import crowd
 from transports.curves import curves
+from transports.fetches import fetches
 from transports.memory import memory
 from transports.throughput import throughput
 from transports.whole_rounds import Case, whole_rounds
@@ -33,6 +34,7 @@ from transports.workers import Workers, workers
 TITLES = {
     "rounds": "Whole rounds",
     "bytes": "Bytes per second",
+    "fetches": "Many downloads",
     "memory": "Memory",
     "many": "Many workers",
     "curves": "Round time",
@@ -57,6 +59,10 @@ def bytes_section(folder: Path, pool: Workers, given: argparse.Namespace) -> lis
     sizes = [MIDDLE] if given.quick else [MIDDLE, LARGE]
     repeats = 1 if given.quick else 3
     return throughput(folder, pool, sizes, count=NUM_WORKERS, repeats=repeats)
+
+
+def fetches_section(folder: Path, pool: Workers, given: argparse.Namespace) -> list[str]:
+    return fetches(folder, pool, MEGABYTE, count=100 if given.quick else 1000)
 
 
 def memory_section(folder: Path, pool: Workers, given: argparse.Namespace) -> list[str]:
@@ -86,6 +92,7 @@ def curves_section(folder: Path, pool: Workers, given: argparse.Namespace) -> li
 SECTIONS: dict[str, Callable[[Path, Workers, argparse.Namespace], list[str]]] = {
     "rounds": rounds_section,
     "bytes": bytes_section,
+    "fetches": fetches_section,
     "memory": memory_section,
     "many": many_section,
     "curves": curves_section,

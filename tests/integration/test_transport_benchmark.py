@@ -93,6 +93,14 @@ def test_a_crowd_of_which_each_round_asks_some(pool: Workers, tmp_path: Path):
     assert any(row.startswith("| submissions a second") for row in rows)
 
 
+def test_workers_that_fetch_at_the_same_time(pool: Workers, tmp_path: Path):
+    from transports.adapters import TINY
+    from transports.fetches import fetches
+
+    rows = fetches(tmp_path, pool, TINY, count=6)
+    assert any(row.startswith("| from the first one's start until all have it") for row in rows)
+
+
 def test_the_curves_are_fitted_and_drawn(pool: Workers, tmp_path: Path):
     from transports.curves import curves
 

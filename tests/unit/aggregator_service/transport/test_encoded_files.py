@@ -64,7 +64,7 @@ async def test_a_chunk_is_read_once_for_all_that_fetch_it_together(path: Path, r
 
 
 async def test_what_is_kept_is_bounded_and_the_longest_unused_goes_first(path: Path, reads):
-    files = EncodedFiles(chunk_bytes=CHUNK, kept_chunks=3)
+    files = EncodedFiles(chunk_bytes=CHUNK, kept_bytes=3 * CHUNK)
     assert await download(files, path) == DATA
     assert len(files._messages) == 3
     reads.clear()
