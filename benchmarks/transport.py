@@ -4,8 +4,9 @@
                                    [--flower-python PYTHON] [--out PAGE]
 
 A real server process and real worker processes on one machine, over the loopback interface, with
-the worker's own client and with everything durable; only training and certificates are left out.
-The ratios of a section come from one run of it, on one disk: compare these.
+the worker's own client and with everything durable; only training is left out, and certificates
+but where memory is measured. The ratios of a section come from one run of it, on one disk: compare
+these.
 
 The sections are rounds, bytes, fetches, memory, many and curves; those that are not measured keep
 what the page says of them. Flower is measured where --flower-python, or FEDLORA_FLOWER_PYTHON,
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.pages import write_page
-from shared.processes import machine
+from shared.processes import commit, machine
 from transports.adapters import LARGE, MEGABYTE, MIDDLE, SMALL, TINY
 from transports.crowd import crowd
 from transports.curves import curves
@@ -114,11 +115,15 @@ def main() -> None:
     intro = " ".join((__doc__ or "").split("\n\n")[2].split())
     command = "python benchmarks/transport.py" + (" --quick" if given.quick else "")
     head = ["# Transport", "", f"Measured by `{command}` on {machine()}. {intro}"]
+    # Now: the page itself will be one of the files that differ.
+    measured = commit()
     with tempfile.TemporaryDirectory(dir=given.work) as work:
         folder = Path(work)
         with workers(folder, processes=NUM_WORKERS) as pool:
             for name in given.only:
+                load = os.getloadavg()[1]
                 found = SECTIONS[name](folder, pool, given)
+                found += [f"At commit {measured}, with a load of {load:.1f} from before.", ""]
                 # At once: what is measured is kept, whatever becomes of the next.
                 write_page(given.out, head, list(TITLES.values()), {TITLES[name]: found})
 

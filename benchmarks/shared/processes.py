@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Watched", "cpu_seconds", "machine", "private_bytes", "tree", "watched"]
+__all__ = ["Watched", "commit", "cpu_seconds", "machine", "private_bytes", "tree", "watched"]
 
 
 def machine() -> str:
@@ -21,6 +22,13 @@ def machine() -> str:
     text = Path("/proc/cpuinfo").read_text().splitlines()
     models = [x.partition(":")[2].strip() for x in text if x.startswith("model name")]
     return f"{models[0]}, {len(models)} cores"
+
+
+def commit() -> str:
+    """The checkout that is measured, with `-dirty` if files differ from it; "unknown" for none."""
+    asked = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    told = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"
 
 
 def cpu_seconds(pid: int) -> float:

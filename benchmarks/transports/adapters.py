@@ -48,7 +48,13 @@ LARGE = Adapter(layers=64, rank=64)
 
 
 def run_of(
-    adapter: Adapter, *, workers: int, rounds: int, cohort: int = 0, method: str = "fedit"
+    adapter: Adapter,
+    *,
+    workers: int,
+    rounds: int,
+    cohort: int = 0,
+    method: str = "fedit",
+    certify_every: int = 0,
 ) -> RunSpec:
     """A run of `rounds` with all `workers`, or `cohort` of them in each; nothing is scored."""
     return RunSpec(
@@ -68,7 +74,7 @@ def run_of(
             quorum=cohort or workers,
             deadline_seconds=3600,
             evaluate=False,
-            certify_every=0,
+            certify_every=certify_every,
         ),
         training=TrainingSpec(),
     )

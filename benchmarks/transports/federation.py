@@ -36,14 +36,18 @@ def federation(
 
 
 def events_until(served: Server, last: EventType, round: int) -> list[RunEvent]:
-    """A run's events until one of a kind and round; waits for it."""
+    """A run's events until one of a kind and round; waits for it.
+
+    Raises:
+        RuntimeError: the run has ended without it.
+    """
     found = []
     with AdminClient(served.address) as client:
         for event in client.watch_run("transport"):
             found.append(event)
             if event.type is last and event.round == round:
-                break
-    return found
+                return found
+    raise RuntimeError(f"expected {last.value} of round {round}, got {found[-1].type.value} last")
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def memory(folder: Path, pool: Workers, rows: Sequence[tuple[Adapter, int, str]]
 def _peaks(
     folder: Path, pool: Workers, adapter: Adapter, count: int, method: str
 ) -> tuple[Watched, Watched]:
-    spec = run_of(adapter, workers=count, rounds=1, method=method)
+    spec = run_of(adapter, workers=count, rounds=1, method=method, certify_every=1)
     with federation(folder, pool, adapter, spec, count) as served:
         with watched(lambda: [served.pid]) as receiving:
             pool.all("ready")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ def whole_rounds(
             "Every worker pulls the adapter, changes every value, pushes it, and waits for the "
             "next version; the server averages the factors. Nothing is trained. Seconds from the "
             "beginning of a round to that of the next, medians, the first round left out. Here "
-            "everything is durable before it is answered, and the round before is certified "
-            "meanwhile; Flower keeps rounds in memory. Server: CPU seconds per round, and the most "
+            "everything is durable before it is answered, and nothing is certified; Flower keeps "
+            "rounds in memory. Server: CPU seconds per round, and the most "
             "private memory above what it has before the first, with its child processes. "
             + (
                 f"*Runtime*: {release}, SuperLink, SuperNodes and `flwr run`, each as it is "
@@ -76,7 +77,8 @@ def whole_rounds(
                     theirs = measure(
                         flower, folder / "flower", case.adapter, count=case.count, rounds=rounds
                     )
-                except RuntimeError:
+                except RuntimeError as error:
+                    print(f"{name}: {error}", file=sys.stderr, flush=True)
                     size = f"{case.adapter.num_bytes / 1e6:.3g}"
                     lines.append(f"| {size} | {case.count} | {name} | did not finish | | | |")
                 else:
