@@ -1,7 +1,9 @@
 """A large upload whose connection is cut again and again: what is sent twice, and what never is.
 
-Never twice: a byte that the server has written down. Twice: what was on its way when the connection
-broke. That is at most what gRPC lets a stream have in flight, and the chunk that was not whole.
+Never twice: a byte that the server has written down. At most a chunk for each cut: what the server
+was given by gRPC and had not written. Lost with its connection, and sent again over the next: what
+was on its way, which is at most what gRPC lets a stream have in flight and the chunk that was not
+whole.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from pathlib import Path
 import pytest
 import structlog
 import torch
+from support.fault_log import record
 from support.federation import serving
 from support.link import Way
 from support.runs import run_spec
 from support.seeds import seeds_for
 from support.tcp_proxy import FaultProxy
 
+from aggregator_service.pace import Pace
 from aggregator_service.store.upload_writer import UploadWriter
 from client_worker.membership import Membership
 from client_worker.patience import Patience
@@ -94,12 +98,28 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return noted
 
 
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Payload bytes of each message that gRPC gives to servers of this test."""
+    noted: list[int] = []
+    moved = Pace.moved
+
+    def noting(pace: Pace, num_bytes: int) -> None:
+        moved(pace, num_bytes)
+        noted.append(num_bytes)
+
+    monkeypatch.setattr(Pace, "moved", noting)
+    return noted
+
+
 async def cut_and_resume(
     folder: Path,
     written: list[tuple[int, int]],
+    received: list[int],
     num_cuts: int,
     seed: int,
-) -> None:
+) -> int:
+    """Returns how often it was cut."""
     payload, rng = large_payload(), random.Random(seed)
     places = sorted(rng.randrange(1, payload.total_bytes) for _ in range(num_cuts))
     spec = run_spec(num_rounds=1, num_workers=1, rank=RANK)
@@ -116,20 +136,30 @@ async def cut_and_resume(
         assert offset == end
         end += length
     assert end == payload.total_bytes
-    log.info("sent_again", cuts=num_cut, bytes_for_each=sent_again // num_cut)
+    received_again = sum(received) - payload.total_bytes
+    log.info(
+        "sent_again",
+        cuts=num_cut,
+        bytes_for_each=sent_again // num_cut,
+        given_to_the_server=received_again // num_cut,
+    )
+    assert received_again <= num_cut * MAX_CHUNK_BYTES
     assert sent_again <= num_cut * (MAX_CHUNK_BYTES + WINDOW_BYTES)
+    return num_cut
 
 
 @pytest.mark.parametrize("seed", seeds_for("test_an_upload_goes_on_behind_what_was_written", 1))
 async def test_an_upload_goes_on_behind_what_was_written(
-    tmp_path: Path, written: list[tuple[int, int]], seed: int
+    tmp_path: Path, written: list[tuple[int, int]], received: list[int], seed: int
 ):
-    await cut_and_resume(tmp_path, written, 10, seed)
+    await cut_and_resume(tmp_path, written, received, 10, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds_for("test_an_upload_that_is_cut_50_times", 3, fresh=True))
 async def test_an_upload_that_is_cut_50_times(
-    tmp_path: Path, written: list[tuple[int, int]], seed: int
+    tmp_path: Path, written: list[tuple[int, int]], received: list[int], seed: int
 ):
-    await cut_and_resume(tmp_path, written, 50, seed)
+    num_cut = await cut_and_resume(tmp_path, written, received, 50, seed)
+    # What it has asserted by now: the bytes that were acknowledged are stored, each once.
+    record(faults=num_cut, acknowledged=1, lost=0, twice=0)
