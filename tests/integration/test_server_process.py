@@ -18,11 +18,10 @@ from fedlora.proto.v1 import federation_pb2 as pb
 
 NAMES = tuple(f"w-{i}" for i in range(20))
 
-WORKER_MEMORY = 16 * 1024**2
-"""what a worker may need besides its tensors for an upload of any size"""
-SERVER_MEMORY = 24 * 1024**2
-"""what the server may: 16 MiB on an idle machine, and its stream's window where it is kept from
-reading"""
+MEMORY = 16 * 1024**2
+"""what either end may need besides its tensors for an upload of any size; the worker takes 4 MiB,
+the server 11 to 14, also where its disk or a crowded machine keeps it from reading (measured): the
+window of a stream is 4 MiB, and a message has 1"""
 
 
 async def federation_with_a_kill(folder: Path, kill_after: int | None) -> tuple[bytes, list[str]]:
@@ -107,5 +106,5 @@ def test_an_upload_of_512_mb_needs_no_memory_of_its_size_at_either_end(tmp_path:
     assert sender.returncode == 0
     sent = json.loads(output)
     assert sent["total_bytes"] > 512 * 1024**2
-    assert memory.peak_bytes - memory.base_bytes < SERVER_MEMORY
-    assert sent["peak"] - sent["base"] < WORKER_MEMORY
+    assert memory.peak_bytes - memory.base_bytes < MEMORY
+    assert sent["peak"] - sent["base"] < MEMORY
