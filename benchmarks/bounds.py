@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from reliability import machine
+from shared.processes import commit, machine
 
 # The senders are those of the tests that hold these bounds.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -76,9 +76,10 @@ async def control(folder: Path, *, num_uploads: int, seconds: float) -> list[str
         "## Control calls",
         "",
         (
-            f"Heartbeats and polls for a task, {seconds:g} s of them one after the other, while so "
-            "many uploads of 8 MiB run at every moment and another run of the server aggregates: 4 "
-            "updates of 24 layers of 768 x 768, rank 64, by the optimal method."
+            f"Heartbeats over a worker's stream and polls for a task, {seconds:g} s of them by "
+            "turns, while so many uploads of 8 MiB run at every moment and another run of the "
+            "server aggregates: 4 updates of 24 layers of 768 x 768, rank 64, by the optimal "
+            "method."
         ),
         "",
         (
@@ -105,8 +106,8 @@ def main() -> None:
         "# Bounds",
         "",
         (
-            f"Measured by `python benchmarks/bounds.py` on {machine()}, whose load was "
-            f"{os.getloadavg()[1]:.1f} from other work at the start. {intro}"
+            f"Measured by `python benchmarks/bounds.py` at commit {commit()} on {machine()}, whose "
+            f"load was {os.getloadavg()[1]:.1f} from other work at the start. {intro}"
         ),
         "",
     ]

@@ -19,7 +19,7 @@ from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.shape import AdapterShape
 from fedlora.runs.tasks import AdapterHeader, Registration, Task
 from fedlora.tensors.manifest import TensorManifest
-from fedlora.tensors.safetensors_io import decode
+from fedlora.tensors.safetensors_io import decode_mapped
 
 __all__ = ["AdapterLoader", "LoadedTrainer"]
 
@@ -122,7 +122,7 @@ class AdapterLoader:
         return laid_over(
             loaded.held,
             header,
-            decode(path, header.manifest),
+            decode_mapped(path, header.manifest),
             session_token=token,
             shape=shape,
             given_extras=task.plan.given_extras,

@@ -31,7 +31,7 @@ from client_worker.runner import POLL_SECONDS
 from fedlora.runs.tasks import Capabilities, Task, TaskKind, UpdateHeader
 from fedlora.telemetry import configure_logging
 from fedlora.tensors.manifest import DataType
-from fedlora.tensors.safetensors_io import Payload, decode, encode
+from fedlora.tensors.safetensors_io import Payload, decode_mapped, encode
 
 _PATIENCE_SECONDS = 300.0
 
@@ -172,7 +172,7 @@ class Worker:
             "pull_ended": time.perf_counter(),
             "bytes_down": header.total_bytes,
         }
-        return note, decode(path, header.manifest)
+        return note, decode_mapped(path, header.manifest)
 
 
 def drawn(adapter: Adapter) -> Tensors:

@@ -6,6 +6,7 @@ is checked by `fedlora.tensors.header` before any of it is believed.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from fedlora.tensors.header import (
 )
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["Payload", "decode", "encode"]
+__all__ = ["Payload", "decode", "decode_mapped", "encode"]
 
 METADATA = {"format": "pt"}
 """what peft and transformers write"""
@@ -96,7 +97,26 @@ def decode(source: Path | bytes, manifest: TensorManifest) -> dict[str, torch.Te
     """
     data = source if isinstance(source, bytes) else _read_file(source)
     header = _read_header(data, manifest)
-    buffer = memoryview(bytearray(data)) if isinstance(data, bytes) else data
+    return _tensors(memoryview(bytearray(data)) if isinstance(data, bytes) else data, header)
+
+
+def decode_mapped(path: Path, manifest: TensorManifest) -> dict[str, torch.Tensor]:
+    """As `decode`, of a file whose bytes never change: its tensors lie in the page cache.
+
+    They take private memory only where they are written to, which does not change the file. It may
+    be removed meanwhile; one that is cut short ends the process that reads beyond its end (SIGBUS).
+
+    Raises:
+        FedLoraError: INVALID_PAYLOAD or MANIFEST_MISMATCH.
+    """
+    # There is no mapping of nothing.
+    check_size(path.stat().st_size, manifest)
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    return _tensors(data, _read_header(data, manifest))
+
+
+def _tensors(buffer: memoryview, header: ParsedHeader) -> dict[str, torch.Tensor]:
     return {span.info.name: _tensor(buffer, span) for span in header.spans}
 
 

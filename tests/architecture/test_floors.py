@@ -86,7 +86,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "aggregator_service.transport": (
         *SHARED, *EDGE, "fedlora.wire", "fedlora.proto", *ROUNDS, *COORDINATOR,
         "aggregator_service.config", "aggregator_service.shared_work", "fedlora.identity",
-        "aggregator_service.caller", "aggregator_service.members",
+        "aggregator_service.bounds", "aggregator_service.caller", "aggregator_service.members",
+        "aggregator_service.pace",
     ),
     # What is counted, and what is made of it: the server knows the first only.
     "aggregator_service.telemetry": (),

@@ -9,13 +9,15 @@ import asyncio
 import json
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import grpc
 
+from client_worker.transport.keep_alive import KeepAlive
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.proto.v1 import federation_pb2_grpc
+from fedlora.rpc.channel import client_options
 
 __all__ = ["beside"]
 
@@ -66,7 +68,7 @@ async def beside(
 
 
 async def _called(address: str, token: str, seconds: float) -> list[float]:
-    """Heartbeats and polls for a task, one after the other; seconds of each, sorted."""
+    """Beats over a stream and polls for a task, by turns; seconds of each, sorted."""
     arguments = (sys.executable, __file__, address, token, str(seconds))
     process = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE)
     printed, _ = await process.communicate()
@@ -76,14 +78,17 @@ async def _called(address: str, token: str, seconds: float) -> list[float]:
 
 def _measure(address: str, token: str, seconds: float) -> list[float]:
     latencies: list[float] = []
-    with grpc.insecure_channel(address) as channel:
+    # As a worker does: each beat is answered, over one stream that stays open.
+    beats = KeepAlive(address)
+    with grpc.insecure_channel(address, options=client_options()) as channel, closing(beats):
         stub = federation_pb2_grpc.FederationServiceStub(channel)
+        beat = pb.HeartbeatRequest(session_token=token)
         until = time.perf_counter() + seconds
         while (began := time.perf_counter()) < until:
             if len(latencies) % 2:
                 stub.AwaitTask(pb.AwaitTaskRequest(session_token=token), timeout=60)
             else:
-                stub.Heartbeat(pb.HeartbeatRequest(session_token=token), timeout=60)
+                beats.beat(stub.KeepAlive, beat, seconds=60)
             latencies.append(time.perf_counter() - began)
             time.sleep(_PAUSE_SECONDS)
     return latencies[_SETTLING_CALLS:]

@@ -34,3 +34,11 @@ def test_a_section_that_is_measured_again_is_replaced(tmp_path: Path):
     write_page(page, ["# Page"], TITLES, {"First": ["## First", "", "| 1 |"]})
     write_page(page, ["# Page"], TITLES, {"First": ["## First", "", "| 2 |"]})
     assert page.read_text() == "# Page\n\n## First\n\n| 2 |\n"
+
+
+def test_every_section_of_the_transport_benchmark_is_measured():
+    import transport
+
+    page = (BENCHMARKS / "transport.md").read_text(encoding="utf-8")
+    headings = [line[3:] for line in page.splitlines() if line.startswith("## ")]
+    assert headings == list(transport.TITLES.values())

@@ -5,11 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
+from support.large_upload_process import rss_anon_bytes
 
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType, TensorManifest
-from fedlora.tensors.safetensors_io import decode, encode
+from fedlora.tensors.safetensors_io import decode, decode_mapped, encode
 
 
 def sample() -> dict[str, torch.Tensor]:
@@ -66,6 +67,32 @@ def test_what_is_decoded_is_what_was_encoded(tmp_path, writer: str):
     for source in (data, path):
         read = decode(source, TensorManifest.of(tensors))
         assert all(torch.equal(read[n], t) for n, t in tensors.items())
+    read = decode_mapped(path, TensorManifest.of(tensors))
+    path.unlink()
+    assert all(torch.equal(read[n], t) for n, t in tensors.items())
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 7])
+def test_a_file_that_cannot_be_one_is_not_mapped(tmp_path, data: bytes):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with pytest.raises(FedLoraError) as caught:
+        decode_mapped(path, TensorManifest.of(sample()))
+    assert caught.value.reason is Reason.INVALID_PAYLOAD
+
+
+def test_a_mapped_file_takes_no_memory_until_its_tensors_are_written_to(tmp_path):
+    path, size = tmp_path / "file", 32 * 1024**2
+    tensors = {"a": torch.ones(size // 4), "b": torch.ones(4)}
+    path.write_bytes(data := save(tensors))
+    before = rss_anon_bytes("self")
+    read = decode_mapped(path, TensorManifest.of(tensors))
+    assert read["a"].sum() == size // 4
+    assert rss_anon_bytes("self") - before < size / 4
+    read["b"].zero_()
+    read["a"].zero_()
+    assert rss_anon_bytes("self") - before > size / 2
+    assert path.read_bytes() == data
 
 
 def test_a_file_of_other_tensors_is_not_decoded():
