@@ -80,12 +80,15 @@ def test_what_is_wrong_with_a_beat_that_is_not_answered_shows_with_the_next():
 
 def test_a_stream_that_has_ended_takes_no_beat_unanswered():
     with FakeFederation() as server, joined(server) as (client, token):
+
+        def beat_until_the_end_is_known() -> None:
+            while client.heartbeat(token, "", answered=False) is None:
+                pass
+
         client.heartbeat(token, "")
         server.stop()
         with pytest.raises(FedLoraError, match=server.address):
-            # Until gRPC has heard of the end.
-            while client.heartbeat(token, "", answered=False) is None:
-                pass
+            beat_until_the_end_is_known()
         server.start()
         assert client.heartbeat(token, "", answered=False) is Directive.CONTINUE
 
