@@ -131,6 +131,17 @@ def test_a_cohort_listed_twice_gives_the_same_product(name):
 
 
 @every_method
+def test_a_client_listed_twice_counts_double(name):
+    first, second = drifted(2)
+    for round in rounds_of(name):
+        context = {"round": round, "origin": start()}
+        listed, _ = run(name, [first, second, second], weights(1, 2, 2), **context)
+        weighted, _ = run(name, [first, second], weights(1, 4), **context)
+        moved = relative_error(change(listed), change(weighted))
+        assert moved < max(1e-6, DIFFER.get(name, 0))
+
+
+@every_method
 def test_linear_is_what_needs_no_more_than_weighted_sums_of_what_is_sent(name):
     first, second, third = unrelated([4] * 3)
     # Two workers as one that sends their mean: the weighted sums are the same.

@@ -140,6 +140,24 @@ def test_the_single_client_start_is_the_best_multiple_of_one_client():
     assert int(p[1].argmax()) == gaps.index(min(gaps))
 
 
+@pytest.mark.parametrize(
+    "cohort",
+    [drifted(4), unrelated([4] * 4), rotated_copies(4, start(), noise=0.02), unrelated([2, 4, 3])],
+    ids=["drifted", "unrelated", "rotated", "mixed"],
+)
+def test_the_solution_is_no_farther_than_the_best_multiple_of_any_client(cohort):
+    w = weights(*range(1, len(cohort) + 1))
+    target = ideal(cohort, w)
+    gaps = []
+    for f in cohort:
+        delta = f.delta_weight()
+        best = (target * delta).sum() / delta.square().sum()
+        gaps.append(float((best * delta - target).square().sum()))
+    found = combine(FLoRANA(), cohort, w, publication=Publication(dtype=torch.float64))
+    reached = float((found.factors.delta_weight() - target).square().sum())
+    assert reached <= min(gaps) * (1 + 1e-9)
+
+
 def test_the_solution_does_not_depend_on_how_a_pair_is_scaled():
     cohort, w = unrelated([4] * 3), weights(1, 2, 3)
     task, q = problem(cohort, w), normal(4, 1, 3)
