@@ -225,6 +225,30 @@ def test_measurements_tell_what_the_solver_did():
     assert all(math.isfinite(v) for v in found.values())
 
 
+@pytest.mark.parametrize("coefficients", [Coefficients.SCALAR, Coefficients.DIAGONAL])
+def test_reported_coefficients_make_what_is_published(coefficients):
+    cohort, names = unrelated([4] * 3), ["anna", "ben", "carl"]
+    method = FLoRANA(coefficients=coefficients, report_coefficients=True)
+    found = combine(method, cohort, weights(1, 2, 3), names=names)
+    assert found.measurements["member"] > 0
+    told = {k: v for k, v in found.measurements.items() if k.endswith("]")}
+    p, q = (
+        [
+            weights(*[told[f"{letter}[{n},{i}]"] for i in range(1, 5)])
+            if coefficients is Coefficients.DIAGONAL
+            else told[f"{letter}[{n}]"]
+            for n in names
+        ]
+        for letter in "pq"
+    )
+    b = sum(f.b_DR * c for f, c in zip(cohort, p, strict=True))
+    a = sum((f.a_RK.T * c).T for f, c in zip(cohort, q, strict=True))
+    torch.testing.assert_close(found.factors.b_DR, b)
+    torch.testing.assert_close(found.factors.a_RK, a)
+    plain = combine(FLoRANA(coefficients=coefficients), cohort, weights(1, 2, 3), names=names)
+    assert not any(name.endswith("]") for name in plain.measurements)
+
+
 def test_concentration_says_whether_one_client_is_being_published():
     even = weights(1, 1, 1, 1)
     assert concentration(even, even) == 0.25
