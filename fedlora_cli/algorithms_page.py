@@ -75,6 +75,11 @@ how far the workers moved the factors, for every method that trains them: `magni
 the lengths and directions of A's vectors as they were sent and m₀ and v₀ as they were given, and
 the same of B. A vector is a component's, unless the method has an `axis`. A factor that began at
 zero has no direction, and nothing is said of it. The whole adapter's are means over layers.
+
+One `relative_error` is of the adapter as it is published. What workers of a lower rank are given of
+it, its first components, is not measured apart; `fedhl` tells what those copies lack. No solver has
+anything to fall back to, so there is no such figure: where no iterate is better than the factor
+mean, that is published, and `kept_factor_mean` is 1.
 """
 
 

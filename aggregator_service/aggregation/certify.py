@@ -140,7 +140,8 @@ def _whole(parts: Sequence[ModuleNorms]) -> ModuleNorms:
 
 
 def _means(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = sorted({name for part in parts for name in part})
+    # A worker's own numbers belong to a layer: their mean over layers means nothing.
+    names = sorted({name for part in parts for name in part if not name.endswith("]")})
     return {
         name: math.fsum(part[name] for part in parts if name in part)
         / sum(name in part for part in parts)

@@ -122,6 +122,20 @@ class DiagonalProblem:
 
     def _step(self, own: _Gram, other: _Gram, x_RN: Tensor, y_RN: Tensor) -> Tensor:
         """The proximal least-squares step of x for fixed y."""
+        system, gradient = self._equations(own, other, x_RN, y_RN)
+        scale = system.diagonal().clamp(min=0).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+        # Not by eigenvalues as for scalars: the system is R times as large.
+        scaled = system / torch.outer(scale, scale)
+        scaled.diagonal().add_(self._ridge)
+        root = torch.linalg.cholesky((scaled + scaled.T) / 2)
+        step = torch.cholesky_solve((gradient / scale)[:, None], root).squeeze(1)
+        return (step / scale).reshape_as(x_RN)
+
+    def _equations(
+        self, own: _Gram, other: _Gram, x_RN: Tensor, y_RN: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """M, R N x R N, and g, R N, component by component."""
         hat = other.hat(y_RN)
         excess_RR = _contract(hat, y_RN - self._mean_N)
         residual_RRN = (
@@ -133,11 +147,4 @@ class DiagonalProblem:
         span_RR = _contract(hat, y_RN)
         size = x_RN.numel()
         system = (own.blocks_RNRN * span_RR[:, None, :, None]).reshape(size, size)
-        scale = system.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
-        # Not by eigenvalues as for scalars: the system is R times as large.
-        scaled = system / torch.outer(scale, scale)
-        scaled.diagonal().add_(self._ridge)
-        root = torch.linalg.cholesky((scaled + scaled.T) / 2)
-        step = torch.cholesky_solve((gradient_RN.flatten() / scale)[:, None], root).squeeze(1)
-        return (step / scale).reshape_as(x_RN)
+        return system, gradient_RN.flatten()

@@ -195,6 +195,12 @@ class ScalarProblem:
 
     def _step(self, own: _Gram, other: _Gram, x_SN: Tensor, y_SN: Tensor) -> Tensor:
         """The proximal least-squares step of x for fixed y."""
+        return proximal_step(*self._equations(own, other, x_SN, y_SN), self._ridge)
+
+    def _equations(
+        self, own: _Gram, other: _Gram, x_SN: Tensor, y_SN: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """M, S x N x N, and g, S x N."""
         n = len(self._mean_N)
         hat = other.hat(y_SN)
         excess = _contract(hat, y_SN - self._mean_N)
@@ -205,4 +211,4 @@ class ScalarProblem:
         )
         gradient_SN = residual.flatten(1) @ own.rows.T
         system_SNN = (_contract(hat, y_SN).flatten(1) @ own.pairs.T).reshape(-1, n, n)
-        return proximal_step(system_SNN, gradient_SN, self._ridge)
+        return system_SNN, gradient_SN

@@ -85,6 +85,22 @@ class Componentwise(Surrogate):
     gain: float = 0.0
     """J of the factor mean above this one's, before rounding, where the solver has told"""
 
+    def coefficients(self, names: Sequence[str]) -> dict[str, float]:
+        """P and Q by worker, and by component where they differ; workers by number without names.
+
+        Of factors with the scale folded in: p belongs to s_u lora_B_u.
+        """
+        count = self.p_RU.shape[1]
+        called = names or [str(u + 1) for u in range(count)]
+        found: dict[str, float] = {}
+        for letter, c_RU in (("p", self.p_RU), ("q", self.q_RU)):
+            for name, c_R in zip(called, c_RU.T.tolist(), strict=True):
+                if self.member is Member.DIAGONAL:
+                    found |= {f"{letter}[{name},{i}]": c for i, c in enumerate(c_R, start=1)}
+                else:
+                    found[f"{letter}[{name}]"] = c_R[0]
+        return found
+
 
 class SurrogateFamily:
     """The members for one cohort, each made when it is asked for.

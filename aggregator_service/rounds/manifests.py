@@ -105,7 +105,8 @@ def _lowered(state: RunState, plan: RoundPlan, rank: int, manifest: TensorManife
     for part, axis in _AXES:
         info = manifest.by_name.get(part_key(first, part, hira=hira))
         if part in plan.trained and info is not None and len(info.shape) > axis:
-            return min(rank, max(1, info.shape[axis]))
+            least = max(1, int(plan.settings.get("min_rank", 1)))
+            return min(rank, max(least, info.shape[axis]))
     return rank
 
 

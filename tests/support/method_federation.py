@@ -29,6 +29,7 @@ from fedlora.adapters.names import Part, parse_key
 from fedlora.adapters.spec import AdapterKind
 from fedlora.proto.v1 import admin_pb2, run_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
+from fedlora.runs.method import MethodSpec
 from fedlora.runs.plan import RoundPlan, Selection, plan_for
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Role
@@ -149,7 +150,10 @@ async def joined(
 def spec_of(name: str, kind: AdapterKind = AdapterKind.LORA, *, rank: int = 4) -> RunSpec:
     cycle = len(compose(METHODS[name]).plans(kind))
     spec = run_spec(method=name, num_workers=3, num_rounds=max(3, 2 * cycle), rank=rank)
-    return replace(spec, adapter=replace(spec.adapter, kind=kind))
+    # One of the scripted workers prunes itself down to rank 2.
+    options = {"min_rank": 2} if name == "hetlora" else {}
+    adapter = replace(spec.adapter, kind=kind)
+    return replace(spec, adapter=adapter, method=MethodSpec(name=name, options=options))
 
 
 # --- what a round should have come to, densely ---------------------------------------------

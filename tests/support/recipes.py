@@ -67,7 +67,8 @@ def admissible(
             b = torch.eye(rank, f.rank, dtype=f.dtype)
         if core:
             # Any core will do: what the member's own B has on the common one.
-            more[Part.CORE] = f.b_DR[: f.rank, : f.rank].to(torch.float64)
+            own = f.b_DR[: f.rank].to(torch.float64)
+            more[Part.CORE] = torch.nn.functional.pad(own, (0, 0, 0, f.rank - len(own)))
             b = b @ more[Part.CORE].to(b.dtype)
         if plan.selection is not Selection.ALL:
             more[Part.SELECTED] = torch.ones(f.rank, dtype=torch.float64)

@@ -10,7 +10,7 @@ Cost    as FedIT, and the inner products of all updates: 5 R^2 (D + K) flops per
         of ranks.
 
 Readings. The objective and what it is taken over are those of the weighting rule `fedawa`, which
-any other method takes as well. test_fedawa_method.py: FedIT under that rule, bit for bit.
+any other method takes as well. test_fedawa.py: FedIT under that rule, bit for bit.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ the adapter that the run began from, which is zero for the usual B = 0; where th
 for a cohort of files, it is zero too, and the first round averages products. What is subtracted
 is what the client was given, rounding included, so that no rounding error is learnt. D is kept as
 factors, recompressed to its numerical rank in every round; `max_rank` cuts it further. Weights:
-`weighting.truncation_error`. test_fedhl.py holds each of these.
+`weighting.truncation_error`. A client that claims a high rank and hands back a huge increment would
+count in full: the plug-in `norm_bound` cuts changes, by the norm of the numbers sent and not of the
+increment's product, here as everywhere (test_change_norms.py). test_fedhl.py holds the others.
 
 Convergence. The paper claims O(1/sqrt(t)). We see it where one rank reaches rank(D) and clients
 have the same data. Elsewhere clients are at rest, or in balance, at their truncated starts while

@@ -49,6 +49,7 @@ from aggregator_service.aggregation.hadamard_als import HadamardProblem
 from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
 from aggregator_service.aggregation.module_cohort import ModuleCohort, uniform_rank
 from aggregator_service.aggregation.surrogates import (
+    Componentwise,
     Member,
     Solver,
     Surrogate,
@@ -99,6 +100,9 @@ class FLoRANA(MethodDefaults):
     """for HiRA: plain, or weighted with the frozen weight, which the server must have"""
     magnitudes: Magnitudes = Magnitudes.MEAN
     """for DoRA: mean, or least_squares, for which the server must have the frozen weight"""
+    report_coefficients: bool = False
+    """every layer's P and Q among its measurements, p[worker] and q[worker]; of diagonal ones
+    p[worker,component]"""
 
     name: ClassVar[str] = "flora_na"
     reads_grams: ClassVar[bool] = True
@@ -176,6 +180,8 @@ class FLoRANA(MethodDefaults):
         }
         if self.hadamard is Hadamard.WEIGHTED:
             measured["weighted_fit"] = float(cohort.base_rows is not None)
+        if self.report_coefficients and isinstance(chosen, Componentwise):
+            measured |= chosen.coefficients(cohort.names)
         if self.magnitudes is Magnitudes.LEAST_SQUARES:
             measured["fitted_magnitudes"] = float(cohort.base_rows is not None)
         return Combination(factors=chosen.factors, measurements=measured)

@@ -6,10 +6,14 @@ import math
 
 import pytest
 import torch
-from support.builders import normal, start, unrelated
-from support.reference import EPS, best_of_rank, tail_norm
+from support.builders import normal, start, unrelated, weights
+from support.dense_rounds import play
+from support.reference import EPS, best_of_rank, relative_error, tail_norm
 
+from aggregator_service.aggregation.base import Publication
 from aggregator_service.aggregation.base_stack import check_max_base_rank, grown, trimmed
+from aggregator_service.aggregation.methods.flora import FLoRA
+from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
 
@@ -114,3 +118,22 @@ def test_a_cap_below_zero_is_refused():
     with pytest.raises(FedLoraError, match=r"x: expected max_base_rank >= 0 .* got -1") as caught:
         check_max_base_rank("x", -1)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
+
+
+def test_over_rounds_in_bfloat16_a_stack_loses_no_more_than_one_rounding_of_each_change():
+    # A dense sum in bfloat16 is rounded as a whole in every round.
+    first = GlobalModule(factors=LoraFactors(normal(5, 2, 60), torch.zeros(50, 2).double()))
+    kept = Publication(dtype=torch.bfloat16)
+    w = weights(1, 2)
+    versions, wanted = play(FLoRA(), first, w, rounds=10, rank=2, publication=kept)
+    gained = torch.zeros(50, 60, dtype=torch.float64)
+    naive = torch.zeros(50, 60, dtype=torch.bfloat16)
+    before, size = torch.zeros_like(gained), 0.0
+    for version, want in zip(versions, wanted, strict=True):
+        # `wanted` counts from the base as it was read: what this round learnt is the rest.
+        change = want - before
+        gained, size = gained + change, size + float(change.norm())
+        naive = (naive.double() + change).bfloat16()
+        before = version.base.delta_weight()
+        assert float((before - gained).norm()) < 2 * 2.0**-8 * size
+    assert relative_error(before, gained) < relative_error(naive.double(), gained)

@@ -238,7 +238,7 @@ def test_updates_that_are_all_zero_lose_nothing(tmp_path):
 def test_measurements_of_the_whole_are_means_over_modules(tmp_path):
     cohort = [contribution(write_update(tmp_path / "u", seed=1))]
     aggregate(cohort, recipe("fedit"), output=tmp_path / "out")
-    given = {m: {"sweeps": float(i)} for i, m in enumerate(sorted(MODULES))}
+    given = {m: {"sweeps": float(i), "p[u]": 0.5} for i, m in enumerate(sorted(MODULES))}
     certificate = certify(
         cohort,
         published=tmp_path / "out",
@@ -247,7 +247,9 @@ def test_measurements_of_the_whole_are_means_over_modules(tmp_path):
         method_name="fedit",
         measurements=given,
     )
+    # What belongs to one worker in one layer has no mean.
     assert certificate.overall.measurements == {"sweeps": 1.0}
+    assert all(entry.measurements["p[u]"] == 0.5 for entry in certificate.modules)
 
 
 def test_every_certificate_says_how_far_workers_moved_a_and_b(tmp_path):

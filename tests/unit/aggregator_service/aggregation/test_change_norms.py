@@ -11,8 +11,12 @@ from support.builders import MODULES, contribution, write_update
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.cohort_files import CohortFiles
+from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.registry import create_recipe
+from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.slicing import slice_adapter
 from fedlora.adapters.names import PREFIX, Factor, lora_key
+from fedlora.runs.method import MethodSpec, RuleSpec
 
 FIRST, *_, LAST = MODULES
 
@@ -72,3 +76,27 @@ def test_each_update_has_its_own_and_the_order_of_the_names(start, tmp_path):
 def test_without_a_version_before_nothing_is_known_to_have_moved(start):
     with CohortFiles([contribution(start, scaling=scaling)]) as cohort:
         assert cohort.change_norms() == (0.0,)
+
+
+def test_a_huge_increment_is_cut_by_the_plug_in_that_bounds_changes(tmp_path):
+    began = write_update(tmp_path / "start.safetensors", seed=1)
+    stored = StoredAdapter(path=began, scaling=1.0)
+    drifts = (0.1, 0.1, 50.0)
+    cohort = [
+        contribution(
+            write_update(tmp_path / f"{u}.safetensors", seed=2 + u, origin=began, drift=drift)
+        )
+        for u, drift in enumerate(drifts)
+    ]
+    sizes = []
+    for plugins in ((), (RuleSpec(name="norm_bound"),)):
+        chosen = create_recipe(MethodSpec(name="fedhl"), plugins)
+        output = tmp_path / f"out-{len(plugins)}"
+        context = RoundContext(start=stored)
+        outcome = aggregate(cohort, chosen, output=output, context=context)
+        before, after = load_file(began), load_file(output)
+        a, b = (lora_key("encoder.0.query", f) for f in (Factor.LORA_A, Factor.LORA_B))
+        sizes.append(float((after[b] @ after[a] - before[b] @ before[a]).norm()))
+    assert outcome.shares.keys() == {"2"}
+    assert outcome.shares["2"] < 0.01
+    assert sizes[1] < 0.01 * sizes[0]

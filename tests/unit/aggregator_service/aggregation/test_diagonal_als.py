@@ -66,6 +66,27 @@ def test_equal_numbers_in_all_components_give_the_scalar_objective():
     assert found == pytest.approx(scalar_objective(cohort, w, p, q), rel=1e-12)
 
 
+@pytest.mark.parametrize("ranks", [[4] * 3, [2, 4, 3]])
+def test_contracted_over_components_its_equations_are_those_of_the_scalars(ranks):
+    # M_scalar = K M K^T and g_scalar = K g, with K summing over the components of a block.
+    cohort, w = unrelated(ranks), weights(1, 2, 3)
+    wide, narrow = problem(cohort, w), scalar_problem(cohort, w / w.sum())
+    n, r = len(cohort) + 1, max(ranks)
+    x_N, y_N = normal(70, n), normal(71, n)
+    for side in ("left", "right"):
+        own, other = ("_b", "_a") if side == "left" else ("_a", "_b")
+        big, long = wide._equations(
+            getattr(wide, own), getattr(wide, other), x_N.expand(r, n), y_N.expand(r, n)
+        )
+        small, short = narrow._equations(
+            getattr(narrow, own), getattr(narrow, other), x_N[None], y_N[None]
+        )
+        folded = big.reshape(r, n, r, n).sum(dim=(0, 2))
+        torch.testing.assert_close(folded, small[0], rtol=1e-11, atol=1e-11 * float(small.norm()))
+        along = long.reshape(r, n).sum(dim=0)
+        torch.testing.assert_close(along, short[0], rtol=1e-11, atol=1e-11 * float(short.norm()))
+
+
 def test_every_half_step_is_a_dense_least_squares_step():
     cohort, w = unrelated([3] * 4), weights(1, 2, 3, 4)
     begin = normal(7, 3, 4)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.builders import MODULES, contribution, write_update
 from support.recipes import recipe, whole_adapter_methods
-from support.reference import ideal, relative_error
+from support.reference import ideal, mean_product, relative_error
 
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.contribution import Contribution
@@ -336,3 +336,30 @@ def test_a_cohort_without_updates_or_weights_is_refused_with_names(name, cohort,
     )
     assert caught.value.hint
     assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa_lora", "flora_na", "optimal"])
+def test_a_rank_that_equals_a_side_of_the_layer_does_not_turn_its_factors_round(name, tmp_path):
+    # lora_A and lora_B are told by their keys: here each may have the other's shape.
+    sizes = {"wide": (4, 9), "tall": (9, 4), "square": (4, 4)}
+    paths = [
+        write_update(tmp_path / f"{u}.safetensors", seed=1 + u, modules=sizes) for u in range(3)
+    ]
+    first = load_file(paths[0])
+    if name == "ffa_lora":
+        for path in paths[1:]:
+            own = load_file(path)
+            save_file({k: first[k] if "lora_A" in k else own[k] for k in own}, path)
+    contributions = [contribution(path, weight=1.0 + u) for u, path in enumerate(paths)]
+    output = tmp_path / "out"
+    aggregate(contributions, recipe(name), output=output, rank=4)
+    members = {m: [folded(c.path, m) for c in contributions] for m in sizes}
+    w = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    for module, (d, k) in sizes.items():
+        published = folded(output, module)
+        assert (published.out_features, published.in_features) == (d, k)
+        goal = ideal(members[module], w)
+        mean = relative_error(mean_product(members[module], w), goal)
+        error = relative_error(published.delta_weight(), goal)
+        # No layer has a rank above 4, so that the best adapter is T itself.
+        assert error <= (1e-6 if name in ("optimal", "ffa_lora") else mean + 1e-6)

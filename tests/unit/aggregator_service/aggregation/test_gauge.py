@@ -183,3 +183,28 @@ def test_a_reference_of_another_rank_is_cut_or_padded(gauge):
         found = turned(factors, gauge, start(r=rank, seed=9))
         assert found.rank == 4
         assert relative_error(found.delta_weight(), factors.delta_weight()) < 1e-9
+
+
+def learnt(factors, gradient, rate):
+    """What one SGD step on both factors does to the product, over the rate."""
+    a, b = (t.clone().requires_grad_() for t in (factors.a_RK, factors.b_DR))
+    (gradient * (b @ a)).sum().backward()
+    after = (b.detach() - rate * b.grad) @ (a.detach() - rate * a.grad)
+    return (after - factors.delta_weight()) / rate
+
+
+def test_one_sgd_step_moves_the_product_otherwise_in_every_gauge():
+    # -lr (B B^T G + G A^T A) to first order: the model is one, what it learns next is not.
+    product, gradient = start(), normal(80, 24, 17)
+    moves = {}
+    for gauge in GAUGES:
+        f = turned(product, gauge)
+        moves[gauge] = -(f.b_DR @ f.b_DR.T @ gradient + gradient @ f.a_RK.T @ f.a_RK)
+        # What is left is rate * g_B g_A.
+        rest = [relative_error(learnt(f, gradient, rate), moves[gauge]) for rate in (1e-4, 1e-5)]
+        assert rest[0] == pytest.approx(10 * rest[1], rel=1e-3)
+        assert rest[1] < 1e-3
+    balanced, rotated = moves.pop(Gauge.BALANCED), moves.pop(Gauge.PROCRUSTES)
+    # A rotation is no change of gauge that a step would see.
+    assert relative_error(rotated, balanced) < 1e-9
+    assert all(relative_error(move, balanced) > 1e-2 for move in moves.values())

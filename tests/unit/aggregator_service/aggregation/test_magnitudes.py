@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from support.builders import D, K, drifted, normal, start, unrelated, weights
-from support.reference import EPS
+from support.recipes import combine
+from support.reference import EPS, ideal, relative_error
 from support.surrogate_reference import mean_dora_weight, unit_rows
 
 from aggregator_service.aggregation import magnitudes as module
 from aggregator_service.aggregation.magnitudes import Magnitudes, combine_magnitudes
+from aggregator_service.aggregation.methods.ffa_lora import FFALoRA
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -82,6 +84,19 @@ def test_least_squares_is_nearer_to_the_mean_weight_than_the_mean():
         for rule in (Magnitudes.LEAST_SQUARES, Magnitudes.MEAN)
     ]
     assert gaps[0] < 0.999 * gaps[1]
+
+
+def test_the_exact_mean_of_products_is_not_the_mean_of_doras_weights():
+    # One A for all: the mean of B is T itself, and the row norms are in the way all the same.
+    a, m, base = normal(5, 4, K), vectors(3), frozen()
+    members = [LoraFactors(a, normal(60 + u, D, 4)) for u in range(3)]
+    cohort, goal = dora(members, m, W3, base), mean_dora_weight(members, m, W3, base)
+    published = combine(FFALoRA(), members, W3).factors
+    exact = published.delta_weight()
+    assert relative_error(exact, ideal(members, W3)) < 100 * EPS
+    for rule in Magnitudes:
+        weight = combine_magnitudes(cohort, published, rule)[:, None] * unit_rows(base + exact)
+        assert relative_error(weight, goal) > 0.05
 
 
 def test_clients_that_agree_keep_their_magnitude():

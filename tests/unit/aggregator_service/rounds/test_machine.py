@@ -25,6 +25,7 @@ from aggregator_service.rounds.events import (
     WorkerReturned,
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects
+from aggregator_service.rounds.manifests import check_update_manifest
 from aggregator_service.rounds.state import AdapterRecord
 from fedlora.adapters.names import Part
 from fedlora.codecs.spec import CodecName, CodecSpec
@@ -34,6 +35,7 @@ from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.rounds import BelowQuorum
 from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Role, TaskKind
+from fedlora.tensors.manifest import DataType
 
 GLOBAL_TEST = Evaluation(
     scope=EvaluationScope.GLOBAL,
@@ -509,6 +511,21 @@ def test_a_worker_that_prunes_keeps_its_lower_rank():
     driver.join("a", features=features)
     assert driver.state.workers["a"].rank == 3
     assert driver.state.workers["b"].rank == 4
+
+
+def test_no_worker_comes_back_below_the_least_rank_of_the_method():
+    plan = RoundPlan(may_lower_rank=True, settings={"min_rank": 3.0})
+    driver = MachineDriver(run_spec(), plans=(plan,))
+    driver.feed(RunStarted())
+    driver.join("a", "b", features=(WorkerFeature.RANK_PRUNING,))
+    sent = {rank: LAYOUT.manifest(rank, DataType.F32) for rank in (2, 3, 4)}
+    assert check_update_manifest(driver.state, plan, 4, sent[4]) == 4
+    assert check_update_manifest(driver.state, plan, 4, sent[3]) == 3
+    with pytest.raises(FedLoraError, match="is not the run's") as caught:
+        check_update_manifest(driver.state, plan, 4, sent[2])
+    assert caught.value.reason is Reason.MANIFEST_MISMATCH
+    # One that was never able to more keeps what it has.
+    assert check_update_manifest(driver.state, plan, 2, sent[2]) == 2
 
 
 def record(version: int, round: int, **more: object) -> AdapterRecord:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.builders import drifted, normal, unrelated, weights
 from support.recipes import combine
-from support.reference import EPS, ideal, mean_product
+from support.reference import EPS, ideal, mean_product, relative_error
 
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.methods.fedit import FedIT
@@ -39,6 +39,22 @@ def test_its_error_is_the_covariance_of_the_factors():
     )
     missing = ideal(cohort, w) - mean.delta_weight()
     torch.testing.assert_close(missing, covariance, rtol=0, atol=1000 * EPS)
+
+
+def test_it_is_exact_after_one_step_from_a_common_start_and_not_after_two():
+    # B = 0 keeps the gradient of A at zero for a step, so that all have one A.
+    a0, b0 = normal(5, 4, 17), torch.zeros(24, 4, dtype=torch.float64)
+    w, gradients = weights(1, 2, 3), [normal(90 + u, 24, 17) for u in range(3)]
+    cohort, errors = [LoraFactors(a0, b0)] * 3, []
+    for _ in range(2):
+        cohort = [
+            LoraFactors(f.a_RK - 0.1 * f.b_DR.T @ g, f.b_DR - 0.1 * g @ f.a_RK.T)
+            for f, g in zip(cohort, gradients, strict=True)
+        ]
+        found = combine(FedIT(), cohort, w).factors.delta_weight()
+        errors.append(relative_error(found, ideal(cohort, w)))
+    assert errors[0] < 100 * EPS
+    assert errors[1] > 1e-2
 
 
 def test_a_common_b_makes_it_exact():

@@ -140,6 +140,24 @@ def test_the_single_client_start_is_the_best_multiple_of_one_client():
     assert int(p[1].argmax()) == gaps.index(min(gaps))
 
 
+@pytest.mark.parametrize(
+    "cohort",
+    [drifted(4), unrelated([4] * 4), rotated_copies(4, start(), noise=0.02), unrelated([2, 4, 3])],
+    ids=["drifted", "unrelated", "rotated", "mixed"],
+)
+def test_the_solution_is_no_farther_than_the_best_multiple_of_any_client(cohort):
+    w = weights(*range(1, len(cohort) + 1))
+    target = ideal(cohort, w)
+    gaps = []
+    for f in cohort:
+        delta = f.delta_weight()
+        best = (target * delta).sum() / delta.square().sum()
+        gaps.append(float((best * delta - target).square().sum()))
+    found = combine(FLoRANA(), cohort, w, publication=Publication(dtype=torch.float64))
+    reached = float((found.factors.delta_weight() - target).square().sum())
+    assert reached <= min(gaps) * (1 + 1e-9)
+
+
 def test_the_solution_does_not_depend_on_how_a_pair_is_scaled():
     cohort, w = unrelated([4] * 3), weights(1, 2, 3)
     task, q = problem(cohort, w), normal(4, 1, 3)
@@ -205,6 +223,30 @@ def test_measurements_tell_what_the_solver_did():
     assert 1 <= found["sweeps"] <= 200
     assert 0.25 <= found["concentration"] <= 0.5
     assert all(math.isfinite(v) for v in found.values())
+
+
+@pytest.mark.parametrize("coefficients", [Coefficients.SCALAR, Coefficients.DIAGONAL])
+def test_reported_coefficients_make_what_is_published(coefficients):
+    cohort, names = unrelated([4] * 3), ["anna", "ben", "carl"]
+    method = FLoRANA(coefficients=coefficients, report_coefficients=True)
+    found = combine(method, cohort, weights(1, 2, 3), names=names)
+    assert found.measurements["member"] > 0
+    told = {k: v for k, v in found.measurements.items() if k.endswith("]")}
+    p, q = (
+        [
+            weights(*[told[f"{letter}[{n},{i}]"] for i in range(1, 5)])
+            if coefficients is Coefficients.DIAGONAL
+            else told[f"{letter}[{n}]"]
+            for n in names
+        ]
+        for letter in "pq"
+    )
+    b = sum(f.b_DR * c for f, c in zip(cohort, p, strict=True))
+    a = sum((f.a_RK.T * c).T for f, c in zip(cohort, q, strict=True))
+    torch.testing.assert_close(found.factors.b_DR, b)
+    torch.testing.assert_close(found.factors.a_RK, a)
+    plain = combine(FLoRANA(coefficients=coefficients), cohort, weights(1, 2, 3), names=names)
+    assert not any(name.endswith("]") for name in plain.measurements)
 
 
 def test_concentration_says_whether_one_client_is_being_published():
