@@ -104,7 +104,7 @@ def test_what_a_run_is_told():
     assert set(plan.published) == {Part.A, Part.B, Part.BASE_A, Part.BASE_B}
     assert recipe.properties.exact
     assert recipe.properties.keeps_basis
-    assert recipe.properties.needs_individual_updates
+    assert not recipe.properties.linear
 
 
 def test_mixed_ranks_and_caps_below_zero_are_refused():

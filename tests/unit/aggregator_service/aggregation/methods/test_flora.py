@@ -106,7 +106,7 @@ def test_what_a_run_is_told():
     assert set(plan.published) == {Part.A, Part.B, Part.BASE_A, Part.BASE_B}
     assert recipe.properties.exact
     assert recipe.properties.mixed_ranks
-    assert recipe.properties.needs_individual_updates
+    assert not recipe.properties.linear
 
 
 def test_a_weight_of_zero_is_absence():
