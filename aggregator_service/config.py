@@ -47,7 +47,8 @@ class AggregatorConfig:
     threads: int = 0
     """modules that are combined at a time on a CPU; 0 for as many as there are cores"""
     memory_bytes: int = 0
-    """what combining may take, beside the files; 0 for half of the machine's memory"""
+    """what combining, and measuring for a certificate, may take beside the files; 0 for half of the
+    machine's memory"""
     base_weights: Path | None = None
     """safetensors files of the base model, a file or a folder, for methods that read the frozen
     weights; read only"""

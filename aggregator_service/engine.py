@@ -84,7 +84,7 @@ class AggregationEngine:
         blobs: where updates lie and adapters go.
         device: `auto`, `cpu` or `cuda:N`.
         threads: modules that are combined at a time on a CPU; 0 for as many as there are cores.
-        memory_bytes: what combining may take; 0 for half of the machine's.
+        memory_bytes: what combining, and measuring, may take; 0 for half of the machine's.
         base_weights: the base model's frozen weights, for methods that read them; closed with
             the engine.
     """
@@ -336,6 +336,7 @@ class AggregationEngine:
                 measurements=published.measurements,
                 device=self._device,
                 threads=self._threads,
+                memory_bytes=self._memory_bytes,
             )
         return replace(certificate, seconds=time.perf_counter() - started)
 

@@ -21,6 +21,7 @@ from aggregator_service.aggregation.certificate import ModuleNorms, measure
 from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.contribution import Contribution
+from aggregator_service.aggregation.memory import measured_at_a_time
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from aggregator_service.aggregation.parallel import in_order
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
@@ -48,6 +49,7 @@ def certify(
     measurements: Mapping[str, Mapping[str, float]] | None = None,
     device: torch.device | str = "cpu",
     threads: int = 0,
+    memory_bytes: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Certificate:
     """Measures a published adapter against the updates it was made from.
@@ -61,6 +63,8 @@ def certify(
         measurements: what the recipe measured, by module path.
         device: where the arithmetic runs, in float64.
         threads: modules at a time on a CPU; 0 for as many as torch would use.
+        memory_bytes: what measuring may take; fewer modules at a time keep to it, one at least. 0
+            for half of the machine's, or of what is free on a GPU.
         progress: called with (modules done, modules in all).
 
     Raises:
@@ -83,6 +87,10 @@ def certify(
         _check_modules(cohort, sent)
         shares = recipe.shares(cohort.facts, cohort.weights_U, cohort.change_norms)
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
+        rank = max(sent.rank(module) for module in cohort.modules)
+        threads = measured_at_a_time(
+            recipe, cohort, rank=rank, budget=memory_bytes, threads=threads, device=device
+        )
 
         def measured(module: str) -> tuple[ModuleNorms, dict[str, float]]:
             members = cohort.module_cohort(

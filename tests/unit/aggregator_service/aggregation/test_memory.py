@@ -6,9 +6,10 @@ import pytest
 from support.builders import MODULES, contribution, write_update
 from support.recipes import recipe
 
+from aggregator_service.aggregation import memory
 from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.driver import aggregate
-from aggregator_service.aggregation.memory import modules_at_a_time
+from aggregator_service.aggregation.memory import measured_at_a_time, modules_at_a_time
 from aggregator_service.aggregation.registry import METHODS
 from fedlora.errors import FedLoraError, Reason
 
@@ -33,6 +34,28 @@ def test_two_cohorts_worked_by_hand(updates):
     # 8 * (4 * 20 * 41 + 3 * 20 * 20) = 35,840 side by side.
     assert fits(updates, "flora_na", 35840) == 1
     assert fits(updates, "flora_na", 10**9) == 8
+
+
+def test_a_certificate_takes_what_fits_and_one_module_at_least(updates):
+    def measured(budget: int) -> int:
+        with CohortFiles(updates) as cohort:
+            return measured_at_a_time(recipe("fedit"), cohort, rank=4, budget=budget, threads=8)
+
+    # Its figures are exact here, and stacked: 35,840 bytes a module, as above.
+    assert measured(10**9) == 8
+    assert measured(3 * 35840) == 3
+    assert measured(1) == 1
+
+
+def test_a_certificate_of_a_cohort_too_large_to_stack_goes_through_the_updates(
+    updates, monkeypatch
+):
+    monkeypatch.setattr(memory, "is_estimated", lambda *_, **__: True)
+    with CohortFiles(updates) as cohort:
+        chosen = {"rank": 4, "budget": 3 * 35840, "threads": 99}
+        assert measured_at_a_time(recipe("fedit"), cohort, **chosen) == 3 * 35840 // 6560
+        # An ideal of one's own is made of stacked factors all the same.
+        assert measured_at_a_time(recipe("fedhl"), cohort, **chosen) == 3
 
 
 @pytest.mark.parametrize("name", ["fedit", "optimal", "hetlora", "replication", "rolora", "fedsvd"])
