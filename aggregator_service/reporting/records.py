@@ -10,7 +10,7 @@ import dataclasses
 import enum
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -53,9 +53,9 @@ def from_record(record: object, domain_type: type[T]) -> T:
         pydantic.ValidationError: the record is none of that type.
         FedLoraError: the dataclass refuses its values.
     """
-    return cast(
-        "T", _adapter(cast("Any", domain_type)).validate_python(_with_nan(record, domain_type))
-    )
+    mend = _mend_of(domain_type)
+    whole = mend(record) if mend else record
+    return cast("T", _adapter(cast("Any", domain_type)).validate_python(whole))
 
 
 @functools.cache
@@ -63,18 +63,43 @@ def _adapter(domain_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(domain_type)
 
 
-def _with_nan(record: object, annotation: Any) -> object:
-    """The record with NaN for null wherever a number is due."""
+_Mend = Callable[[Any], object]
+
+
+def _find_mend(annotation: Any) -> _Mend | None:
     if annotation is float:
-        return math.nan if record is None else record
-    if dataclasses.is_dataclass(annotation) and isinstance(record, dict):
+        return lambda record: math.nan if record is None else record
+    if dataclasses.is_dataclass(annotation):
+        # Resolving a class's annotations takes longer than reading a record of it.
         hints = get_type_hints(annotation)
-        return {k: _with_nan(v, hints.get(k)) for k, v in record.items()}
-    arguments = get_args(annotation)
-    if get_origin(annotation) is tuple and isinstance(record, list):
-        return [_with_nan(item, arguments[0]) for item in record]
-    if get_origin(annotation) is Mapping and isinstance(record, dict):
-        return {k: _with_nan(v, arguments[1]) for k, v in record.items()}
-    if record is not None and any(dataclasses.is_dataclass(a) for a in arguments):
-        return _with_nan(record, next(a for a in arguments if dataclasses.is_dataclass(a)))
-    return record
+        fields = {name: mend for name, hint in hints.items() if (mend := _mend_of(hint))}
+        return _where(dict, functools.partial(_mend_fields, fields)) if fields else None
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is tuple and (each := _mend_of(arguments[0])):
+        return _where(list, functools.partial(_mend_items, each))
+    if origin is Mapping and (each := _mend_of(arguments[1])):
+        return _where(dict, functools.partial(_mend_values, each))
+    inner = next((a for a in arguments if dataclasses.is_dataclass(a)), None)
+    return _mend_of(inner) if inner is not None else None
+
+
+_mend_of: Callable[[Any], _Mend | None] = functools.cache(_find_mend)
+"""what makes a record of that type one with NaN for null wherever a number is due; None where no
+number can be due"""
+
+
+def _where(kind: type, mend: _Mend) -> _Mend:
+    """What is of another kind is left to be refused."""
+    return lambda record: mend(record) if isinstance(record, kind) else record
+
+
+def _mend_items(mend: _Mend, record: list[object]) -> object:
+    return [mend(item) for item in record]
+
+
+def _mend_values(mend: _Mend, record: dict[str, object]) -> object:
+    return {k: mend(v) for k, v in record.items()}
+
+
+def _mend_fields(fields: Mapping[str, _Mend], record: dict[str, object]) -> object:
+    return {k: fields[k](v) if k in fields else v for k, v in record.items()}
