@@ -17,11 +17,11 @@ from fedlora.telemetry import bind_context, configure_logging
 def lines():
     stream = io.StringIO()
     root = logging.getLogger()
-    before = (list(root.handlers), root.level)
+    before, configured = (list(root.handlers), root.level), structlog.get_config()
     configure_logging(stream=stream, environ={})
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     structlog.contextvars.clear_contextvars()
-    structlog.reset_defaults()
+    structlog.configure(**configured)
     root.handlers, level = before
     root.setLevel(level)
 
