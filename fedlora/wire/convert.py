@@ -58,10 +58,8 @@ def from_message(message: Message, domain_type: type[T]) -> T:
         FedLoraError: INVALID_ARGUMENT for an enum that is unset or unknown, a required message
             that is absent, or a value the dataclass itself refuses.
     """
-    kwargs: dict[str, Any] = {}
-    for name, annotation in _annotations(typing.cast("Any", domain_type)).items():
-        kwargs[name] = _read(message, name, annotation, domain_type)
-    return domain_type(**kwargs)
+    fields = _fields(typing.cast("Any", domain_type))
+    return domain_type(**{f.name: _read(message, f, domain_type) for f in fields})
 
 
 # --- domain -> message -------------------------------------------------------------------
@@ -119,51 +117,84 @@ def _scalar(item: Any, message: Message, name: str) -> Any:
 # --- message -> domain -------------------------------------------------------------------
 
 
-def _read(message: Message, name: str, annotation: Any, owner: type) -> Any:
-    optional, annotation = _strip_optional(annotation)
-    if optional and not message.HasField(name):
+class _Form(enum.Enum):
+    """What a field holds, whether once or repeated."""
+
+    PLAIN = enum.auto()
+    ENUM = enum.auto()
+    MESSAGE = enum.auto()
+    MAP = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a domain type, taken apart once: an annotation is asked slowly."""
+
+    name: str
+    is_optional: bool
+    is_repeated: bool
+    form: _Form
+    kind: Any
+    """of one item"""
+
+
+def _read(message: Message, field: _Field, owner: type) -> Any:
+    name, form = field.name, field.form
+    if field.is_optional and not message.HasField(name):
         return None
     item = getattr(message, name)
-    if isinstance(item, struct_pb2.Struct):
-        return MessageToDict(item)
-    if isinstance(item, timestamp_pb2.Timestamp):
-        return item.ToNanoseconds() / 1e9
-    origin = typing.get_origin(annotation)
-    if origin is tuple:
-        element = typing.get_args(annotation)[0]
-        return tuple(_value(x, element, message, name) for x in item)
-    if origin is not None and issubclass(origin, Mapping):
-        return dict(item)
-    if dataclasses.is_dataclass(annotation) and not optional and not message.HasField(name):
+    if field.is_repeated:
+        if form is _Form.PLAIN:
+            return tuple(item)
+        return tuple(_value(x, field, message) for x in item)
+    if form is _Form.PLAIN:
+        is_time = isinstance(item, timestamp_pb2.Timestamp)
+        return item.ToNanoseconds() / 1e9 if is_time else item
+    if form is _Form.MAP:
+        return MessageToDict(item) if isinstance(item, struct_pb2.Struct) else dict(item)
+    if form is _Form.MESSAGE and not field.is_optional and not message.HasField(name):
         raise FedLoraError(
             Reason.INVALID_ARGUMENT, f"{owner.__name__}: expected field {name!r}, got none"
         )
-    return _value(item, annotation, message, name)
+    return _value(item, field, message)
 
 
-def _value(item: Any, annotation: Any, message: Message, name: str) -> Any:
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return from_message(item, annotation)
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        descriptor = _enum_descriptor(message, name)
-        value = descriptor.values_by_number.get(item)
-        if value is None or value.number == 0:
-            known = ", ".join(v.name for v in descriptor.values if v.number)
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"{message.DESCRIPTOR.name}.{name}: expected one of {known}, got {item}",
-            )
-        return annotation(value.name.removeprefix(_prefix(descriptor)).lower())
-    return item
+def _value(item: Any, field: _Field, message: Message) -> Any:
+    if field.form is _Form.MESSAGE:
+        return from_message(item, field.kind)
+    descriptor = _enum_descriptor(message, field.name)
+    value = descriptor.values_by_number.get(item)
+    if value is None or value.number == 0:
+        known = ", ".join(v.name for v in descriptor.values if v.number)
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"{message.DESCRIPTOR.name}.{field.name}: expected one of {known}, got {item}",
+        )
+    return field.kind(value.name.removeprefix(_prefix(descriptor)).lower())
 
 
 # --- names and annotations ---------------------------------------------------------------
 
 
 @functools.cache
-def _annotations(domain_type: Any) -> Mapping[str, Any]:
+def _fields(domain_type: Any) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(domain_type)
-    return {f.name: hints[f.name] for f in dataclasses.fields(domain_type)}
+    return tuple(_field(f.name, hints[f.name]) for f in dataclasses.fields(domain_type))
+
+
+def _field(name: str, annotation: Any) -> _Field:
+    optional, kind = _strip_optional(annotation)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        kind = typing.get_args(kind)[0]
+    form = _Form.PLAIN
+    if origin is not None and issubclass(origin, Mapping):
+        form = _Form.MAP
+    elif dataclasses.is_dataclass(kind):
+        form = _Form.MESSAGE
+    elif isinstance(kind, type) and issubclass(kind, enum.Enum):
+        form = _Form.ENUM
+    return _Field(name, optional, origin is tuple, form, kind)
 
 
 def _strip_optional(annotation: Any) -> tuple[bool, Any]:
