@@ -114,7 +114,7 @@ def main() -> None:
         given.flower_python = given.flower_python.absolute()
     intro = " ".join((__doc__ or "").split("\n\n")[2].split())
     command = "python benchmarks/transport.py" + (" --quick" if given.quick else "")
-    head = ["# Transport", "", f"Measured by `{command}` on {machine()}. {intro}"]
+    head = ["# Transport", "", f"Measured by `{command}`. {intro}"]
     # Now: the page itself will be one of the files that differ.
     measured = commit()
     with tempfile.TemporaryDirectory(dir=given.work) as work:
@@ -123,7 +123,8 @@ def main() -> None:
             for name in given.only:
                 load = os.getloadavg()[1]
                 found = SECTIONS[name](folder, pool, given)
-                found += [f"At commit {measured}, with a load of {load:.1f} from before.", ""]
+                place = f"On {machine()}, at commit {measured}"
+                found += [f"{place}, with a load of {load:.1f} from before.", ""]
                 # At once: what is measured is kept, whatever becomes of the next.
                 write_page(given.out, head, list(TITLES.values()), {TITLES[name]: found})
 
