@@ -38,8 +38,11 @@ $(DEPLOY_VENV)/.installed: deploy/tools.txt
 run: install  ## the quickstart: a real federation on this machine
 	$(BIN)/fedlora run examples/quickstart.toml
 
+# One more than two cores: the tests of faults wait for a third of their time.
+TEST_PROCESSES ?= 3
+
 test: install deploy-tools  ## unit, law, integration and end-to-end tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
 
 test-slow: install  ## the tests that CI has no time for
 	$(BIN)/python -m pytest -q -m slow
