@@ -2,7 +2,7 @@
 
 It knows which task is in hand, and what the server last said of it. Long work asks `abandoned`
 now and then; nothing here interrupts it. While there is none in hand only every other beat is to be
-answered: an answer costs a server of a thousand workers as much as it says little to the idle.
+answered: an answer tells the idle nothing but that the server is there, and costs it a write.
 """
 
 from __future__ import annotations

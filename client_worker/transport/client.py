@@ -179,10 +179,9 @@ class FederationClient:
         Without `answered` it need not: None if the beat went out over a stream that stands.
         """
         method = self._stub.KeepAlive
-        request = pb.HeartbeatRequest(session_token=token, task_id=task_id, unanswered=True)
+        request = pb.HeartbeatRequest(session_token=token, task_id=task_id)
         if not answered and self._keep_alive.beat_unanswered(method, request):
             return None
-        request.unanswered = False
         response = self._keep_alive.beat(method, request, seconds=_HEARTBEAT_SECONDS)
         abandon = response.directive == pb.DIRECTIVE_ABANDON_TASK
         return Directive.ABANDON_TASK if abandon else Directive.CONTINUE

@@ -100,7 +100,7 @@ class KeepAlive:
 
         Args:
             method: over which the beats before it went.
-            request: the beat; it must ask for no answer.
+            request: the beat; what is sent of it asks for no answer.
 
         Returns:
             Whether it was sent; not if no stream of the method's stands.
@@ -177,7 +177,9 @@ class _Stream:
         """Sends a beat that is not to be answered; False if the stream has ended."""
         if not self._answers.is_active():
             return False
-        self._requests.put(request)
+        quiet = pb.HeartbeatRequest(unanswered=True)
+        quiet.MergeFrom(request)
+        self._requests.put(quiet)
         return True
 
     def end(self) -> None:
