@@ -38,7 +38,8 @@ class SharedWork(Generic[K, V]):
             work: makes it, if nobody has.
         """
         task = self._results.get(key)
-        if task is None:
+        # One that has failed just now is still here until the loop comes to its callback.
+        if task is None or _has_failed(task):
             task = asyncio.get_running_loop().create_task(work())
             task.add_done_callback(lambda done: self._forget_failed(key, done))
             self._results[key] = task
@@ -48,5 +49,9 @@ class SharedWork(Generic[K, V]):
         return task
 
     def _forget_failed(self, key: K, done: asyncio.Task[V]) -> None:
-        if (done.cancelled() or done.exception()) and self._results.get(key) is done:
+        if _has_failed(done) and self._results.get(key) is done:
             del self._results[key]
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

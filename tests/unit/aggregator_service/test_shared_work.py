@@ -52,6 +52,27 @@ async def test_what_failed_is_done_again_and_nobody_is_told_twice():
     assert await shared.begin("a", work) == 5
 
 
+async def test_what_has_failed_this_very_moment_is_done_again():
+    """Asked for in the turn of the loop in which it failed, before its callbacks are called."""
+    shared: SharedWork[str, int] = SharedWork(kept=2)
+
+    async def fails() -> int:
+        raise LookupError
+
+    async def work() -> int:
+        return 5
+
+    failed = shared.begin("a", fails)
+    await asyncio.sleep(0)
+    assert failed.done() and len(shared) == 1, "the callback has not been called yet"
+    again = shared.begin("a", work)
+    assert again is not failed
+    with pytest.raises(LookupError):
+        await failed
+    assert await again == 5
+    assert shared.begin("a", fails) is again
+
+
 async def test_one_that_goes_away_stops_the_work_for_nobody():
     shared: SharedWork[str, int] = SharedWork(kept=2)
     go = asyncio.Event()
