@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aggregator_service.app import serve
 from aggregator_service.config import AggregatorConfig
 from fedlora.config import load_config
 from fedlora.errors import FedLoraError
@@ -20,7 +19,11 @@ def main() -> int:
     configure_logging()
     try:
         config = load_config(services={"server": AggregatorConfig})
-        return asyncio.run(serve(config.build("server", AggregatorConfig), config.run))
+        settings = config.build("server", AggregatorConfig)
+        # torch and gRPC take seconds to load: a mistake in the settings is told before.
+        from aggregator_service.app import serve
+
+        return asyncio.run(serve(settings, config.run))
     except FedLoraError as error:
         print(f"fedlora-aggregator: {error}", file=sys.stderr)  # noqa: T201
         return exit_code_of(error)

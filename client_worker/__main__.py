@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from client_worker.app import run_worker
 from client_worker.config import WorkerConfig
 from client_worker.data.config import DataConfig
 from fedlora.config import load_config
@@ -50,7 +49,11 @@ def main() -> int:
     """Works until the run is over or a signal comes; returns the exit code (docs/worker.md)."""
     try:
         configure_logging()
-        return run_worker(worker_config())
+        config = worker_config()
+        # torch and gRPC take seconds to load: a mistake in the settings is told before.
+        from client_worker.app import run_worker
+
+        return run_worker(config)
     except FedLoraError as error:
         print(f"fedlora-worker: {error}", file=sys.stderr)  # noqa: T201
         return exit_code_of(error)

@@ -6,6 +6,7 @@ What pydantic finds wrong is told in our words: key, what was expected, what cam
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,9 @@ __all__ = ["explain", "missing_key", "section_models"]
 _STRICT = (bool, int, float, str)
 
 
-def section_models(sections: Sequence[Section]) -> dict[str, type[BaseModel]]:
+# A study checks a hundred configurations of the same sections, and making the models is most of it.
+@functools.lru_cache(maxsize=16)
+def section_models(sections: tuple[Section, ...]) -> Mapping[str, type[BaseModel]]:
     """A pydantic model per top-level section; "data.partition" becomes a field of "data"."""
     nested: dict[str, dict[str, Any]] = {}
     for section in sections:

@@ -157,11 +157,11 @@ def load_config(
         return Origin(OriginKind.DEFAULT)
 
     has_run = any(path[0] in _RUN_ONLY for values in written for path in values)
-    asked = [
+    asked = tuple(
         s
         for s in sections
         if (has_run if s.name in _RUN_ONLY else _is_optional(s) or _is_written(s, written))
-    ]
+    )
     try:
         settings = _merge(section_models(asked), sources)
     except ValidationError as error:

@@ -18,6 +18,7 @@ AGGREGATOR_LACKS = (
     "client_worker", "fedlora_cli",
 )  # fmt: skip
 WORKER_LACKS = ("grpc_health", "grpc_reflection", "aggregator_service", "fedlora_cli")
+METRICS = ("prometheus_client", "tensorboard")  # loaded once they are asked for
 DEVELOPMENT = ("pytest", "hypothesis", "mypy", "grpc_tools", "hatchling")
 
 LOADER = """
@@ -55,60 +56,44 @@ def load(module: str, lacks: tuple[str, ...]) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("module", ["aggregator_service.app", "aggregator_service.__main__"])
-def test_the_aggregator_loads_without_the_libraries_of_a_worker(module: str) -> None:
-    done = load(module, AGGREGATOR_LACKS)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["asked:", "loaded:"]
+AGGREGATOR = "aggregator_service.app"
+# app.py imports the trainer once the device is chosen.
+WORKER = ("client_worker.app", "client_worker.training.trainer")
 
 
-def test_the_healthcheck_loads_neither_torch_nor_the_configuration() -> None:
-    done = load("aggregator_service.healthcheck", (*AGGREGATOR_LACKS, "torch", "pydantic", "numpy"))
+@pytest.mark.parametrize(
+    ("module", "lacks"),
+    [
+        (AGGREGATOR, (*AGGREGATOR_LACKS, *METRICS)),
+        *((m, (*WORKER_LACKS, *METRICS)) for m in WORKER),
+    ],
+)
+def test_a_service_loads_with_what_its_image_carries(module: str, lacks: tuple[str, ...]) -> None:
+    done = load(module, (*lacks, *DEVELOPMENT))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["asked:", "loaded:"]
 
 
 @pytest.mark.parametrize(
-    "module",
-    # app.py imports the others once the device is chosen.
+    ("module", "lacks"),
     [
-        "client_worker.__main__",
-        "client_worker.runner",
-        "client_worker.training.trainer",
-        "client_worker.transport.client",
+        ("aggregator_service.healthcheck", (*AGGREGATOR_LACKS, "torch", "pydantic", "numpy")),
+        # A mistake in the settings is told before what takes seconds to load.
+        ("aggregator_service.__main__", ("torch", "grpc", "numpy")),
+        ("client_worker.__main__", ("torch", "grpc", "numpy")),
+        ("client_worker.replica", ("torch", "grpc", "numpy")),
     ],
 )
-def test_the_worker_loads_without_the_libraries_of_the_aggregator(module: str) -> None:
-    done = load(module, WORKER_LACKS)
+def test_what_must_be_quick_loads_nothing_heavy(module: str, lacks: tuple[str, ...]) -> None:
+    done = load(module, lacks)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["asked:", "loaded:"]
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        "aggregator_service.app",
-        "client_worker.runner",
-        "client_worker.training.trainer",
-        "fedlora_cli.app",
-    ],
-)
-def test_nothing_needs_the_tools_of_development(module: str) -> None:
-    done = load(module, DEVELOPMENT)
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_command_line_loads_no_service_before_it_is_asked_to() -> None:
     services = ("aggregator_service", "client_worker", "transformers", "peft")
-    done = load("fedlora_cli.app", services)
+    done = load("fedlora_cli.app", (*services, *DEVELOPMENT))
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("module", ["aggregator_service.app", "client_worker.app"])
-def test_a_service_loads_nothing_for_metrics_before_it_is_asked_for_them(module: str) -> None:
-    done = load(module, ("prometheus_client", "tensorboard"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["asked:", "loaded:"]
 
 
 @pytest.mark.parametrize(
