@@ -64,7 +64,8 @@ async def test_what_has_failed_this_very_moment_is_done_again():
 
     failed = shared.begin("a", fails)
     await asyncio.sleep(0)
-    assert failed.done() and len(shared) == 1, "the callback has not been called yet"
+    assert failed.done()
+    assert len(shared) == 1, "the callback has not been called yet"
     again = shared.begin("a", work)
     assert again is not failed
     with pytest.raises(LookupError):
