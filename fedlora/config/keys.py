@@ -69,7 +69,6 @@ class Key:
         return ()
 
 
-@functools.cache
 def keys_of(owner: type, **names: str) -> tuple[Key, ...]:
     """The keys of a dataclass, in order; fields that hold dataclasses or mappings are left out.
 

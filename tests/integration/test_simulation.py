@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -87,14 +88,21 @@ def command(*arguments: str, config: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def simulate_here(run: Path) -> None:
+    """In this process, which has loaded torch already, as `python -m fedlora_cli.simulation`."""
+    with tempfile.TemporaryDirectory(prefix="scratch-", dir=run) as scratch:
+        simulate(
+            load(run / "config.toml"), device="cpu", export_dir=run.parent, scratch=Path(scratch)
+        )
+
+
 def rounds(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_one_process_gives_the_same_adapters_and_scores_as_grpc(tmp_path):
     direct = folder(tmp_path, "direct")
-    done = command("fedlora_cli.simulation", config=direct)
-    assert done.returncode == 0, done.stderr[-3000:]
+    simulate_here(direct)
     over_grpc = folder(tmp_path, "over-grpc")
     run_dir = tmp_path / "run"
     done = command(
@@ -110,7 +118,6 @@ def test_one_process_gives_the_same_adapters_and_scores_as_grpc(tmp_path):
         assert here["bytes_up"] == there["bytes_up"]
     # Half of the 24 test examples after the first round, all of them after the last.
     assert [r["metrics"]["test_num_examples"] for r in rounds(direct)] == [12, 24]
-    assert not list(direct.glob("scratch-*"))
 
 
 def test_a_worker_with_public_data_refines_what_the_parties_came_to(tmp_path):
@@ -121,8 +128,7 @@ def test_a_worker_with_public_data_refines_what_the_parties_came_to(tmp_path):
         ("max_ranks = [3, 1, 2]", "server_data = true"),
         ('split_column = "split"', 'split_column = "split"\npublic_fraction = 0.25'),
     )
-    done = command("fedlora_cli.simulation", config=run)
-    assert done.returncode == 0, done.stderr[-3000:]
+    simulate_here(run)
     for report in rounds(run):
         assert [u["worker"] for u in report["updates"]] == ["worker-0", "worker-1", "worker-2"]
         # 72 training rows, 18 of them public, a tenth held out by each party.
@@ -167,8 +173,7 @@ def test_a_class_that_joins_later_is_learnt_and_scored(tmp_path):
         for i in range(96)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    # In this process, which has loaded torch already.
-    simulate(load(run / "config.toml"), device="cpu", export_dir=tmp_path, scratch=run / "scratch")
+    simulate_here(run)
     first, second = rounds(run)
     assert all(u["num_examples"] > 0 for u in first["updates"])
     (without,) = [u for u in second["updates"] if u["num_examples"] == 0]
