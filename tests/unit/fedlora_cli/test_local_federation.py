@@ -14,12 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 from support.tiny_run import write_tiny_run
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from fedlora.adapters.peft_files import read_peft_folder
 from fedlora.config import LocalWorkers
 from fedlora.devices import Device, NvmlDevices
-from fedlora.exit_codes import ExitCode
+from fedlora.errors import FedLoraError
+from fedlora.exit_codes import ExitCode, exit_code_of
 from fedlora_cli.app import app
 from fedlora_cli.configuration import load
 from fedlora_cli.forked import can_fork
@@ -71,6 +72,11 @@ class Command:
         )
 
 
+def here(*arguments: str) -> Result:
+    """A command that starts no process, in this one."""
+    return CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,7 +88,7 @@ def events(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
 
 
-def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
+def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config, monkeypatch):
     folder = config.parent / "runs" / "tiny"
 
     killed = Command(config, "--plain")
@@ -114,15 +120,16 @@ def test_a_run_survives_sigkill_and_ctrl_c_and_leaves_no_process(config):
     assert sum(e["type"] == "run_created" for e in history) == 1
 
     own = folder / "own"
-    command = ["export", str(folder), "--worker", "worker-1", "--out", str(own)]
-    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    done = here("export", str(folder), "--worker", "worker-1", "--out", str(own))
+    assert done.exit_code == 0
     assert read_peft_folder(own).r == 2
 
-    code, out, err = Command(config).finish()
-    assert (code, "complete already" in out) == (0, True)
-    code, _, err = Command(config, "--set", "rounds.num_rounds=3").finish()
-    assert code == ExitCode.USAGE
-    assert "rounds.num_rounds: 2 -> 3" in err
+    monkeypatch.chdir(config.parent)
+    done = here("run", str(config))
+    assert (done.exit_code, "complete already" in done.stdout) == (0, True)
+    with pytest.raises(FedLoraError, match=r"rounds\.num_rounds: 2 -> 3") as caught:
+        here("run", str(config), "--set", "rounds.num_rounds=3")
+    assert exit_code_of(caught.value) == ExitCode.USAGE
 
 
 def test_the_workers_of_one_machine_may_share_a_gpu(config):
