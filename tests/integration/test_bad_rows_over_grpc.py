@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.bad_rows import BAD_ROWS, LABELS, READER, READER_MODULE, SECRET, STREAM
 from support.federation import Served, serving
-from support.observed_federation import logging_to
+from support.logs import logged
 from support.packages import install
 from support.worker_runs import causal_spec, classifier_spec, worker_run
 
@@ -51,7 +51,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Seen:
     labelled = worker_run(classifier_spec(bert, labels=LABELS))
     texts = replace(worker_run(causal_spec(bert)), continual=STREAM)
     seen = Seen()
-    with pytest.MonkeyPatch.context() as patch, logging_to(io.StringIO()) as log:
+    with pytest.MonkeyPatch.context() as patch, logged() as log, torch.random.fork_rng(devices=[]):
         # Workers of this process choose the CPU for all of it.
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.syspath_prepend(str(folder / "site"))

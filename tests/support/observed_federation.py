@@ -9,19 +9,17 @@ import asyncio
 import contextlib
 import io
 import json
-import logging
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
-import structlog
 import torch
 from support.federation import Served, serving
 from support.identities import Federation
+from support.logs import logged
 from support.observed_crew import NUM_ROUNDS, OPERATOR, WORKERS, Crew, Members
 from support.worker_runs import classifier_spec, worker_run
 
@@ -31,9 +29,8 @@ from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2_grpc
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.rounds import RoundRules
-from fedlora.telemetry import configure_logging
 
-__all__ = ["Observed", "logging_to", "observe", "scrape"]
+__all__ = ["Observed", "observe", "scrape"]
 
 
 @dataclass
@@ -71,7 +68,7 @@ def scrape(address: str) -> str:
 
 def observe(tmp_path: Path, model: Path) -> Observed:
     """Runs the federation to its end."""
-    with logging_to(io.StringIO()) as log:
+    with logged() as log, torch.random.fork_rng(devices=[]):
         seen = asyncio.run(_observe(tmp_path, model, log))
     seen.log = log.getvalue()
     return seen
@@ -160,20 +157,3 @@ def _worker_addresses(log: io.StringIO) -> dict[str, str]:
         for line in lines
         if line["event"] == "metrics_served" and "worker" in line
     }
-
-
-@contextlib.contextmanager
-def logging_to(stream: io.StringIO) -> Iterator[io.StringIO]:
-    """All logs of this process, from debug on, as JSON lines into a stream."""
-    root = logging.getLogger()
-    before = (list(root.handlers), root.level)
-    environ = {"FEDLORA_LOG_LEVEL": "debug", "FEDLORA_LOG_FORMAT": "json"}
-    configure_logging(stream=stream, environ=environ)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield stream
-    finally:
-        structlog.contextvars.clear_contextvars()
-        structlog.reset_defaults()
-        root.handlers, level = before
-        root.setLevel(level)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import http.client
-import io
-import logging
 import socket
 from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.registry import Collector
+from support.logs import logged
 
 from fedlora.errors import FedLoraError, Reason
-from fedlora.telemetry import configure_logging
 from fedlora.telemetry.endpoint import MetricsEndpoint, is_seen_outside
 
 KEY = "server.metrics_address"
@@ -105,18 +103,12 @@ class Broken(Collector):
 
 
 def test_a_mistake_of_ours_ends_in_the_log_and_not_in_a_page(registry: CollectorRegistry):
-    stream, root = io.StringIO(), logging.getLogger()
-    before = (list(root.handlers), root.level)
-    configure_logging(stream=stream, environ={"FEDLORA_LOG_FORMAT": "json"})
     registry.register(Broken())
-    try:
-        with (
-            MetricsEndpoint("127.0.0.1:0", registry, key=KEY) as endpoint,
-            pytest.raises(http.client.RemoteDisconnected),
-        ):
-            get(endpoint.address, "/metrics")
-    finally:
-        root.handlers, level = before
-        root.setLevel(level)
+    with (
+        logged({"FEDLORA_LOG_FORMAT": "json"}) as stream,
+        MetricsEndpoint("127.0.0.1:0", registry, key=KEY) as endpoint,
+        pytest.raises(http.client.RemoteDisconnected),
+    ):
+        get(endpoint.address, "/metrics")
     assert "metrics_not_served" in stream.getvalue()
     assert "RuntimeError" in stream.getvalue()

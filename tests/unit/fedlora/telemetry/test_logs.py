@@ -8,6 +8,7 @@ import logging
 
 import pytest
 import structlog
+from support.logs import logged
 
 from fedlora.errors import FedLoraError
 from fedlora.telemetry import bind_context, configure_logging
@@ -15,15 +16,8 @@ from fedlora.telemetry import bind_context, configure_logging
 
 @pytest.fixture
 def lines():
-    stream = io.StringIO()
-    root = logging.getLogger()
-    before, configured = (list(root.handlers), root.level), structlog.get_config()
-    configure_logging(stream=stream, environ={})
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    structlog.contextvars.clear_contextvars()
-    structlog.configure(**configured)
-    root.handlers, level = before
-    root.setLevel(level)
+    with logged({}) as stream:
+        yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_a_line_is_an_object_with_level_name_and_time(lines):
