@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from aggregations.aims import Aim, spread_of
+from aggregations.aims import Aim, Section, spread_of
 from aggregations.cohorts import (
     LLAMA,
     ROBERTA,
@@ -76,7 +76,7 @@ def closed_by(method: Method, rank: int) -> Callable[[ModuleCohort], LoraFactors
 
 def closing(
     rows: Sequence[tuple[Model, int, int]], device: torch.device, *, threads: int
-) -> tuple[list[str], list[Aim]]:
+) -> Section:
     """Every method over a round in memory, against reading the round once."""
     found: dict[str, dict[int, list[float]]] = {}
     names = [*METHODS, *(f"{name}, ahead" for name in AHEAD), "certificate", "certificate, ahead"]
@@ -171,7 +171,7 @@ def closing(
     return [*lines, ""], aims
 
 
-def against_dense(model: Model, count: int, device: torch.device) -> tuple[list[str], list[Aim]]:
+def against_dense(model: Model, count: int, device: torch.device) -> Section:
     """The dense formulations on one module."""
     cohort = cohort_of(model.width, model.rank, count, device)
     centred = CentredCohort.of(cohort.members, cohort.weights_U)
@@ -233,7 +233,7 @@ def against_dense(model: Model, count: int, device: torch.device) -> tuple[list[
     return [*lines, ""], aims
 
 
-def on_device(device: torch.device, count: int) -> list[str]:
+def on_device(device: torch.device, count: int) -> Section:
     """A whole round of LLaMA-2-7B on the accelerator, where the updates already are."""
     modules = [cohort_of(4096, 16, count, device) for _ in range(4)]
     recipe = compose(METHODS["optimal"])
@@ -247,7 +247,12 @@ def on_device(device: torch.device, count: int) -> list[str]:
     size = 8 * 4096 * 16 * count * LLAMA.modules
     big = torch.empty(2**28, device=device)
     bandwidth = big.numel() * 4 / best_time(lambda: big.sum(), device, least=10)
-    return [
+    aim = Aim(
+        f"`optimal` on all modules of LLaMA-2-7B, U = {count}, updates on the device",
+        "100 ms at most",
+        f"{1e3 * taken:.4g} ms",
+    )
+    lines = [
         "## Accelerator",
         "",
         (
@@ -258,6 +263,7 @@ def on_device(device: torch.device, count: int) -> list[str]:
         ),
         "",
     ]
+    return lines, [aim]
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -294,11 +300,20 @@ def main() -> None:
     rows = [(ROBERTA, 10, 48), (LLAMA, 10, 16)]
     if not quick:
         rows = [(ROBERTA, 10, 48), (ROBERTA, 100, 48), (LLAMA, 10, 64), (LLAMA, 100, 16)]
+    recipes = {name: compose(METHODS[name]) for name in ("fedit", "optimal")}
     sections = [
         closing(rows, device, threads=given.threads),
         against_dense(ROBERTA if quick else LLAMA, 10, device),
         randomised_excess(device, quick=quick),
+        (growth(recipes, device, quick=quick, plot=given.out.with_suffix(".svg")), []),
     ]
+    if device.type == "cuda":
+        sections.append(on_device(device, 10 if quick else 100))
+    else:
+        rows = rows[:1] if quick else [(ROBERTA, 10, 48), (LLAMA, 10, 32), (LLAMA, 100, 8)]
+        sections.append(from_files(recipes, rows))
+        note = "No accelerator was used: run with `--device cuda` for its rows."
+        sections.append(([*streamed(recipes, quick=quick), note], []))
     lines += [
         "## What was aimed at",
         "",
@@ -315,16 +330,6 @@ def main() -> None:
     ]
     for section, _ in sections:
         lines += section
-    recipes = {name: compose(METHODS[name]) for name in ("fedit", "optimal")}
-    lines += growth(recipes, device, quick=quick, plot=given.out.with_suffix(".svg"))
-    if device.type == "cuda":
-        lines += on_device(device, 10 if quick else 100)
-    else:
-        lines += from_files(
-            recipes, rows[:1] if quick else [(ROBERTA, 10, 48), (LLAMA, 10, 32), (LLAMA, 100, 8)]
-        )
-        lines += streamed(recipes, quick=quick)
-        lines += ["No accelerator was used: run with `--device cuda` for its rows.", ""]
     given.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -14,6 +14,10 @@ class Aim(NamedTuple):
     measured: str
 
 
+Section = tuple[list[str], list[Aim]]
+"""Lines of the page, and what they say of what was aimed at."""
+
+
 def spread_of(values: Sequence[float]) -> str:
     """The least and the greatest of several figures, in words."""
     least, most = (f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in (min(values), max(values)))

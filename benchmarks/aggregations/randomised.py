@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from aggregations.aims import Aim
+from aggregations.aims import Aim, Section
 from aggregations.cohorts import best_time, cohort_of, unrelated_of
 
 from fedlora.adapters.stacked import block_product
 from fedlora.numerics import gram_core_values, product_norm, randomised_svd
 
 
-def randomised_excess(device: torch.device, *, quick: bool) -> tuple[list[str], list[Aim]]:
+def randomised_excess(device: torch.device, *, quick: bool) -> Section:
     """Error and estimate of the randomised core, with and without a flat tail."""
     worst = 0.0
     sizes = [(1024, 8, 100)] if quick else [(512, 8, 70), (1024, 8, 100), (4096, 16, 100)]

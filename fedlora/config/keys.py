@@ -43,7 +43,8 @@ class Key:
     attribute: str
     """field of the dataclass; differs from the name where the file uses a shorter word"""
     annotation: Any
-    default: object
+    default: object = dataclasses.field(hash=False)
+    """a plug-in's may be a list"""
     help: str
     among: tuple[str, ...] = ()
     """of an enumeration: the values that may stand there; empty for all of them"""
