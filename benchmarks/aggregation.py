@@ -19,8 +19,9 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from aggregations.aims import Aim, Section, spread_of
@@ -78,7 +79,7 @@ def closing(
     rows: Sequence[tuple[Model, int, int]], device: torch.device, *, threads: int
 ) -> Section:
     """Every method over a round in memory, against reading the round once."""
-    found: dict[str, dict[int, list[float]]] = {}
+    found: list[_Closed] = []
     names = [*METHODS, *(f"{name}, ahead" for name in AHEAD), "certificate", "certificate, ahead"]
     lines = [
         "## Closing a round",
@@ -98,34 +99,10 @@ def closing(
     ]
     for model, count, modules in rows:
         cohorts = round_of(model, count, modules, device)
-        large = model.rank * count > model.width // 4
-        result = closed_by(METHODS["optimal"], model.rank)(cohorts[0])
-        published = GlobalModule(factors=result)
-
-        def certified(cohort: ModuleCohort, published: GlobalModule = published) -> object:
-            return measure(cohort, published=published)
-
-        work: dict[str, tuple[Callable[[ModuleCohort], object], Sequence[ModuleCohort]]] = {
-            "read": (read_all, cohorts)
-        }
-        for name, method in METHODS.items():
-            if not (large and name in ("flora_na", "florist")):
-                work[name] = (closed_by(method, model.rank), cohorts)
-        if not large:
-            ready = [dataclasses.replace(c, grams=made_ahead(c)) for c in cohorts]
-            for name in AHEAD:
-                work[f"{name}, ahead"] = (closed_by(METHODS[name], model.rank), ready)
-            work["certificate, ahead"] = (certified, ready)
-        work["certificate"] = (certified, cohorts)
-        seconds = dict.fromkeys(work, math.inf)
-        # One after the other, and all of it again: a neighbour's burst must not hit one of them.
-        for _ in range(3):
-            for name, (close, members) in work.items():
-                streams = name in ("read", "fedit")
-                taken = whole_round(close, members, device, streams=streams)
-                seconds[name] = min(seconds[name], taken)
+        seconds = _closing_seconds(model, count, cohorts, device)
         read = seconds["read"]
-        peak = peak_above(lambda w=work["optimal"]: whole_round(w[0], w[1], device), device)
+        optimal = closed_by(METHODS["optimal"], model.rank)
+        peak = peak_above(lambda o=optimal, c=cohorts: whole_round(o, c, device), device)
         adapter = 8 * model.width * model.rank * model.modules / 1e6
         cells = [
             f"{1e3 * seconds[n]:.3g} ({seconds[n] / read:.3g}x)" if n in seconds else "–"
@@ -137,38 +114,75 @@ def closing(
             + f" | {peak:.3g} | {adapter:.3g} |"
         )
         print(lines[-1], flush=True)
-        ratios = {name: taken / read for name, taken in seconds.items()}
-        ratios["certified"] = seconds["certificate"] / seconds["optimal"]
-        if not large:
-            ahead = seconds["certificate, ahead"] / seconds["optimal, ahead"]
-            ratios["certified, ahead"] = ahead
-        ratios["peak"] = peak / adapter
-        for name, value in ratios.items():
-            found.setdefault(name, {}).setdefault(count, []).append(value)
+        found.append(_Closed(count, seconds, peak / adapter))
+    return [*lines, ""], _closing_aims(found)
 
-    def spread(name: str, *counts: int) -> str:
-        values = [v for count, group in found[name].items() if count in counts for v in group]
-        return spread_of(values)
 
-    counts = sorted({count for _, count, _ in rows})
-    aims = [Aim("`fedit` over one read of the updates", "1.5 at most", spread("fedit", *counts))]
-    for count in counts:
-        least = "30" if count <= 10 else "20"
-        measured = spread("optimal", count)
-        if count in found["optimal, ahead"]:
-            measured += f"; ahead {spread('optimal, ahead', count)}"
-        aims.append(Aim(f"`optimal` over one read, U = {count}", f"{least} at most", measured))
-    certified = spread("certified", *counts)
-    certified += f"; ahead {spread('certified, ahead', *counts)}"
-    aims += [
+class _Closed(NamedTuple):
+    """What a row of the first table has found."""
+
+    count: int
+    seconds: Mapping[str, float]
+    peak: float
+    """over the size of one adapter"""
+
+
+def _closing_seconds(
+    model: Model, count: int, cohorts: Sequence[ModuleCohort], device: torch.device
+) -> dict[str, float]:
+    """Per module: the read, what methods take, and the certificate of `optimal`."""
+    large = model.rank * count > model.width // 4
+    result = closed_by(METHODS["optimal"], model.rank)(cohorts[0])
+    published = GlobalModule(factors=result)
+
+    def certified(cohort: ModuleCohort) -> object:
+        return measure(cohort, published=published)
+
+    work: dict[str, tuple[Callable[[ModuleCohort], object], Sequence[ModuleCohort]]] = {
+        "read": (read_all, cohorts)
+    }
+    for name, method in METHODS.items():
+        if not (large and name in ("flora_na", "florist")):
+            work[name] = (closed_by(method, model.rank), cohorts)
+    if not large:
+        ready = [dataclasses.replace(c, grams=made_ahead(c)) for c in cohorts]
+        for name in AHEAD:
+            work[f"{name}, ahead"] = (closed_by(METHODS[name], model.rank), ready)
+        work["certificate, ahead"] = (certified, ready)
+    work["certificate"] = (certified, cohorts)
+    seconds = dict.fromkeys(work, math.inf)
+    # One after the other, and all of it again: a neighbour's burst must not hit one of them.
+    for _ in range(3):
+        for name, (close, members) in work.items():
+            taken = whole_round(close, members, device, streams=name in ("read", "fedit"))
+            seconds[name] = min(seconds[name], taken)
+    return seconds
+
+
+def _closing_aims(found: Sequence[_Closed]) -> list[Aim]:
+    def over(rows: Sequence[_Closed], name: str, other: str = "read") -> str:
+        return spread_of([r.seconds[name] / r.seconds[other] for r in rows if name in r.seconds])
+
+    aims = [Aim("`fedit` over one read of the updates", "1.5 at most", over(found, "fedit"))]
+    for count in sorted({row.count for row in found}):
+        rows = [row for row in found if row.count == count]
+        measured = over(rows, "optimal")
+        if any("optimal, ahead" in row.seconds for row in rows):
+            measured += f"; ahead {over(rows, 'optimal, ahead')}"
+        most = "30" if count <= 10 else "20"
+        aims.append(Aim(f"`optimal` over one read, U = {count}", f"{most} at most", measured))
+    certified = over(found, "certificate", "optimal")
+    certified += f"; ahead {over(found, 'certificate, ahead', 'optimal, ahead')}"
+    peak = spread_of([row.peak for row in found])
+    return [
+        *aims,
         Aim("certificate over the close of `optimal`, in memory", "1 at most", certified),
         Aim(
             "peak of memory over the size of one adapter",
             "1 at most, Gram blocks beside it",
-            f"{spread('peak', *counts)}, Gram blocks included",
+            f"{peak}, Gram blocks included",
         ),
     ]
-    return [*lines, ""], aims
 
 
 def against_dense(model: Model, count: int, device: torch.device) -> Section:
