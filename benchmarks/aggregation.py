@@ -14,10 +14,8 @@ The page and the plot (aggregation.svg) are written anew by each run.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import math
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +40,7 @@ from aggregations.dense import dense_adam, dense_svd
 from aggregations.files import from_files, streamed
 from aggregations.growth import growth
 from aggregations.randomised import randomised_excess
+from shared.processes import processor
 
 from aggregator_service.aggregation.base import Method
 from aggregator_service.aggregation.centred import CentredCohort
@@ -286,12 +285,7 @@ def on_device(device: torch.device, count: int) -> Section:
 def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    name = platform.machine()
-    with contextlib.suppress(OSError, IndexError):
-        text = Path("/proc/cpuinfo").read_text()
-        models = [x for x in text.splitlines() if x.startswith("model name")]
-        name = models[0].partition(":")[2].strip()
-    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+    return f"{processor()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What all tests have in common: their order, one thread of torch, short tracebacks in their logs.
 
-Two test processes share two cores, and sums stay in one order. structlog's own way to show an
+Test processes share the cores, and sums stay in one order. structlog's own way to show an
 exception, which prints every local variable of every frame, takes seconds for each.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import subprocess
 import threading
 import time
@@ -14,14 +15,22 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Watched", "commit", "cpu_seconds", "machine", "private_bytes", "tree", "watched"]
+__all__ = [
+    "Watched", "commit", "cpu_seconds", "machine", "private_bytes", "processor", "tree", "watched",
+]  # fmt: skip
+
+
+def processor() -> str:
+    """The processor's name; its architecture where the system tells no more."""
+    with contextlib.suppress(OSError, StopIteration):
+        text = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(x for x in text if x.startswith("model name")).partition(":")[2].strip()
+    return platform.machine()
 
 
 def machine() -> str:
     """The processor and how many cores there are of it."""
-    text = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [x.partition(":")[2].strip() for x in text if x.startswith("model name")]
-    return f"{models[0]}, {len(models)} cores"
+    return f"{processor()}, {os.cpu_count()} cores"
 
 
 def commit() -> str:
