@@ -98,7 +98,8 @@ class LiveDisplay:
 
     def notice(self, text: str) -> None:
         """Prints above the live part."""
-        self._console.print(f"[dim]·[/] {text}", highlight=False)
+        # The end of a log, or what another machine gave as its reason: brackets in it are text.
+        self._console.print(Text.assemble(("·", "dim"), f" {text}"))
 
     def _render(self) -> RenderableType:
         view = self._view

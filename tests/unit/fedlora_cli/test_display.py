@@ -74,3 +74,11 @@ def test_the_live_display_shows_rounds_and_a_bar_per_worker(monkeypatch):
     assert "loss 0.500" in shown
     assert "hello" in shown
     assert "round 1/3" in shown
+
+
+def test_what_a_worker_says_is_no_markup_for_the_live_display():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    display = LiveDisplay(3, console)
+    left = {"reason": "[INST] [bold] of a prompt [/INST]"}
+    display.event(event(1, EventType.WORKER_LEFT, time=display._since, worker="a", detail=left))
+    assert "[INST] [bold] of a prompt [/INST]" in console.file.getvalue()
