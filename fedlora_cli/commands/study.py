@@ -78,7 +78,8 @@ def study(
     console = output()
     if dry_run:
         for cell in cells:
-            state = "done" if results.find(cell) else ("to run" if cell in missing else "left out")
+            to_run = cell.key in {other.key for other in missing}
+            state = "done" if results.find(cell) else ("to run" if to_run else "left out")
             console.print(f"{state:<9}{cell.label}", highlight=False)
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,13 +57,13 @@ def cells_of(study: Study) -> tuple[Cell, ...]:
         FedLoraError: INVALID_CONFIG and the like, with the cell's name, for a configuration that
             cannot be run.
     """
-    found: dict[tuple[str, str], Cell] = {}
     digests: dict[str, str] = {}
-    for seed in study.seeds:
-        for condition in study.conditions:
-            cell = _cell(study, condition, seed, digests)
-            found.setdefault((condition.variant, cell.key), cell)
-    return tuple(found.values())
+    # Of one key several: each has its place in a table, and `fedlora study` runs one of them.
+    return tuple(
+        _cell(study, condition, seed, digests)
+        for seed in study.seeds
+        for condition in study.conditions
+    )
 
 
 def _cell(study: Study, condition: Condition, seed: int, digests: dict[str, str]) -> Cell:

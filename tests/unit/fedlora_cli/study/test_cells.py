@@ -71,6 +71,23 @@ def test_other_data_is_another_cell(config, tmp_path):
     assert keys(config, {}) != [first]
 
 
+def test_cells_of_one_key_all_have_their_place_in_the_tables(config):
+    """A value that is varied and also the configuration's own: nothing is left out of its table."""
+    plain = study(config, {"data.partition.dirichlet_alpha": 0.3}, {"method.name": "optimal"})
+    varied = tuple(
+        dataclasses.replace(
+            condition,
+            varied={"data.partition.dirichlet_alpha": 0.3},
+            settings={**condition.settings, "data.partition.dirichlet_alpha": 0.3},
+        )
+        for condition in plain.conditions
+    )
+    both = dataclasses.replace(plain, conditions=plain.conditions + varied)
+    cells = cells_of(both)
+    assert [cell.condition for cell in cells] == [*both.conditions]
+    assert cells[0].key == cells[2].key
+
+
 def test_seeds_come_first_so_that_a_part_of_a_study_is_paired(config):
     cells = cells_of(study(config, {}, {"method.name": "optimal"}, seeds=(0, 1)))
     assert [(c.seed, c.condition.variant) for c in cells] == [
