@@ -93,7 +93,9 @@ def study(
         display=StudyDisplay(missing, metric=design.metrics[0], plain=plain),
     )
     if missing and not page_only:
-        code = runner.run(missing)
+        with results.held():
+            # Another process may have run some of them in the meantime.
+            code = runner.run([cell for cell in missing if results.find(cell) is None])
     page = write_page(design, cells, results, folder, command=f"fedlora study {study_file}")
     for failure in runner.failures:
         errors().print(failure, markup=False, highlight=False, soft_wrap=True)

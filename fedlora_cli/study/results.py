@@ -7,10 +7,12 @@ folder. Lines are sorted by key: the same results are the same file, in whatever
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -103,11 +105,34 @@ class Results:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._by_key = {result.key: result for result in _read(file)} if file.exists() else {}
+        self._by_key = _read(file)
 
     def find(self, cell: Cell) -> CellResult | None:
         """What a cell came to; None before it was run."""
         return self._by_key.get(cell.key)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it lasts, no other process runs cells for this file, and all it has is known.
+
+        Each would write the file as it knows it, without the other's cells, and begin in folders
+        in which the other's are at work. The lock goes with the process, however that ends.
+
+        Raises:
+            FedLoraError: STATE_LOCKED if another process does.
+        """
+        with self._file.with_name(".lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FedLoraError(
+                    Reason.STATE_LOCKED,
+                    f"another `fedlora study` is running cells for {str(self._file)!r}",
+                    hint="Let it end, or stop it; one command uses all of a machine with --jobs "
+                    "and --devices",
+                ) from None
+            self._by_key = _read(self._file)
+            yield
 
     def add(self, result: CellResult) -> None:
         """Keeps a result; the file is whole at any moment."""
@@ -118,16 +143,20 @@ class Results:
         temporary.replace(self._file)
 
 
-def _read(file: Path) -> list[CellResult]:
-    found = []
+def _read(file: Path) -> dict[str, CellResult]:
+    """The results in a file by their keys; none where there is no file."""
+    found: dict[str, CellResult] = {}
+    if not file.exists():
+        return found
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             values = json.loads(line)
-            found.append(CellResult(**{**values, "rounds": tuple(values["rounds"])}))
+            result = CellResult(**{**values, "rounds": tuple(values["rounds"])})
         except (ValueError, TypeError, KeyError) as error:
             raise FedLoraError(
                 Reason.INVALID_DATA,
                 f"{file}, line {number}: no result of a cell ({error})",
                 hint="Remove the line: its cell is run again",
             ) from None
+        found[result.key] = result
     return found

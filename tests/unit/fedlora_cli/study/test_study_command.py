@@ -15,8 +15,9 @@ import pytest
 from support.tiny_run import write_tiny_run
 from typer.testing import CliRunner, Result
 
+from fedlora.errors import FedLoraError, Reason
 from fedlora_cli.app import app
-from fedlora_cli.study.cells import cells_of
+from fedlora_cli.study.cells import Cell, cells_of
 from fedlora_cli.study.design import read_study
 from fedlora_cli.study.results import CellResult, Results
 
@@ -56,6 +57,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def result_of_hand(cell: Cell) -> CellResult:
+    rounds = ({**FIGURES, "test_accuracy": 0.5 + cell.seed / 10},)
+    return CellResult(
+        key=cell.key, label=cell.label, rounds=rounds, seconds=1.0, train_seconds=0.8,
+        made_with="by hand",
+    )  # fmt: skip
 
 
 def again(*arguments: str) -> Result:
@@ -105,13 +114,7 @@ def test_a_whole_study_that_is_begun_again_runs_no_cell_and_writes_the_same_page
     results = Results(study / "study" / "results.jsonl")
     (study / "study").mkdir()
     for cell in cells_of(read_study(study / "study.toml")):
-        rounds = ({**FIGURES, "test_accuracy": 0.5 + cell.seed / 10},)
-        results.add(
-            CellResult(
-                key=cell.key, label=cell.label, rounds=rounds, seconds=1.0, train_seconds=0.8,
-                made_with="by hand",
-            )
-        )  # fmt: skip
+        results.add(result_of_hand(cell))
     kept = (study / "study" / "results.jsonl").read_bytes()
     pages = []
     for _ in range(2):
@@ -123,6 +126,24 @@ def test_a_whole_study_that_is_begun_again_runs_no_cell_and_writes_the_same_page
     assert b"by hand" in pages[0]
     assert (study / "study" / "results.jsonl").read_bytes() == kept
     assert not (study / "runs").exists()
+
+
+def test_two_commands_never_run_cells_for_the_same_results(study, monkeypatch):
+    """Each would write the file without what the other one has added."""
+    monkeypatch.chdir(study)
+    (study / "study").mkdir()
+    file = study / "study" / "results.jsonl"
+    early, late = Results(file), Results(file)
+    (cell, _) = cells_of(read_study(study / "study.toml"))
+    with early.held():
+        with pytest.raises(FedLoraError, match="another `fedlora study`") as caught:
+            again("--only", "broken")
+        # Whoever only looks is no writer.
+        assert again("--dry-run").exit_code == 0
+        early.add(result_of_hand(cell))
+    assert caught.value.reason is Reason.STATE_LOCKED
+    with late.held():
+        assert late.find(cell) is not None
 
 
 def test_stopped_it_leaves_no_process_and_no_half_cell(study):
