@@ -152,6 +152,7 @@ def _export_dir(folder: RunFolder, run_name: str) -> str:
     links = folder.state_dir / "export"
     links.mkdir(parents=True, exist_ok=True)
     link = links / run_name
-    if not link.is_symlink():
-        link.symlink_to(root, target_is_directory=True)
+    # Made anew: the folder may have been moved, or copied from another one, since it was here.
+    link.unlink(missing_ok=True)
+    link.symlink_to(root, target_is_directory=True)
     return str(links.absolute())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_the_workers_of_one_machine_may_share_a_gpu(config):
     processes = LocalProcesses(load(config), LocalWorkers(), RunFolder(config.parent / "run"))
     worker = processes.worker(0, "127.0.0.1:1")
     assert worker.environment["FEDLORA_WORKER__SHARE_DEVICE"] == "true"
+
+
+def test_a_run_folder_that_was_moved_or_copied_is_written_where_it_is_now(config, tmp_path):
+    def written(folder: Path) -> Path:
+        processes = LocalProcesses(load(config), LocalWorkers(), RunFolder(folder))
+        export_dir = processes.aggregator().environment["FEDLORA_SERVER__EXPORT_DIR"]
+        return Path(export_dir, load(config).need_run().name).resolve()
+
+    assert written(tmp_path / "one") == tmp_path / "one"
+    shutil.copytree(tmp_path / "one", tmp_path / "two", symlinks=True)
+    assert written(tmp_path / "two") == tmp_path / "two"
+    (tmp_path / "two").rename(tmp_path / "three")
+    assert written(tmp_path / "three") == tmp_path / "three"
 
 
 def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):
