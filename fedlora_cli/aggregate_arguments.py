@@ -116,11 +116,14 @@ def weights_of(text: str, folders: Sequence[AdapterFolder]) -> list[float]:
 
 
 def check_target(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuses a folder to write that is one of those to read, or is there already."""
-    if any(out.resolve() == folder.resolve() for folder in inputs):
-        raise FedLoraError(
-            Reason.INVALID_ARGUMENT, f"--out {str(out)!r} is one of the adapters to combine"
-        )
+    """Refuses a folder to write that is or holds one of those to read, or is there already."""
+    for folder in inputs:
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"--out {str(out)!r} is or holds {str(folder)!r}, which is to be combined",
+                hint="Name another folder",
+            )
     if out.exists() and not (out.is_dir() and (overwrite or not any(out.iterdir()))):
         raise FedLoraError(
             Reason.ALREADY_EXISTS,

@@ -230,9 +230,11 @@ def test_a_folder_that_is_there_is_not_replaced_unasked(tmp_path):
     run(*command)
     assert refused(*command).reason is Reason.ALREADY_EXISTS
     run(*command, "--overwrite")
-    assert "one of the adapters" in str(
-        refused(tmp_path / "0", tmp_path / "1", "--out", tmp_path / "0", "--overwrite")
-    )
+    for out in (tmp_path / "0", tmp_path):
+        assert "is or holds" in str(
+            refused(tmp_path / "0", tmp_path / "1", "--out", out, "--overwrite")
+        )
+    assert (tmp_path / "1" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize(
