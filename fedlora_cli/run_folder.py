@@ -73,7 +73,7 @@ class RunFolder:
                 another configuration.
         """
         if self.root.exists() and any(self.root.iterdir()):
-            if not self.config_file.is_file():
+            if not self._holds_run():
                 raise FedLoraError(
                     Reason.ALREADY_EXISTS,
                     f"{str(self.root)!r} is not empty and holds no fedlora run",
@@ -100,6 +100,16 @@ class RunFolder:
         from aggregator_service.reporting.run_directory import read_rounds
 
         return read_rounds(self.root)
+
+    def _holds_run(self) -> bool:
+        """Whether a run was begun here: others keep a config.toml, too, beside what is theirs."""
+        if not self.config_file.is_file():
+            return False
+        if {*self.root.iterdir()} <= {self.config_file, self.log_dir}:
+            return True
+        # Of a federation in processes, of one in a single process, and of either once it is shown.
+        begun = (self.state_dir, self.log_dir / "cell.log", self.root / "run.json")
+        return any(path.exists() for path in begun)
 
     def _check_same(self, config: Config) -> None:
         before = _values(load(self.config_file, environ={}))

@@ -69,13 +69,25 @@ def test_fresh_removes_the_earlier_run(config, folder):
     assert not (folder.root / "state").exists()
 
 
-def test_a_folder_that_holds_something_else_is_never_touched(config, folder):
+@pytest.mark.parametrize("others", [(), ("config.toml",)])
+def test_a_folder_that_holds_something_else_is_never_touched(config, folder, others):
     folder.root.mkdir(parents=True)
     (folder.root / "thesis.txt").write_text("precious")
+    for name in others:
+        (folder.root / name).write_text(CONFIG)
     for fresh in (False, True):
         with pytest.raises(FedLoraError, match="holds no fedlora run"):
             folder.prepare(config(), fresh=fresh)
     assert (folder.root / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("left", [[], ["logs"], ["logs/cell.log", "scratch-1/state"], ["state"]])
+def test_what_a_killed_run_or_cell_has_left_is_begun_anew(config, folder, left):
+    folder.prepare(config(), fresh=False)
+    for name in left:
+        (folder.root / name).mkdir(parents=True)
+    assert folder.prepare(config("rounds.num_rounds=9"), fresh=True) is False
+    assert [path.name for path in folder.root.iterdir()] == ["config.toml"]
 
 
 def test_a_folder_in_which_nothing_has_run_has_no_run(folder):
