@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -107,6 +108,9 @@ def _options(
 
 def main() -> None:
     """Runs the command line and ends the process with a documented exit code (docs/cli.md)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal's encoding lacks is a question mark there, and not the end of the command.
+        sys.stdout.reconfigure(errors="replace")
     try:
         app()
     except FedLoraError as error:

@@ -44,8 +44,8 @@ def print_summary(folder: RunFolder, *, as_json: bool, headline: str) -> None:
         console.print(
             f"best     round {best.round}, {best.metric} {best.value:.4g}", highlight=False
         )
-    console.print(f"adapter  {folder.final_adapter}", highlight=False, soft_wrap=True)
-    console.print(f"report   {folder.report_file}", highlight=False, soft_wrap=True)
+    for what, place in (("adapter", folder.final_adapter), ("report ", folder.report_file)):
+        console.print(f"{what}  {place}", markup=False, highlight=False, soft_wrap=True)
     console.print()
     snippet = peft_snippet(run.spec.adapter, folder.final_adapter)
     if console.is_terminal:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from fedlora.adapters.spec import AdapterKind
 from fedlora_cli.aggregate_arguments import (
@@ -213,9 +214,9 @@ def aggregate(
         return
     output().print(certificate_table(certificate, with_change=origin is not None))
     output().print(
-        f"[green]wrote[/] {out}  rank {result_rank}, lora_alpha {alpha:g}, "
+        f"[green]wrote[/] {escape(str(out))}  rank {result_rank}, lora_alpha {alpha:g}, "
         f"{len(certificate.modules)} layers, {size / 1e6:.1f} MB; "
-        f"report {report or out / REPORT_NAME}",
+        f"report {escape(str(report or out / REPORT_NAME))}",
         highlight=False,
         soft_wrap=True,
     )

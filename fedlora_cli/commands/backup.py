@@ -49,6 +49,7 @@ def backup(
         output().print(
             f"{len(done.runs)} run{'s' * (len(done.runs) != 1)}, {done.num_blobs} adapters and "
             f"updates, {done.total_bytes / 1e6:.3g} MB -> {out}",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )

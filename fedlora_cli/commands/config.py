@@ -54,6 +54,7 @@ def check(
         print_json({"file": str(config_file), "values": rows})
         return
 
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -65,9 +66,9 @@ def check(
             section = entry.section
             table.add_row(f"\n[bold]\\[{section}][/]", "", "")
         is_default = entry.origin.kind is OriginKind.DEFAULT
-        value = "unset" if entry.value is None else toml_value(entry.value).replace("[", "\\[")
+        value = "unset" if entry.value is None else escape(toml_value(entry.value))
         style = "dim" if is_default else ""
-        table.add_row(f"  {entry.key}", value, str(entry.origin), style=style)
+        table.add_row(f"  {entry.key}", value, escape(str(entry.origin)), style=style)
     output().print(table)
 
 

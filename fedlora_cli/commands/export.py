@@ -85,6 +85,7 @@ def _export_version(
         output().print(
             f"version {done.adapter_version} (round {done.round}), {done.total_bytes / 1e6:.3g} MB "
             f"-> {out}",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -111,7 +112,8 @@ def _export_own(run: str, out: Path, worker: str, cache_dir: Path | None, *, as_
         if note.is_trained
         else f"version {note.adapter_version} (round {note.round}) with what is its own"
     )
-    output().print(f"{note.worker}'s own adapter, {what} -> {out}", highlight=False, soft_wrap=True)
+    said = f"{note.worker}'s own adapter, {what} -> {out}"
+    output().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _best_version(run: Run) -> int:

@@ -43,10 +43,12 @@ def init(
 
     names = server_names or ["localhost", "127.0.0.1"]
     init_federation(folder, federation=federation, server_names=names, days=days)
-    tell = output().print
-    tell(f"authority  {folder / 'authority'}   ca.key signs: keep it secret", highlight=False)
-    tell(f"server     {folder / 'server'}   for {', '.join(names)}", highlight=False)
-    tell(f"operator   {folder / 'operator'}   FEDLORA_IDENTITY_DIR of whoever runs it")
+    for said in (
+        f"authority  {folder / 'authority'}   ca.key signs: keep it secret",
+        f"server     {folder / 'server'}   for {', '.join(names)}",
+        f"operator   {folder / 'operator'}   FEDLORA_IDENTITY_DIR of whoever runs it",
+    ):
+        output().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -80,7 +82,9 @@ def show(
 
     files = read_identity(folder, now=time.time())
     until = _day(files.certified.not_after)
-    output().print(f"{files.identity.uri}  good until {until}", highlight=False, soft_wrap=True)
+    output().print(
+        f"{files.identity.uri}  good until {until}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -120,7 +124,8 @@ def token(
             authorities_pem=authorities,
         ),
     )
-    output().print(f"{out}: {role.value} {name!r} may enrol once until {_day(invited.expires_at)}")
+    said = f"{out}: {role.value} {name!r} may enrol once until {_day(invited.expires_at)}"
+    output().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

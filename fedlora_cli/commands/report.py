@@ -59,7 +59,7 @@ def report(
         print_json({"run": to_record(found), "rounds": [to_record(r) for r in rounds]})
     else:
         output().print(rounds_table(rounds, title=f"{found.spec.name}: {found.phase.value}"))
-    errors().print(f"page  {page}", highlight=False, soft_wrap=True)
+    errors().print(f"page  {page}", markup=False, highlight=False, soft_wrap=True)
     if open_page:
         import webbrowser
 

@@ -80,7 +80,7 @@ def study(
         for cell in cells:
             to_run = cell.key in {other.key for other in missing}
             state = "done" if results.find(cell) else ("to run" if to_run else "left out")
-            console.print(f"{state:<9}{cell.label}", highlight=False)
+            console.print(f"{state:<9}{cell.label}", markup=False, highlight=False)
         return
     folder.mkdir(parents=True, exist_ok=True)
     code = ExitCode.OK
@@ -102,7 +102,7 @@ def study(
     if code is ExitCode.INTERRUPTED:
         errors().print("stopped; the same command goes on", highlight=False)
     left = sum(results.find(cell) is None for cell in cells)
-    console.print(f"page     {page}", highlight=False, soft_wrap=True)
+    console.print(f"page     {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results  {len(cells) - left} of {len(cells)} cells", highlight=False)
     raise typer.Exit(code)
 

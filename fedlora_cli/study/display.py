@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -39,7 +40,7 @@ class StudyDisplay:
         self._rows: dict[str, TaskID] = {}
         self._rounds_done = 0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rounds"),
@@ -89,7 +90,7 @@ class StudyDisplay:
         left = (time.monotonic() - self._began) / self._num_done
         minutes = left * (self._num_cells - self._num_done) / 60
         self._progress.console.print(
-            f"[dim]{self._num_done}/{self._num_cells}[/] {cell.label}: {what}"
+            f"[dim]{self._num_done}/{self._num_cells}[/] {escape(cell.label)}: {what}"
             + (f" [dim](about {minutes:.0f} min left)[/]" if minutes >= 1 else ""),
             highlight=False,
         )

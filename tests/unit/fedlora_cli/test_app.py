@@ -13,13 +13,15 @@ import fedlora
 ROOT = Path(__file__).parents[3]
 
 
-def fedlora_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def fedlora_command(
+    *arguments: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", "from fedlora_cli.app import main; main()", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "100"},
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "100", **environment},
         timeout=120,
     )
 
@@ -27,6 +29,22 @@ def fedlora_command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPr
 def test_version():
     done = fedlora_command("--version")
     assert (done.returncode, done.stdout) == (0, f"fedlora {fedlora.__version__}\n")
+
+
+def test_a_configuration_is_shown_as_it_is_whatever_its_brackets_and_the_terminals_encoding(
+    tmp_path,
+):
+    file = tmp_path / "one[b].toml"
+    file.write_text((ROOT / "examples" / "causal_lm.toml").read_text())
+    expression = r"adapter.target_modules=['.*\[a-z]']"
+    done = fedlora_command(
+        "config", "check", str(file), "--set", expression, "--set", "data.text_column=zażółć",
+        PYTHONIOENCODING="ascii", PYTHONUTF8="0",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert r'[".*\\[a-z]"]' in done.stdout
+    assert "one[b].toml" in done.stdout
+    assert "za????" in done.stdout
 
 
 def test_help_needs_neither_torch_nor_grpc_nor_a_service():
