@@ -20,6 +20,21 @@ from fedlora_cli.run_folder import RunFolder
 __all__ = ["LocalProcesses"]
 
 
+# Of a file that also serves a federation over machines: here nobody else can call, and the command
+# line and the workers have no identity to show.
+_NO_SERVER_IDENTITY = {
+    "FEDLORA_SERVER__IDENTITY_DIR": "",
+    "FEDLORA_SERVER__TOKENS_FILE": "",
+    "FEDLORA_SERVER__AUTHORITY_DIR": "",
+    "FEDLORA_SERVER__ENROLMENT_ADDRESS": "",
+}
+_NO_WORKER_IDENTITY = {
+    "FEDLORA_WORKER__IDENTITY_DIR": "",
+    "FEDLORA_WORKER__TOKEN_FILE": "",
+    "FEDLORA_WORKER__INVITATION": "",
+}
+
+
 class LocalProcesses:
     """Makes them; none is started here but what workers on a CPU are forks of.
 
@@ -69,6 +84,7 @@ class LocalProcesses:
             "FEDLORA_SERVER__EXPORT_DIR": _export_dir(folder, self._run_name),
             "FEDLORA_SERVER__PORT_FILE": str(self.port_file.absolute()),
             "FEDLORA_SERVER__EXIT_WHEN_DONE": "true",
+            **_NO_SERVER_IDENTITY,
         }
         return ManagedProcess(
             "aggregator",
@@ -108,6 +124,7 @@ class LocalProcesses:
             "FEDLORA_WORKER__SHARE_DEVICE": "true",
             "FEDLORA_WORKER__THREADS": str(self.threads),
             "FEDLORA_WORKER__CACHE_DIR": str(self._folder.worker_cache_dir(name).absolute()),
+            **_NO_WORKER_IDENTITY,
         }
         return ManagedProcess(
             name,

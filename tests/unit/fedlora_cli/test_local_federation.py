@@ -17,6 +17,7 @@ import pytest
 from support.tiny_run import write_tiny_run
 from typer.testing import CliRunner, Result
 
+from aggregator_service.config import AggregatorConfig
 from fedlora.adapters.peft_files import read_peft_folder
 from fedlora.config import LocalWorkers
 from fedlora.devices import Device, NvmlDevices
@@ -150,6 +151,29 @@ def test_a_run_folder_that_was_moved_or_copied_is_written_where_it_is_now(config
     assert written(tmp_path / "two") == tmp_path / "two"
     (tmp_path / "two").rename(tmp_path / "three")
     assert written(tmp_path / "three") == tmp_path / "three"
+
+
+def test_identities_of_a_federation_over_machines_are_left_aside(config, tmp_path):
+    """With them the server would speak TLS, and neither the command nor the workers would."""
+    overrides = [
+        f"{key}=fed"
+        for key in (
+            "server.identity_dir", "server.authority_dir", "server.tokens_file",
+            "worker.identity_dir", "worker.token_file", "worker.invitation",
+        )
+    ]  # fmt: skip
+    loaded = load(config, [*overrides, "server.enrolment_address=127.0.0.1:0"])
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(loaded, fresh=False)
+    processes = LocalProcesses(loaded, LocalWorkers(), folder)
+    told = load(folder.config_file, environ=processes.aggregator().environment)
+    server = told.build("server", AggregatorConfig)
+    assert (server.identity_dir, server.authority_dir, server.tokens_file) == (None, None, None)
+    assert server.enrolment_address == ""
+    told = load(folder.config_file, environ=processes.worker(0, "127.0.0.1:1").environment)
+    assert {told.section("worker")[k] for k in ("identity_dir", "token_file", "invitation")} == {
+        None
+    }
 
 
 def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):
