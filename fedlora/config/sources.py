@@ -93,7 +93,7 @@ class FileSource(TomlConfigSettingsSource):
         self.file = file
         try:
             super().__init__(BaseSettings, file)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FedLoraError(
                 Reason.INVALID_CONFIG, f"{file} is no TOML: {error}", hint="See https://toml.io"
             ) from None

@@ -261,6 +261,13 @@ def test_a_mistake_in_the_file_is_told_with_its_place_and_the_way_out(write, tex
     assert [word for word in words if word not in message] == []
 
 
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_bytes("[data]\npath = 'daten/\u00fc.jsonl'\n".encode("latin-1"))
+    with pytest.raises(FedLoraError, match=r"site\.toml is no TOML: .*utf-8"):
+        load_config(file, environ={})
+
+
 def test_a_missing_required_key_is_told_with_its_meaning(write):
     message = refused(write("[run]\nname = 'x'\n"))
     assert "model.base is missing" in message
