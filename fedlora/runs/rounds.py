@@ -194,9 +194,10 @@ class RoundRules:
                 raise invalid_argument(
                     f"rounds.{name} must not be negative, got {getattr(self, name)}"
                 )
-        if not self.deadline_seconds > 0:
+        # A run's records have no infinity.
+        if not 0 < self.deadline_seconds < float("inf"):
             raise invalid_argument(
-                f"rounds.deadline_seconds must be positive, got {self.deadline_seconds}"
+                f"rounds.deadline_seconds must be positive and finite, got {self.deadline_seconds}"
             )
         for name in ("mixing", "test_share", "held_out_share"):
             if not 0 < getattr(self, name) <= 1:

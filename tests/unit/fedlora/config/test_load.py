@@ -248,6 +248,7 @@ def test_the_id_of_a_data_set_is_no_path(write):
         ("[data.partition]\nnum_slot = 3\n", ["[data.partition]", "'num_slots'?"]),
         ("[data.partition]\nscheme = 'iid'\n", ["data.partition.num_slots is missing"]),
         ("[rounds]\nquorum = 9\n", ["rounds.quorum is 9", "(site.toml)"]),
+        ("[rounds]\ndeadline_seconds = inf\n", ["positive and finite, got inf (site.toml)"]),
         ("[rounds\n", ["is no TOML", "line"]),
         ("rounds = 3\n", ["[rounds] is a section"]),
     ],
