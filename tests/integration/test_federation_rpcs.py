@@ -417,6 +417,27 @@ async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: P
         watch.cancel()
 
 
+async def test_a_worker_that_was_lost_brings_what_it_has_trained(tmp_path: Path):
+    settings = {"worker_timeout_seconds": 0.3, "heartbeat_interval_seconds": 0.1}
+    async with serving(tmp_path, run_spec(), **settings) as served:
+        parts = await start_round(served, "w-0", "w-1")
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test", follow=True))
+        missing = {*parts}
+        async for message in watch:
+            if message.event.type == admin_pb2.EVENT_TYPE_WORKER_LOST:
+                missing.discard(message.event.worker)
+            if not missing:
+                break
+        watch.cancel()
+        worker, task = parts["w-0"]
+        request = federation_pb2.HeartbeatRequest(session_token=worker.token, task_id=task.task_id)
+        beat = await served.federation.Heartbeat(request, timeout=30)
+        assert beat.directive == federation_pb2.DIRECTIVE_CONTINUE
+        worker, task = parts["w-1"]
+        answer = await worker.push(task, random_adapter(worker.rank, seed=1))
+        assert not answer.replayed
+
+
 async def test_nobody_is_lost_at_the_moment_of_joining(tmp_path: Path):
     async with serving(tmp_path, run_spec(num_workers=20)) as served:
         await asyncio.gather(*(served.worker(f"w-{i}") for i in range(20)))

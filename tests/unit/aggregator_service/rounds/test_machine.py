@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.runs import LAYOUT, MachineDriver, run_spec
 
-from aggregator_service.rounds.assignment import changed_parts, task_for
+from aggregator_service.rounds.assignment import changed_parts, directive_for, task_for
 from aggregator_service.rounds.events import (
     AdapterConfirmed,
     AdapterRefined,
@@ -22,6 +22,7 @@ from aggregator_service.rounds.events import (
     UpdateCommitted,
     WorkerLeft,
     WorkerLost,
+    WorkerRegistered,
     WorkerReturned,
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects
@@ -34,7 +35,15 @@ from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.rounds import BelowQuorum
-from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Role, TaskKind
+from fedlora.runs.tasks import (
+    Capabilities,
+    Directive,
+    Evaluation,
+    EvaluationScope,
+    EvaluationSplit,
+    Role,
+    TaskKind,
+)
 from fedlora.tensors.manifest import DataType
 
 GLOBAL_TEST = Evaluation(
@@ -163,6 +172,28 @@ def test_below_quorum_a_lost_worker_may_come_back_and_count():
     assert task_for(driver.state, "b", driver.now).kind is TaskKind.TRAIN
     driver.commit("b")
     assert driver.state.phase is RunPhase.AGGREGATING
+
+
+def test_a_lost_worker_has_its_task_before_its_return_is_stored():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    task = task_for(driver.state, "b", driver.now)
+    driver.feed(WorkerLost("b"))
+    assert task_for(driver.state, "b", driver.now).task_id == task.task_id
+    assert directive_for(driver.state, "b", task.task_id, driver.now) is Directive.CONTINUE
+    # One that begins anew has to confirm first.
+    driver.feed(WorkerLost("a"))
+    driver.feed(
+        WorkerRegistered(
+            name="a",
+            instance_id="another",
+            session_hash="another",
+            capabilities=Capabilities(),
+            takes_mixed_ranks=True,
+        )
+    )
+    driver.feed(WorkerLost("a"))
+    assert task_for(driver.state, "a", driver.now).kind is TaskKind.WAIT
 
 
 def test_a_second_update_of_a_worker_or_one_of_another_round_changes_nothing():
