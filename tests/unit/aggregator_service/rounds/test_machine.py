@@ -270,6 +270,27 @@ def test_slots_of_the_gone_are_leased_again_and_those_of_the_living_are_not():
     assert driver.state.workers["y"].slot is None
 
 
+def test_a_lost_worker_whose_slot_is_leased_again_does_not_train_on_that_data_when_it_returns():
+    driver = MachineDriver(run_spec(slots=2))
+    driver.start_training("x", "y")
+    driver.feed(WorkerLost("y"))
+    driver.join("z")
+    assert (driver.state.workers["z"].slot, {*driver.state.assigned}) == (1, {"x", "z"})
+    assert task_for(driver.state, "y", driver.now).kind is TaskKind.WAIT
+    driver.feed(WorkerReturned("y"))
+    # Its next call tells it to register again, as one that has not confirmed.
+    assert (driver.state.workers["y"].state, driver.state.workers["y"].confirmed) == (
+        WorkerState.JOINING,
+        False,
+    )
+    with pytest.raises(FedLoraError) as caught:
+        driver.join("y")
+    assert caught.value.reason is Reason.NO_FREE_SLOT
+    driver.commit("x")
+    driver.commit("z")
+    assert driver.state.phase is RunPhase.AGGREGATING, "nobody waits for the one without data"
+
+
 def test_a_worker_gets_the_slot_it_prefers_over_its_names_number_unless_that_is_leased():
     driver = MachineDriver(run_spec(slots=4))
     for name, preferred in [("w-0", 2), ("gpu-11", 3), ("w-2", None), ("w-1", 3)]:
