@@ -364,10 +364,8 @@ class RunActor:
             return
         events = as_events(transition.facts, after=self._state.last_sequence, time=wall)
         state = replace(state, last_sequence=self._state.last_sequence + len(events))
-        reports = transition.reports
-        if reports:
-            reports = tuple(replace(r, bytes_down=self._bytes_down) for r in reports)
-            self._bytes_down = 0
+        bytes_down = self._bytes_down
+        reports = tuple(replace(r, bytes_down=bytes_down) for r in transition.reports)
         transaction = Transaction(
             state=state,
             clock=now,
@@ -381,6 +379,9 @@ class RunActor:
         await self._store.call(lambda s: s.commit(transaction))
         self._telemetry.committed(self._monotonic() - began)
         self._state = state
+        if reports:
+            # Only now, and not those since: a step that could not be stored is done again.
+            self._bytes_down -= bytes_down
         if certificates or reports:
             # Report and certificate become ready in either order; whoever looks gets both.
             changed = sorted({*(r.round for r in reports), *(round for round, _ in certificates)})

@@ -14,6 +14,7 @@ from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.rounds.assignment import kind_for
 from aggregator_service.rounds.events import (
     AdapterAggregated,
+    EvaluationReported,
     RunStopped,
     UpdateCommitted,
     WorkerLeft,
@@ -147,6 +148,24 @@ async def test_a_step_that_could_not_be_stored_has_not_happened():
         assert host.events == []
         await actor.apply(update)
         assert actor.state.updates.keys() == {"a"}
+
+
+async def test_bytes_that_workers_have_pulled_are_told_though_the_report_was_refused_at_first():
+    driver, host = in_training(), Host()
+    driver.commit("a")
+    driver.commit("b")
+    driver.aggregated()
+    driver.feed(EvaluationReported("a", ()))
+    async with host.driving(driver.state, driver.now) as actor:
+        actor.count_download(300)
+        host.store.refuses = True
+        with pytest.raises(FedLoraError, match="no room"):
+            await actor.apply(EvaluationReported("b", ()))
+        actor.count_download(7)
+        await actor.apply(EvaluationReported("b", ()))
+        report = host.store.report("run-1", 1)
+        assert report is not None
+        assert report.bytes_down == 307
 
 
 async def test_a_server_that_comes_back_in_mid_aggregation_aggregates_again():
