@@ -91,6 +91,7 @@ class RunActor:
     ) -> None:
         self._state = state
         self._clock = RunClock(clock_base, monotonic)
+        self._clock_stored = clock_base
         self._monotonic = monotonic
         self._wall = wall
         self._store = store
@@ -277,6 +278,21 @@ class RunActor:
             await self._look_for_silence()
         if self._state.deadline is not None and self.now() >= self._state.deadline:
             await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
+        elif self._state.deadline is not None:
+            await self._keep_time()
+
+    async def _keep_time(self) -> None:
+        """Stores the clock where nothing else has for a while, or a restart would set it back.
+
+        A server that is killed again and again would never come to a deadline.
+        """
+        if self.now() - self._clock_stored < self._worker_timeout / 4:
+            return
+        async with self._lock:
+            now = self.now()
+            transaction = Transaction(state=self._state, clock=now)
+            await self._store.call(lambda s: s.commit(transaction))
+            self._clock_stored = now
 
     async def _look_for_silence(self) -> None:
         for name, worker in list(self._state.workers.items()):
@@ -379,6 +395,7 @@ class RunActor:
         await self._store.call(lambda s: s.commit(transaction))
         self._telemetry.committed(self._monotonic() - began)
         self._state = state
+        self._clock_stored = now
         if reports:
             # Only now, and not those since: a step that could not be stored is done again.
             self._bytes_down -= bytes_down

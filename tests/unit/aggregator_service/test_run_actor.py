@@ -60,6 +60,7 @@ class Host:
 
     monotonic: float = 1000.0
     wall: float = 1_700_000_000.0
+    worker_timeout: float = 10_000.0
     store: RefusingStore = field(default_factory=RefusingStore)
     engine: EndlessEngine = field(default_factory=EndlessEngine)
     events: list[EventType] = field(default_factory=list)
@@ -77,7 +78,7 @@ class Host:
             store=store,
             engine=self.engine,
             observer=self,
-            worker_timeout_seconds=10_000.0,
+            worker_timeout_seconds=self.worker_timeout,
             disk=disk,
             telemetry=Silent(),
             monotonic=lambda: self.monotonic,
@@ -131,6 +132,19 @@ async def test_a_deadline_survives_a_restart_as_the_time_that_was_left():
     async with host.driving(state, clock) as again:
         assert again.state.deadline is not None
         assert again.state.deadline - again.now() == pytest.approx(20.0, abs=2.0)
+
+
+async def test_a_server_that_was_killed_with_nothing_to_store_has_not_forgotten_the_time():
+    driver, host = in_training(), Host(worker_timeout=100.0)
+    async with host.driving(driver.state, driver.now) as actor:
+        actor.start()
+        host.monotonic += 40.0
+        actor.wake()
+        await until(actor, lambda: bool(host.store.load_runs()))
+    ((state, clock),) = host.store.load_runs()
+    assert state == driver.state
+    assert clock == driver.now + 40.0
+    assert host.events == []
 
 
 # --- what is durable -----------------------------------------------------------------------
