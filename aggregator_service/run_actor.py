@@ -220,7 +220,7 @@ class RunActor:
 
     async def _return(self, worker: str) -> None:
         try:
-            await self._apply_quietly(WorkerReturned(worker))
+            await self.apply_if_possible(WorkerReturned(worker))
         except FedLoraError as error:
             # It will be heard of again.
             self._disk.noticed(error)
@@ -277,7 +277,7 @@ class RunActor:
             self._silence_due = self._monotonic() + self._worker_timeout / 4
             await self._look_for_silence()
         if self._state.deadline is not None and self.now() >= self._state.deadline:
-            await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
+            await self._disk.insist("a deadline", lambda: self.apply_if_possible(DeadlineChecked()))
         elif self._state.deadline is not None:
             await self._keep_time()
 
@@ -301,10 +301,11 @@ class RunActor:
             silent = self._monotonic() - heard
             alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
             if alive and silent > self._worker_timeout:
-                lost = functools.partial(self._apply_quietly, WorkerLost(name))
+                lost = functools.partial(self.apply_if_possible, WorkerLost(name))
                 await self._disk.insist("losing a worker", lost)
 
-    async def _apply_quietly(self, event: Event) -> None:
+    async def apply_if_possible(self, event: Event) -> None:
+        """As `apply`, but nothing happens where the run's phase does not allow the event."""
         # Between the look and the lock the run may have moved on: then the event is void.
         try:
             if self._state.phase in TABLE[type(event)]:
@@ -335,7 +336,7 @@ class RunActor:
         except Exception:
             log.exception("aggregation_failed")
             done = AggregationFailed("internal error, see the server's log")
-        await self._disk.insist("a new version", lambda: self._apply_quietly(done))
+        await self._disk.insist("a new version", lambda: self.apply_if_possible(done))
 
     def _begin_certificate(self, round: int) -> None:
         self._certifying.add(round)

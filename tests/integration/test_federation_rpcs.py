@@ -16,6 +16,7 @@ from support.runs import LAYOUT, run_spec
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2, run_pb2
+from fedlora.runs.phase import RunPhase
 
 
 async def start_round(served, *names: str) -> dict[str, tuple[ScriptedWorker, object]]:
@@ -398,6 +399,18 @@ async def test_a_heartbeat_says_whether_the_work_still_counts(tmp_path: Path):
         assert await directive() == federation_pb2.DIRECTIVE_ABANDON_TASK
         stop = await worker.task()
         assert (stop.kind, stop.reason) == (federation_pb2.TASK_KIND_STOP, "enough")
+
+
+async def test_who_starts_or_stops_a_run_at_the_same_time_as_another_is_told_how_it_stands(
+    tmp_path: Path,
+):
+    async with serving(tmp_path, None) as served:
+        coordinator = served.aggregator.coordinator
+        await coordinator.create_run(run_spec(), start=False)
+        started = await asyncio.gather(*(coordinator.start_run("test") for _ in range(2)))
+        assert [run.phase for run in started] == [RunPhase.WAITING] * 2
+        stopped = await asyncio.gather(*(coordinator.stop_run("test", why) for why in "ab"))
+        assert [run.reason for run in stopped] == ["a", "a"]
 
 
 async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: Path):
