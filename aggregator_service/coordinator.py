@@ -25,7 +25,6 @@ from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Telemetry
 from fedlora.errors import FedLoraError, Reason
-from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RoundReport, Run, RunEvent
 from fedlora.runs.spec import RunSpec
 
@@ -163,22 +162,20 @@ class Coordinator:
                 f"{_spec_difference(existing.state.spec, spec)}",
                 hint="Choose another run.name, or go on with the old configuration",
             )
-        if start and existing.state.phase is RunPhase.CREATED:
-            await existing.apply(RunStarted())
+        if start:
+            await existing.apply_if_possible(RunStarted())
         return describe(existing.state)
 
     async def start_run(self, run: str) -> Run:
         """Lets a created run begin; one that has begun stays as it is."""
         actor = self.run(run)
-        if actor.state.phase is RunPhase.CREATED:
-            await actor.apply(RunStarted())
+        await actor.apply_if_possible(RunStarted())
         return describe(actor.state)
 
     async def stop_run(self, run: str, reason: str) -> Run:
         """Ends a run; one that has ended stays as it is."""
         actor = self.run(run)
-        if not actor.state.phase.is_final:
-            await actor.apply(RunStopped(reason or "stopped by an operator"))
+        await actor.apply_if_possible(RunStopped(reason or "stopped by an operator"))
         return describe(actor.state)
 
     def runs(self) -> tuple[RunActor, ...]:

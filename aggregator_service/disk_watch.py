@@ -86,8 +86,8 @@ class DiskWatch:
             await asyncio.sleep(wait)
             try:
                 await asyncio.to_thread(self._probe)
-            except FedLoraError as error:
-                log.debug("disk_still_refuses", reason=error.reason.value)
+            except (FedLoraError, OSError) as error:
+                log.debug("disk_still_refuses", error=str(error))
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
             else:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +25,7 @@ from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
 from aggregator_service.failpoints import Failpoint, reach
+from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.shared_work import SharedWork
 from aggregator_service.store.blobs import BlobStore
@@ -41,7 +42,7 @@ from fedlora.runs.rounds import RoundEngine
 from fedlora.runs.seeds import derive_seed
 from fedlora.runs.spec import RunSpec
 
-__all__ = ["AggregationEngine", "resolve_device"]
+__all__ = ["AggregationEngine", "aggregated_in", "resolve_device"]
 
 log = structlog.get_logger(__name__)
 
@@ -129,7 +130,8 @@ class AggregationEngine:
 
     async def aggregate(self, state: RunState, store: ThreadedStore) -> AdapterRecord:
         """Combines the round's updates into the next version and stores it as a blob."""
-        bases = await _versions(store, state.run_id, state.updates.values())
+        began = {u.base_version for u in state.updates.values()}
+        bases = await _versions(store, state.run_id, began)
         return await self._run(self._aggregator, functools.partial(self._aggregate, state, bases))
 
     def prepare(self, state: RunState) -> None:
@@ -146,10 +148,10 @@ class AggregationEngine:
         run_id = state.run_id
         updates = await store.call(lambda s: s.updates(run_id, round))
         cohort = tuple(u for u in updates if not u.is_refinement)
-        adapters = {a.version: a for a in await store.call(lambda s: s.adapters(run_id))}
-        published = next(a for a in adapters.values() if a.round == round and not a.is_refinement)
-        bases = {u.base_version: adapters[u.base_version] for u in cohort}
-        base = adapters[published.base_version or 0]
+        published = await store.call(lambda s: aggregated_in(s, run_id, round))
+        number = published.base_version or 0
+        bases = await _versions(store, run_id, {number, *(u.base_version for u in cohort)})
+        base = bases[number]
         known, grams = self._closed_grams.pop(run_id, (0, None))
         grams = grams if known == round else None
         work = functools.partial(self._certify, state.spec, cohort, published, base, bases, grams)
@@ -408,10 +410,23 @@ class AggregationEngine:
         return await asyncio.get_running_loop().run_in_executor(executor, mapped)
 
 
+def aggregated_in(store: StateStore, run_id: str, round: int) -> AdapterRecord:
+    """The version that a round's aggregation came to, found in a few reads.
+
+    Every round publishes at least one version, so it is no earlier than any that is looked at here.
+    A run of ten thousand rounds has as many versions, each with figures of every layer.
+    """
+    version = round
+    while (found := store.adapter(run_id, version)) is not None and found.round < round:
+        version += round - found.round
+    if found is None:
+        raise AssertionError(f"round {round} has published no version")
+    return found
+
+
 async def _versions(
-    store: ThreadedStore, run_id: str, updates: Iterable[UpdateRecord]
+    store: ThreadedStore, run_id: str, versions: Collection[int]
 ) -> dict[int, AdapterRecord]:
-    """The versions that updates began from."""
-    versions = {u.base_version for u in updates}
+    """Published versions by number."""
     records = await store.call(lambda s: [s.adapter(run_id, v) for v in sorted(versions)])
     return {record.version: record for record in records if record is not None}

@@ -254,8 +254,9 @@ class RunExporter:
             raise AssertionError("nothing is queued without an export directory")
         if state.run_id not in self._exports:
             directory = RunDirectory(self._export_dir / state.spec.name)
-            (first,) = self._ask(lambda s: s.events(state.run_id, limit=1))
-            found, last = directory.begin(first)
+            found, last = directory.begin(
+                lambda number: self._ask(functools.partial(_event, state.run_id, number))
+            )
             directory.write_config(state.spec)
             scalars = self._begin_scalars(directory) if self._tensorboard else None
             self._exports[state.run_id] = _Export(
@@ -298,6 +299,11 @@ def _times(events: Sequence[RunEvent]) -> dict[int, float]:
 
 
 # --- in the store's thread ----------------------------------------------------------------
+
+
+def _event(run_id: str, sequence: int, store: StateStore) -> RunEvent | None:
+    # Numbers have no gaps.
+    return next(iter(store.events(run_id, first_sequence=sequence, limit=1)), None)
 
 
 def _news_after(run_id: str, sequence: int, store: StateStore) -> _News:

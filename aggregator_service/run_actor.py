@@ -91,6 +91,7 @@ class RunActor:
     ) -> None:
         self._state = state
         self._clock = RunClock(clock_base, monotonic)
+        self._clock_stored = clock_base
         self._monotonic = monotonic
         self._wall = wall
         self._store = store
@@ -219,7 +220,7 @@ class RunActor:
 
     async def _return(self, worker: str) -> None:
         try:
-            await self._apply_quietly(WorkerReturned(worker))
+            await self.apply_if_possible(WorkerReturned(worker))
         except FedLoraError as error:
             # It will be heard of again.
             self._disk.noticed(error)
@@ -276,7 +277,22 @@ class RunActor:
             self._silence_due = self._monotonic() + self._worker_timeout / 4
             await self._look_for_silence()
         if self._state.deadline is not None and self.now() >= self._state.deadline:
-            await self._disk.insist("a deadline", lambda: self._apply_quietly(DeadlineChecked()))
+            await self._disk.insist("a deadline", lambda: self.apply_if_possible(DeadlineChecked()))
+        elif self._state.deadline is not None:
+            await self._keep_time()
+
+    async def _keep_time(self) -> None:
+        """Stores the clock where nothing else has for a while, or a restart would set it back.
+
+        A server that is killed again and again would never come to a deadline.
+        """
+        if self.now() - self._clock_stored < self._worker_timeout / 4:
+            return
+        async with self._lock:
+            now = self.now()
+            transaction = Transaction(state=self._state, clock=now)
+            await self._store.call(lambda s: s.commit(transaction))
+            self._clock_stored = now
 
     async def _look_for_silence(self) -> None:
         for name, worker in list(self._state.workers.items()):
@@ -285,10 +301,11 @@ class RunActor:
             silent = self._monotonic() - heard
             alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
             if alive and silent > self._worker_timeout:
-                lost = functools.partial(self._apply_quietly, WorkerLost(name))
+                lost = functools.partial(self.apply_if_possible, WorkerLost(name))
                 await self._disk.insist("losing a worker", lost)
 
-    async def _apply_quietly(self, event: Event) -> None:
+    async def apply_if_possible(self, event: Event) -> None:
+        """As `apply`, but nothing happens where the run's phase does not allow the event."""
         # Between the look and the lock the run may have moved on: then the event is void.
         try:
             if self._state.phase in TABLE[type(event)]:
@@ -319,7 +336,7 @@ class RunActor:
         except Exception:
             log.exception("aggregation_failed")
             done = AggregationFailed("internal error, see the server's log")
-        await self._disk.insist("a new version", lambda: self._apply_quietly(done))
+        await self._disk.insist("a new version", lambda: self.apply_if_possible(done))
 
     def _begin_certificate(self, round: int) -> None:
         self._certifying.add(round)
@@ -364,10 +381,8 @@ class RunActor:
             return
         events = as_events(transition.facts, after=self._state.last_sequence, time=wall)
         state = replace(state, last_sequence=self._state.last_sequence + len(events))
-        reports = transition.reports
-        if reports:
-            reports = tuple(replace(r, bytes_down=self._bytes_down) for r in reports)
-            self._bytes_down = 0
+        bytes_down = self._bytes_down
+        reports = tuple(replace(r, bytes_down=bytes_down) for r in transition.reports)
         transaction = Transaction(
             state=state,
             clock=now,
@@ -381,6 +396,10 @@ class RunActor:
         await self._store.call(lambda s: s.commit(transaction))
         self._telemetry.committed(self._monotonic() - began)
         self._state = state
+        self._clock_stored = now
+        if reports:
+            # Only now, and not those since: a step that could not be stored is done again.
+            self._bytes_down -= bytes_down
         if certificates or reports:
             # Report and certificate become ready in either order; whoever looks gets both.
             changed = sorted({*(r.round for r in reports), *(round for round, _ in certificates)})

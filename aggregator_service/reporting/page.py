@@ -86,8 +86,11 @@ def _tiles(run: Run, rounds: Sequence[RoundReport]) -> str:
         ):
             name = f"{group}_{score.metric}"
             if name in last.metrics:
-                first = next(r.metrics[name] for r in rounds if name in r.metrics)
-                label = f"{score.name.lower()} {text}; {score.number(first)} after round 1"
+                first = next(r for r in rounds if name in r.metrics)
+                label = (
+                    f"{score.name.lower()} {text}; {score.number(first.metrics[name])} after round "
+                    f"{first.round}"
+                )
                 tiles.append((score.number(last.metrics[name]), label))
         tiles += _fairness(last, score)
     if best := run.best:

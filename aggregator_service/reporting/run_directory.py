@@ -72,22 +72,25 @@ class RunDirectory:
                 pass
         _replace(path, toml_text(run_entries(spec)))
 
-    def begin(self, first: RunEvent) -> tuple[int, int]:
+    def begin(self, stored: Callable[[int], RunEvent | None]) -> tuple[int, int]:
         """Prepares the files of a run to go on.
 
         Lines that may not have reached the disk are cut off. The files of another run under the
-        same name, and ones that cannot be read, are begun anew.
+        same name, or of what this one did before its state was restored from a backup, and ones
+        that cannot be read, are begun anew.
 
         Args:
-            first: the run's first event.
+            stored: the run's event of a number; None if there is none.
 
         Returns:
             Numbers of the last event that was here, and of the last one that still is; 0 for none.
         """
         events, metrics = self.root / "events.jsonl", self.root / "metrics.jsonl"
         try:
-            if _first_record(events) == to_record(first):
-                return self._cut_unsettled(events, metrics)
+            if _first_record(events) == to_record(stored(1)):
+                last = json.loads(_tail(events)[1][-1])
+                if last == to_record(stored(last["sequence"])):
+                    return self._cut_unsettled(events, metrics)
         except ValueError:
             pass
         for stale in (events, metrics, self.root / "run.json"):

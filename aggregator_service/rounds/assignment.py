@@ -53,7 +53,10 @@ def kind_for(state: RunState, worker: str) -> TaskKind:
     phase = state.phase
     if phase.is_final:
         return TaskKind.STOP
-    if state.workers[worker].state is not WorkerState.READY:
+    record = state.workers[worker]
+    # A lost one that asks is back, and has the task it kept, before that it is back is stored.
+    is_back = record.state is WorkerState.LOST and record.confirmed
+    if record.state is not WorkerState.READY and not is_back:
         return TaskKind.WAIT
     if phase is RunPhase.INITIALIZING and worker in state.cohort and worker not in state.updates:
         return TaskKind.INITIALIZE

@@ -180,6 +180,17 @@ def set_worker_state(state: RunState, name: str, to: WorkerState) -> RunState:
     return state.with_worker(replace(state.workers[name], state=to))
 
 
+def _without_slot(state: RunState, worker: WorkerRecord) -> RunState:
+    """The state in which a worker that is gone has lost its data to another.
+
+    It may come back in the same session, with that data in memory: it then has to register again,
+    for another slot, and what it has trained counts no more.
+    """
+    state = state.with_worker(replace(worker, slot=None, confirmed=False))
+    in_hand = {name: task for name, task in state.assigned.items() if name != worker.name}
+    return replace(state, assigned=in_hand)
+
+
 def _lease_slot(state: RunState, event: WorkerRegistered) -> tuple[RunState, int | None]:
     name, preferred = event.name, event.capabilities.preferred_data_slot
     partition = state.spec.partition
@@ -200,7 +211,7 @@ def _lease_slot(state: RunState, event: WorkerRegistered) -> tuple[RunState, int
     for gone in (WorkerState.LEFT, WorkerState.LOST):
         for slot, holder in sorted(holders.items(), key=lambda item: item[0] or 0):
             if holder.state is gone:
-                return state.with_worker(replace(holder, slot=None)), slot
+                return _without_slot(state, holder), slot
     raise FedLoraError(
         Reason.NO_FREE_SLOT,
         f"all {partition.num_slots} data partitions of run {state.spec.name!r} are leased",

@@ -22,7 +22,8 @@ __all__ = ["cohort_size", "sample"]
 
 def cohort_size(rules: RoundRules) -> int:
     """Workers that a round asks, over-selection included; 0 for all."""
-    return math.ceil(rules.cohort_size * (1 + rules.over_selection))
+    # Of 100 workers 7 % are 7, though the product of these floats is a little more.
+    return rules.cohort_size + math.ceil(round(rules.cohort_size * rules.over_selection, 9))
 
 
 def sample(

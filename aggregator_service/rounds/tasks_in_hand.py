@@ -130,8 +130,10 @@ def drop_late(state: RunState) -> RunState:
 
 def is_complete(state: RunState) -> bool:
     """Whether the open round has all that it waits for."""
-    rules = state.spec.rounds
-    if rules.closing_updates and len(state.updates) >= rules.closing_updates:
+    rules, enough = state.spec.rounds, state.spec.rounds.closing_updates
+    # Of updates without any example nothing can be made, and others may still come.
+    has_examples = any(u.num_examples for u in state.updates.values())
+    if enough and len(state.updates) >= enough and has_examples:
         return True
     if rules.engine is not RoundEngine.SYNC or len(state.updates) < rules.quorum:
         return False

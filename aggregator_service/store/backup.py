@@ -133,8 +133,9 @@ def _digests_in(record: Any) -> Iterator[str]:
         for key, value in record.items():
             if key.split("_")[-1] != "digest":
                 yield from _digests_in(value)
-            elif value:
-                # Empty for a method that remembers nothing.
+            # Empty for a method that remembers nothing; a number where a worker or one of its
+            # metrics has such a name.
+            elif value and isinstance(value, str):
                 yield value
     elif isinstance(record, list):
         for value in record:

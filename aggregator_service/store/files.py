@@ -25,6 +25,9 @@ __all__ = [
 _SYNC_FILE_RANGE_WRITE = 2
 """sync_file_range(2): begin to write these pages and do not wait"""
 
+_FAILS = frozenset({errno.EIO, errno.EROFS})
+"""Linux makes a file system read-only whose disk fails"""
+
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -45,7 +48,7 @@ def mapped_errors() -> Iterator[None]:
                 f"no room on the server: {error.strerror}",
                 hint="Free space in the state directory and try again",
             ) from error
-        if error.errno == errno.EIO:
+        if error.errno in _FAILS:
             raise FedLoraError(
                 Reason.DISK_FAILED,
                 f"the server's disk fails: {error.strerror}",

@@ -16,6 +16,7 @@ from support.runs import LAYOUT, run_spec
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.digests import new_digest
 from fedlora.proto.v1 import admin_pb2, federation_pb2, run_pb2
+from fedlora.runs.phase import RunPhase
 
 
 async def start_round(served, *names: str) -> dict[str, tuple[ScriptedWorker, object]]:
@@ -400,6 +401,18 @@ async def test_a_heartbeat_says_whether_the_work_still_counts(tmp_path: Path):
         assert (stop.kind, stop.reason) == (federation_pb2.TASK_KIND_STOP, "enough")
 
 
+async def test_who_starts_or_stops_a_run_at_the_same_time_as_another_is_told_how_it_stands(
+    tmp_path: Path,
+):
+    async with serving(tmp_path, None) as served:
+        coordinator = served.aggregator.coordinator
+        await coordinator.create_run(run_spec(), start=False)
+        started = await asyncio.gather(*(coordinator.start_run("test") for _ in range(2)))
+        assert [run.phase for run in started] == [RunPhase.WAITING] * 2
+        stopped = await asyncio.gather(*(coordinator.stop_run("test", why) for why in "ab"))
+        assert [run.reason for run in stopped] == ["a", "a"]
+
+
 async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: Path):
     settings = {"worker_timeout_seconds": 0.3, "heartbeat_interval_seconds": 0.1}
     async with serving(tmp_path, run_spec(num_workers=2), **settings) as served:
@@ -415,6 +428,27 @@ async def test_a_silent_worker_is_lost_and_comes_back_by_being_heard(tmp_path: P
                 break
         assert message.event.worker == "w-0"
         watch.cancel()
+
+
+async def test_a_worker_that_was_lost_brings_what_it_has_trained(tmp_path: Path):
+    settings = {"worker_timeout_seconds": 0.3, "heartbeat_interval_seconds": 0.1}
+    async with serving(tmp_path, run_spec(), **settings) as served:
+        parts = await start_round(served, "w-0", "w-1")
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test", follow=True))
+        missing = {*parts}
+        async for message in watch:
+            if message.event.type == admin_pb2.EVENT_TYPE_WORKER_LOST:
+                missing.discard(message.event.worker)
+            if not missing:
+                break
+        watch.cancel()
+        worker, task = parts["w-0"]
+        request = federation_pb2.HeartbeatRequest(session_token=worker.token, task_id=task.task_id)
+        beat = await served.federation.Heartbeat(request, timeout=30)
+        assert beat.directive == federation_pb2.DIRECTIVE_CONTINUE
+        worker, task = parts["w-1"]
+        answer = await worker.push(task, random_adapter(worker.rank, seed=1))
+        assert not answer.replayed
 
 
 async def test_nobody_is_lost_at_the_moment_of_joining(tmp_path: Path):

@@ -66,13 +66,13 @@ async def test_the_adapter_is_the_same_to_the_bit_with_and_without(
 
 async def test_no_blocks_are_kept_for_a_certificate_that_does_not_come(tmp_path, monkeypatch):
     kept = []
-    published = RunActor._apply_quietly
+    published = RunActor.apply_if_possible
 
     async def noted(self, event):
         kept.append(dict(self._engine._closed_grams))
         await published(self, event)
 
-    monkeypatch.setattr(RunActor, "_apply_quietly", noted)
+    monkeypatch.setattr(RunActor, "apply_if_possible", noted)
     for certify_every in (1, 0):
         kept.clear()
         await first_round(tmp_path / str(certify_every), "optimal", 3, certify_every=certify_every)

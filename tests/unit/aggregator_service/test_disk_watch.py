@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import errno
+
 import pytest
 
 from aggregator_service import disk_watch
@@ -25,6 +28,24 @@ async def test_what_the_disk_refuses_is_tried_again_until_it_is_taken(
 
     assert await watch.insist("a test", attempt) == "done"
     assert refusals == []
+    await watch.close()
+
+
+async def test_whatever_the_disk_says_meanwhile_it_is_looked_at_until_it_takes_writes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(disk_watch, "_FIRST_WAIT_SECONDS", 0.001)
+    says: list[Exception] = [PermissionError(errno.EACCES, "denied"), refusal(Reason.DISK_FAILED)]
+
+    def probe() -> None:
+        if says:
+            raise says.pop()
+
+    watch = DiskWatch(probe)
+    watch.noticed(refusal(Reason.DISK_FAILED))
+    async with asyncio.timeout(10):
+        await watch.wait_for_change()
+    assert (watch.takes_writes, says) == (True, [])
     await watch.close()
 
 

@@ -51,6 +51,8 @@ class History:
 
     def __init__(self, root: Path, *, first_event_at: float = 0.0) -> None:
         self.started = first_event_at
+        self.restored_after = 1000
+        """number of the last event of a backup; what followed it came at other times"""
         self.root = root / "runs"
         self.directory = self.root / NAME
         self.store = CountingStore()
@@ -105,7 +107,7 @@ class History:
         event = RunEvent(
             sequence=sequence,
             type=event_type,
-            time=self.started + 120.0 * round,
+            time=self.started + 120.0 * round + 9.0 * (sequence > self.restored_after),
             round=round,
             detail=detail,
         )
@@ -280,6 +282,25 @@ async def test_the_files_of_another_run_of_that_name_are_not_mixed_with_ours(
             exporter.committed(*step)
     assert read_events(history.directory) == tuple(events[0] for _, events, _ in told[:5])
     assert [r.round for r in read_rounds(history.directory)] == [1]
+
+
+@pytest.mark.parametrize("kept", [3, 15])
+async def test_what_a_run_did_before_its_state_was_restored_is_not_kept(
+    history: History, tmp_path: Path, kept: int
+):
+    await written(history)
+    # From a backup of its first events the run has gone on, another way.
+    restored_run = History(tmp_path / "restored")
+    restored_run.root, restored_run.directory = history.root, history.directory
+    restored_run.restored_after = kept
+    told = restored_run.steps()
+    async with restored_run.exporter() as exporter:
+        exporter.restore(told[kept - 1][0])
+        for step in told[kept:]:
+            exporter.committed(*step)
+        await all_written(exporter)
+    assert read_events(history.directory) == tuple(events[0] for _, events, _ in told)
+    assert [r.round for r in read_rounds(history.directory)] == [1, 2, 3, 4, 5, 6]
 
 
 async def test_an_exporter_far_behind_is_closed_at_once_and_goes_on_next_time(

@@ -14,6 +14,7 @@ from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.rounds.assignment import kind_for
 from aggregator_service.rounds.events import (
     AdapterAggregated,
+    EvaluationReported,
     RunStopped,
     UpdateCommitted,
     WorkerLeft,
@@ -59,6 +60,7 @@ class Host:
 
     monotonic: float = 1000.0
     wall: float = 1_700_000_000.0
+    worker_timeout: float = 10_000.0
     store: RefusingStore = field(default_factory=RefusingStore)
     engine: EndlessEngine = field(default_factory=EndlessEngine)
     events: list[EventType] = field(default_factory=list)
@@ -76,7 +78,7 @@ class Host:
             store=store,
             engine=self.engine,
             observer=self,
-            worker_timeout_seconds=10_000.0,
+            worker_timeout_seconds=self.worker_timeout,
             disk=disk,
             telemetry=Silent(),
             monotonic=lambda: self.monotonic,
@@ -132,6 +134,19 @@ async def test_a_deadline_survives_a_restart_as_the_time_that_was_left():
         assert again.state.deadline - again.now() == pytest.approx(20.0, abs=2.0)
 
 
+async def test_a_server_that_was_killed_with_nothing_to_store_has_not_forgotten_the_time():
+    driver, host = in_training(), Host(worker_timeout=100.0)
+    async with host.driving(driver.state, driver.now) as actor:
+        actor.start()
+        host.monotonic += 40.0
+        actor.wake()
+        await until(actor, lambda: bool(host.store.load_runs()))
+    ((state, clock),) = host.store.load_runs()
+    assert state == driver.state
+    assert clock == driver.now + 40.0
+    assert host.events == []
+
+
 # --- what is durable -----------------------------------------------------------------------
 
 
@@ -147,6 +162,24 @@ async def test_a_step_that_could_not_be_stored_has_not_happened():
         assert host.events == []
         await actor.apply(update)
         assert actor.state.updates.keys() == {"a"}
+
+
+async def test_bytes_that_workers_have_pulled_are_told_though_the_report_was_refused_at_first():
+    driver, host = in_training(), Host()
+    driver.commit("a")
+    driver.commit("b")
+    driver.aggregated()
+    driver.feed(EvaluationReported("a", ()))
+    async with host.driving(driver.state, driver.now) as actor:
+        actor.count_download(300)
+        host.store.refuses = True
+        with pytest.raises(FedLoraError, match="no room"):
+            await actor.apply(EvaluationReported("b", ()))
+        actor.count_download(7)
+        await actor.apply(EvaluationReported("b", ()))
+        report = host.store.report("run-1", 1)
+        assert report is not None
+        assert report.bytes_down == 307
 
 
 async def test_a_server_that_comes_back_in_mid_aggregation_aggregates_again():

@@ -75,6 +75,12 @@ def test_the_sentences_carry_the_numbers_of_the_run():
     assert "1 min 30 s" in text
 
 
+def test_the_first_score_is_said_to_be_of_the_round_that_was_scored_first():
+    rounds = [replace(ROUNDS[0], metrics={}), *ROUNDS[1:]]
+    first = 100 * ROUNDS[1].metrics["test_accuracy"]
+    assert f"{first:.1f} % after round 2" in Page(report_html(sample_run(), rounds)).text
+
+
 def test_the_worst_served_workers_and_personal_scores_are_shown_where_there_are_such():
     plain = Page(report_html(sample_run(), ROUNDS)).text
     assert "worst tenth" not in plain

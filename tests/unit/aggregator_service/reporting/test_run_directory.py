@@ -78,7 +78,7 @@ def test_a_line_longer_than_what_is_read_of_a_file_at_first_is_found(directory):
 def test_another_runs_files_are_begun_anew(directory):
     directory.append_events([event(1), event(2)])
     directory.append_metrics([sample_round(1)])
-    assert directory.begin(event(1, time=900.0)) == (0, 0)
+    assert directory.begin(lambda number: event(number, time=900.0)) == (0, 0)
     assert (read_events(directory.root), read_rounds(directory.root)) == ((), ())
 
 
@@ -87,7 +87,7 @@ def test_files_that_a_power_cut_has_spoiled_are_begun_anew(directory, damage):
     directory.append_events([event(1), event(2)])
     with (directory.root / "events.jsonl").open("ab") as file:
         file.write(damage)
-    assert directory.begin(event(1)) == (0, 0)
+    assert directory.begin(event) == (0, 0)
     assert directory.last_sequence == 0
 
 
@@ -96,13 +96,14 @@ def test_what_was_written_within_a_minute_of_the_end_is_cut_off(directory):
         made = event(sequence, time=time)
         return replace(made, type=EventType.ROUND_COMPLETED, round=round, detail={"x": "y" * 999})
 
-    assert directory.begin(event(1)) == (0, 0)
+    assert directory.begin(event) == (0, 0)
     settled = [event(1), *(completed(s, round=s, time=200.0 * s) for s in range(2, 900))]
     late_certificate = replace(event(903, time=200_000.0), round=5)
     recent = [completed(s, round=s, time=200_000.0) for s in range(900, 903)]
     directory.append_events([*settled, *recent, late_certificate])
     directory.append_metrics([sample_round(r) for r in range(2, 903)])
-    assert directory.begin(event(1)) == (903, 899)
+    stored = {e.sequence: e for e in [*settled, *recent, late_certificate]}
+    assert directory.begin(stored.get) == (903, 899)
     assert read_events(directory.root) == tuple(settled)
     assert [r.round for r in read_rounds(directory.root)] == list(range(2, 900))
 

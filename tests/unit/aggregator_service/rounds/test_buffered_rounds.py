@@ -51,6 +51,18 @@ def test_a_buffer_closes_when_it_is_full_and_the_others_train_on():
     assert driver.state.phase is RunPhase.AGGREGATING
 
 
+@pytest.mark.parametrize(
+    "engine", [{"engine": RoundEngine.ASYNC, "buffer_size": 0}, {"buffer_size": 1}]
+)
+def test_a_worker_without_examples_ends_no_run_of_others_that_have_some(engine: dict[str, object]):
+    driver = buffered(**engine)
+    driver.commit("a", num_examples=0)
+    assert driver.state.phase is RunPhase.TRAINING
+    driver.commit("b")
+    assert driver.state.phase is RunPhase.AGGREGATING
+    assert driver.state.updates.keys() == {"a", "b"}
+
+
 def test_updates_that_come_while_a_version_is_made_fill_the_next_buffer_and_may_close_it():
     driver = buffered()
     driver.commit("a")

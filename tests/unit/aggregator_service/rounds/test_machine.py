@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.runs import LAYOUT, MachineDriver, run_spec
 
-from aggregator_service.rounds.assignment import changed_parts, task_for
+from aggregator_service.rounds.assignment import changed_parts, directive_for, task_for
 from aggregator_service.rounds.events import (
     AdapterConfirmed,
     AdapterRefined,
@@ -22,6 +22,7 @@ from aggregator_service.rounds.events import (
     UpdateCommitted,
     WorkerLeft,
     WorkerLost,
+    WorkerRegistered,
     WorkerReturned,
 )
 from aggregator_service.rounds.machine import TABLE, pending_effects
@@ -34,7 +35,15 @@ from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import RoundPlan, WorkerFeature
 from fedlora.runs.report import EventType, WorkerState
 from fedlora.runs.rounds import BelowQuorum
-from fedlora.runs.tasks import Evaluation, EvaluationScope, EvaluationSplit, Role, TaskKind
+from fedlora.runs.tasks import (
+    Capabilities,
+    Directive,
+    Evaluation,
+    EvaluationScope,
+    EvaluationSplit,
+    Role,
+    TaskKind,
+)
 from fedlora.tensors.manifest import DataType
 
 GLOBAL_TEST = Evaluation(
@@ -165,6 +174,28 @@ def test_below_quorum_a_lost_worker_may_come_back_and_count():
     assert driver.state.phase is RunPhase.AGGREGATING
 
 
+def test_a_lost_worker_has_its_task_before_its_return_is_stored():
+    driver = MachineDriver(run_spec())
+    driver.start_training("a", "b")
+    task = task_for(driver.state, "b", driver.now)
+    driver.feed(WorkerLost("b"))
+    assert task_for(driver.state, "b", driver.now).task_id == task.task_id
+    assert directive_for(driver.state, "b", task.task_id, driver.now) is Directive.CONTINUE
+    # One that begins anew has to confirm first.
+    driver.feed(WorkerLost("a"))
+    driver.feed(
+        WorkerRegistered(
+            name="a",
+            instance_id="another",
+            session_hash="another",
+            capabilities=Capabilities(),
+            takes_mixed_ranks=True,
+        )
+    )
+    driver.feed(WorkerLost("a"))
+    assert task_for(driver.state, "a", driver.now).kind is TaskKind.WAIT
+
+
 def test_a_second_update_of_a_worker_or_one_of_another_round_changes_nothing():
     driver = MachineDriver(run_spec())
     driver.start_training("a", "b")
@@ -237,6 +268,27 @@ def test_slots_of_the_gone_are_leased_again_and_those_of_the_living_are_not():
     driver.join("z")
     assert driver.state.workers["z"].slot == 1
     assert driver.state.workers["y"].slot is None
+
+
+def test_a_lost_worker_whose_slot_is_leased_again_does_not_train_on_that_data_when_it_returns():
+    driver = MachineDriver(run_spec(slots=2))
+    driver.start_training("x", "y")
+    driver.feed(WorkerLost("y"))
+    driver.join("z")
+    assert (driver.state.workers["z"].slot, {*driver.state.assigned}) == (1, {"x", "z"})
+    assert task_for(driver.state, "y", driver.now).kind is TaskKind.WAIT
+    driver.feed(WorkerReturned("y"))
+    # Its next call tells it to register again, as one that has not confirmed.
+    assert (driver.state.workers["y"].state, driver.state.workers["y"].confirmed) == (
+        WorkerState.JOINING,
+        False,
+    )
+    with pytest.raises(FedLoraError) as caught:
+        driver.join("y")
+    assert caught.value.reason is Reason.NO_FREE_SLOT
+    driver.commit("x")
+    driver.commit("z")
+    assert driver.state.phase is RunPhase.AGGREGATING, "nobody waits for the one without data"
 
 
 def test_a_worker_gets_the_slot_it_prefers_over_its_names_number_unless_that_is_leased():

@@ -85,6 +85,14 @@ def test_over_selection_rounds_up():
     assert cohort_size(RoundRules()) == 0
 
 
+@pytest.mark.parametrize(("size", "share", "asked"), [(50, 0.1, 55), (100, 0.07, 107), (3, 0.1, 4)])
+def test_a_share_that_is_a_whole_number_of_workers_is_not_rounded_up(
+    size: int, share: float, asked: int
+):
+    rules = RoundRules(min_workers=size, cohort_size=size, over_selection=share)
+    assert cohort_size(rules) == asked
+
+
 EXAMPLES, LOSSES = (1, 0, 3, 4, 5, 60), (0.1, None, 0.3, 0.9, 0.2, 0.2)
 DRAWN = {
     Sampling.UNIFORM: ("34 14 13 14 35 01", "245"),

@@ -105,6 +105,20 @@ def test_a_backup_is_a_state_directory_of_its_own(server: Server, tmp_path: Path
     server.commit()
 
 
+def test_what_workers_call_themselves_and_their_metrics_names_no_blob(
+    server: Server, tmp_path: Path
+):
+    named = server.commit()
+    ((state, _),) = server.store.load_runs()
+    assert state.adapter is not None
+    adapter = replace(state.adapter, version=2, weights={"site_digest": 0.75, "digest": 0.25})
+    update = replace(state.updates["w"], metrics={"loss_digest": 0.5})
+    state = replace(state, adapter=adapter, updates={"site_digest": update})
+    server.store.commit(Transaction(state=state, clock=2.0, adapters=(adapter,)))
+    back_up(server.root, tmp_path / "out")
+    assert files(tmp_path / "out") == named | {DATABASE_NAME}
+
+
 def test_a_server_that_has_ended_can_be_backed_up_too(server: Server, tmp_path: Path):
     named = server.commit()
     server.store.close()

@@ -29,7 +29,11 @@ def test_a_full_device_is_out_of_space():
 
 
 def test_only_what_a_disk_says_is_renamed():
-    for code, reason in ((errno.EDQUOT, Reason.OUT_OF_SPACE), (errno.EIO, Reason.DISK_FAILED)):
+    for code, reason in (
+        (errno.EDQUOT, Reason.OUT_OF_SPACE),
+        (errno.EIO, Reason.DISK_FAILED),
+        (errno.EROFS, Reason.DISK_FAILED),
+    ):
         with pytest.raises(FedLoraError) as caught, mapped_errors():
             raise OSError(code, os.strerror(code))
         assert caught.value.reason is reason
