@@ -23,7 +23,7 @@ from client_worker.loading import LoadedTrainer
 from client_worker.parts import pick, sent_manifest
 from client_worker.private_parts import PrivateParts
 from fedlora.codecs.spec import CodecSpec
-from fedlora.codecs.updates import coded_update, create_codec
+from fedlora.codecs.updates import CodedUpdate, coded_update, create_codec
 from fedlora.runs.plan import Selection
 from fedlora.runs.tasks import Registration, Task, TaskKind
 from fedlora.tensors.manifest import DataType, TensorManifest
@@ -41,17 +41,15 @@ class UpdateCoder:
     def __init__(self, residuals: PrivateParts) -> None:
         self._residuals = residuals
 
-    def update(
-        self, task: Task, loaded: LoadedTrainer, registration: Registration
-    ) -> Mapping[str, Tensor]:
-        """The tensors to send of the adapter in the model, which has begun from the task's version.
+    def update(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> CodedUpdate:
+        """What to send of the adapter in the model, which has begun from the task's version.
 
         Raises:
             FedLoraError: NOT_FINITE for a change that the codec cannot write.
         """
         codec = _codec_of(task, loaded)
         if codec is None:
-            return _plain_update(task, loaded)
+            return CodedUpdate(tensors=_plain_update(task, loaded), residual={})
         residual: Mapping[str, Tensor] = {}
         kept = _kept_manifest(task, loaded)
         if kept is not None:
@@ -63,9 +61,14 @@ class UpdateCoder:
             loaded.held.tensors,
             residual,
         )
-        if kept is not None:
-            self._residuals.keep(registration.run_id, task, {**residual, **coded.residual})
-        return coded.tensors
+        # All of it: of parts that the round does not send, what they are owed already.
+        owed = {} if kept is None else {**residual, **coded.residual}
+        return CodedUpdate(tensors=coded.tensors, residual=owed)
+
+    def keep(self, task: Task, registration: Registration, residual: Mapping[str, Tensor]) -> None:
+        """Makes what an update has left out the newest, once nothing but sending it is left."""
+        if residual:
+            self._residuals.keep(registration.run_id, task, residual)
 
     def feeds_back(self, task: Task, loaded: LoadedTrainer) -> bool:
         """Whether a task's update makes up for the one before."""

@@ -83,8 +83,17 @@ class Membership:
             return self._registration
 
     def confirm(self, assignment: Assignment, layout: AdapterLayout) -> None:
-        """Declares the adapter of the trainer that was made for `assignment`."""
-        self.with_session(lambda token: self._federation.confirm_adapter(token, layout))
+        """Declares the adapter of the trainer that was made for `assignment`.
+
+        Not to a run that this process was registered into meanwhile: the first layout that is
+        declared there would be that run's.
+        """
+
+        def declare(token: str) -> None:
+            if assignment_of(self.registration) == assignment:
+                self._federation.confirm_adapter(token, layout)
+
+        self.with_session(declare)
         self._confirmed = (assignment, layout)
 
     def with_session(self, call: Callable[[str], T]) -> T:

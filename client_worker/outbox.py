@@ -147,4 +147,5 @@ def _evaluation(kept: Any) -> Evaluation:
         num_examples=kept["num_examples"],
         metrics=kept["metrics"],
         label_counts=LabelCounts(**{k: tuple(v) for k, v in counts.items()}) if counts else None,
+        experience=kept["experience"],
     )

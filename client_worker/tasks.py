@@ -127,12 +127,14 @@ class TaskWork:
         self._settle(task, loaded, registration)
         self._loader.bring(task, loaded, registration)
         try:
-            update, kept = self._trained(task, loaded, registration)
+            update, kept, owed = self._trained(task, loaded, registration)
             own = self._own_training.trained(task, loaded, registration, self._work(task))
         except TaskAbandoned:
             self._abandon()
             return
-        # Before the outbox, and before anything is sent: see `client_worker.private_parts`.
+        # Before the outbox, and before anything is sent: see `client_worker.private_parts`. Not
+        # before training has come to its end: of a task that is abandoned nothing is sent.
+        self._coder.keep(task, registration, owed)
         self._memory.keep(task, registration, {**kept, **own})
         private = private_manifest(loaded.manifest, task.plan)
         if private.tensors:
@@ -202,11 +204,11 @@ class TaskWork:
 
     def _trained(
         self, task: Task, loaded: LoadedTrainer, registration: Registration
-    ) -> tuple[TrainedUpdate, Mapping[str, Tensor]]:
+    ) -> tuple[TrainedUpdate, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Trains, scores the result on this worker's held-out data, encodes it.
 
         Returns:
-            The update, and what the run's plug-ins keep.
+            The update, what the run's plug-ins keep, and what the run's codec has left out.
         """
         remembered = self._memory.before(task, loaded, registration)
         loaded.began_from, loaded.pristine = None, False
@@ -227,14 +229,14 @@ class TaskWork:
         if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL, round=task.round)
-        sent = {**self._coder.update(task, loaded, registration), **outcome.sent_extras}
+        coded = self._coder.update(task, loaded, registration)
         update = TrainedUpdate(
-            payload=encode(sent),
+            payload=encode({**coded.tensors, **outcome.sent_extras}),
             num_examples=outcome.num_examples,
             metrics=metrics,
             evaluations=tuple(_finite_scores(e) for e in scores),
         )
-        return update, outcome.kept_extras
+        return update, outcome.kept_extras, coded.residual
 
     def _personal_scores(
         self, task: Task, loaded: LoadedTrainer, registration: Registration

@@ -34,9 +34,9 @@ def fingerprint(state: Mapping[str, Tensor], *, trained: Collection[str]) -> str
 def is_inside(name: str, modules: Collection[str]) -> bool:
     """Whether a tensor belongs to one of the modules, named as peft's modules_to_save are.
 
-    "classifier" stands for every module whose path ends in that component.
+    "classifier" stands for every module whose path ends so, DistilBERT's pre_classifier too.
     """
-    return any(f".{module}." in f".{name}" for module in modules)
+    return any(f"{module}." in name for module in modules)
 
 
 def _digest(tensor: Tensor) -> str:

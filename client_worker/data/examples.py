@@ -126,6 +126,7 @@ def _chat(row: Row, column: str) -> Chat:
                 f"message {number}: expected a role of {', '.join(_ROLES)}, "
                 f"got {described(turn.get('role'))}"
             )
+        row.require_unicode(turn["content"], f"message {number}")
         messages.append(Message(turn["role"], turn["content"]))
     if not any(m.role == "assistant" for m in messages):
         raise row.error("a chat without an assistant's turn has nothing to learn from")

@@ -62,7 +62,23 @@ class Row:
             raise self.error(
                 f"column {column!r}: expected a text that is not blank, got {described(value)}"
             )
+        self.require_unicode(value, f"column {column!r}")
         return value
+
+    def require_unicode(self, text: str, where: str) -> None:
+        """Refuses text with half of a surrogate pair, which JSON can write and no tokenizer reads.
+
+        Args:
+            text: of the row.
+            where: in the row it stands.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise self.error(
+                f"{where}: expected Unicode text, got half of a surrogate pair",
+                "An emoji was cut in two: write U+FFFD in its place, or leave the row out",
+            ) from None
 
     def category(self, column: str) -> str:
         """The value of a column of labels or groups, as text: 3 and "3" are one label."""

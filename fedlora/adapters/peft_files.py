@@ -24,7 +24,7 @@ from typing import cast
 from safetensors import SafetensorError, safe_open
 
 from fedlora.adapters.names import Part, parse_key
-from fedlora.adapters.spec import AdapterKind, AdapterSpec
+from fedlora.adapters.spec import AdapterKind, AdapterSpec, TaskType
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = [
@@ -60,6 +60,9 @@ _OTHER_MATHEMATICS = (
 
 _NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
 """settings that take modules out of what `target_modules` matches"""
+
+_PEFT_HEADS = ("classifier", "score")
+"""modules that peft looks for in the file of every adapter whose task is SEQ_CLS"""
 
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """beginnings of `init_lora_weights` that subtract the adapter's start from the base model"""
@@ -204,12 +207,17 @@ def folder_config_json(
 
 
 def adapter_config_json(spec: AdapterSpec, rank: int) -> str:
-    """The `adapter_config.json` of a run's adapter at `rank`, served with `spec.scaling(rank)`."""
+    """The `adapter_config.json` of a run's adapter at `rank`, served with `spec.scaling(rank)`.
+
+    It names no task where the head is the base model's own: peft would not load it without one.
+    """
+    saves_head = any(name.split(".")[-1] in _PEFT_HEADS for name in spec.modules_to_save)
+    names_task = saves_head or spec.task_type is not TaskType.SEQUENCE_CLASSIFICATION
     return folder_config_json(
         kind=spec.kind,
         base_model=spec.base_model.model_id,
         revision=spec.base_model.revision,
-        task_type=spec.task_type.peft_name,
+        task_type=spec.task_type.peft_name if names_task else None,
         target_modules=peft_target_modules(spec.target_modules),
         modules_to_save=spec.modules_to_save,
         r=rank,

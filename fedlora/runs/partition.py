@@ -39,9 +39,12 @@ class PartitionSpec:
     def __post_init__(self) -> None:
         if self.num_slots < 1:
             raise invalid_argument(f"partition.num_slots must be at least 1, got {self.num_slots}")
-        if self.scheme is PartitionScheme.DIRICHLET and not self.dirichlet_alpha > 0:
+        in_range = 0 < self.dirichlet_alpha < float("inf")
+        if self.scheme is PartitionScheme.DIRICHLET and not in_range:
             raise invalid_argument(
-                f"partition.dirichlet_alpha must be positive, got {self.dirichlet_alpha}"
+                "partition.dirichlet_alpha must be positive and finite, got "
+                f"{self.dirichlet_alpha}",
+                'For equal shares, use the scheme "iid"',
             )
         if self.scheme is PartitionScheme.COLUMN and not self.column:
             raise invalid_argument('partition.column is empty with scheme "column"')

@@ -13,14 +13,17 @@ from support.tiny_trainer import LAYOUT, STEPS, TinyTrainer, adapter, adapter_fi
 from support.worker_harness import worker
 from torch import Tensor
 
+from client_worker.training.loop import TaskAbandoned
+from client_worker.training.round_work import RoundWork
 from fedlora.adapters.names import Part, parse_key
 from fedlora.codecs.spec import CodecName, CodecSpec
 from fedlora.codecs.updates import CodedUpdate, coded_manifest, coded_update, create_codec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
+from fedlora.runs.method import RuleSpec
 from fedlora.runs.plan import RoundPlan
 from fedlora.runs.spec import RunSpec
-from fedlora.runs.tasks import Task
+from fedlora.runs.tasks import Registration, Task
 from fedlora.tensors.manifest import DataType
 from fedlora.tensors.safetensors_io import decode, encode
 
@@ -174,6 +177,33 @@ def test_an_update_kept_over_a_restart_is_sent_as_it_was(tmp_path: Path):
             assert again.runner.run() == 0
     assert [round for round, _ in again.trainers[0].trained] == [2]
     assert sent(server) == expected_in_turn(1, 2)
+
+
+class OwnToo(TinyTrainer):
+    """Trains an adapter of its own after each round; its second task ends meanwhile."""
+
+    def __init__(self, registration: Registration, server: FakeFederation) -> None:
+        super().__init__(registration)
+        self._server = server
+
+    def train_own(self, work: RoundWork, own: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        if work.round == 2:
+            self._server.drop_task()
+            raise TaskAbandoned
+        return self.adapter()
+
+
+def test_a_task_that_ends_after_its_update_was_made_leaves_what_was_owed_before_it(tmp_path: Path):
+    run = replace(run_with(), plugins=(RuleSpec(name="ditto"),))
+    with (
+        FakeFederation(planned(*ROUNDS), run=run, adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, create=lambda r: OwnToo(r, server)) as w,
+    ):
+        assert w.runner.run() == 0
+    owed = expected(1, {}).residual
+    assert sent(server) == [
+        bytes_of(update.tensors) for update in (expected(1, {}), expected(3, owed))
+    ]
 
 
 # --- refusals --------------------------------------------------------------------------------

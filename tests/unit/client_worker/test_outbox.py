@@ -22,6 +22,14 @@ UPDATE = TrainedUpdate(
             metrics={"accuracy": 1.0},
             label_counts=LabelCounts(correct=(2, 1), predicted=(2, 1), present=(2, 1)),
         ),
+        # Of a continual run: a server refuses scores that do not say of which experience they are.
+        Evaluation(
+            scope=EvaluationScope.LOCAL,
+            split=EvaluationSplit.HELD_OUT,
+            num_examples=2,
+            metrics={"accuracy": 0.5},
+            experience=3,
+        ),
     ),
 )
 

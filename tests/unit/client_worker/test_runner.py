@@ -356,6 +356,28 @@ def test_a_worker_registered_into_another_run_loads_again(tmp_path: Path):
     assert (header.run_id, header.task_id) == ("run-2", "run-2/1/train/w")
 
 
+def test_what_was_loaded_for_one_run_is_not_declared_to_another(tmp_path: Path):
+    trainers: list[TinyTrainer] = []
+
+    def create(registration: Registration) -> TinyTrainer:
+        if not trainers:
+            server.run, server.run_id = run_spec("other"), "run-2"
+            server.forget_sessions()
+            # By a heartbeat, while the model of the first run is being loaded.
+            server.wait_until(lambda: server.count("Register") == 2)
+        assert not server.layouts
+        trainers.append(TinyTrainer(registration))
+        return trainers[-1]
+
+    with (
+        FakeFederation([train_task(run_id="run-2")], adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, create=create) as w,
+    ):
+        assert w.runner.run() == 0
+    assert [t.registration.run.name for t in trainers] == ["test", "other"]
+    assert len(server.layouts) == 1
+
+
 def test_a_worker_asked_to_initialize_after_training_attaches_a_fresh_adapter(tmp_path: Path):
     plan = [train_task(), INITIALIZE]
     with FakeFederation(plan, adapters=VERSIONS) as server, worker(server.address, tmp_path) as w:

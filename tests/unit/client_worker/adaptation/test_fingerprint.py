@@ -4,8 +4,11 @@ import hashlib
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from client_worker.adaptation.fingerprint import fingerprint, is_inside
+from fedlora.adapters.names import PREFIX
 
 
 def state() -> dict[str, torch.Tensor]:
@@ -64,9 +67,23 @@ def test_the_layout_in_memory_does_not_matter():
     [
         ("classifier.weight", True),
         ("bert.classifier.dense.bias", True),
-        ("my_classifier.weight", False),
+        ("my_classifier.weight", True),
         ("classifier2.weight", False),
+        ("encoder.classifier", False),
     ],
 )
-def test_modules_are_matched_by_whole_components_of_the_path(name, inside):
+def test_modules_are_matched_by_the_end_of_their_path_as_peft_does(name, inside):
     assert is_inside(name, ("classifier",)) is inside
+
+
+def test_what_counts_as_trained_in_full_is_what_peft_trains_in_full():
+    with torch.random.fork_rng():
+        model = DistilBertForSequenceClassification(
+            DistilBertConfig(vocab_size=16, dim=8, hidden_dim=8, n_layers=1, n_heads=1)
+        )
+    ours = {name for name in model.state_dict() if is_inside(name, ("classifier",))}
+    config = LoraConfig(target_modules=["q_lin"], modules_to_save=["classifier"])
+    state = get_peft_model_state_dict(get_peft_model(model, config))
+    theirs = {name.removeprefix(PREFIX) for name in state if ".lora_" not in name}
+    assert ours == theirs
+    assert "pre_classifier.weight" in ours

@@ -127,6 +127,10 @@ def test_the_first_matching_pattern_wins(tmp_path):
     ("task", "model", "targets", "more"),
     [
         (TaskType.SEQUENCE_CLASSIFICATION, classifier, ("query", "value"), ("classifier",)),
+        # The head is the base model's own.
+        (TaskType.SEQUENCE_CLASSIFICATION, classifier, ("query", "value"), ()),
+        (TaskType.SEQUENCE_CLASSIFICATION, classifier, ("query",), ("pooler",)),
+        (TaskType.SEQUENCE_CLASSIFICATION, classifier, ("all-linear",), ()),
         (TaskType.CAUSAL_LM, causal_lm, ("q_proj", "v_proj"), ()),
         (TaskType.CAUSAL_LM, causal_lm, (r".*\.1\..*_proj",), ()),
         (TaskType.CAUSAL_LM, causal_lm, ("all-linear",), ()),
@@ -144,7 +148,7 @@ def test_a_folder_we_write_loads_in_peft_and_computes_the_same(
         r=3,
         lora_alpha=12,
         use_rslora=use_rslora,
-        task_type=task.peft_name,
+        # As a worker attaches it: peft would add heads of its own choice for a task.
         target_modules=peft_target_modules(targets),
         modules_to_save=list(more) or None,
     )
