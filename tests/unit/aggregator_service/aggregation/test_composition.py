@@ -136,6 +136,15 @@ def test_a_gauge_that_is_not_sorted_is_refused_where_first_components_count():
     assert recipe("fedhl", gauge="orthonormal_b").gauge is Gauge.ORTHONORMAL_B
 
 
+@pytest.mark.parametrize("gauge", sorted(NEAREST))
+@pytest.mark.parametrize("method", ["optimal", "fedit"])
+def test_energy_publishes_ranks_of_its_own_of_which_workers_have_the_first_components(
+    method, gauge
+):
+    refused("have to be the strongest", method, gauge=gauge, compression="energy")
+    assert recipe(method, gauge="balanced", compression="energy").gauge is Gauge.BALANCED
+
+
 def test_magnitudes_are_fitted_to_the_factors_that_are_published():
     seen = []
 
