@@ -223,6 +223,14 @@ def compose(
     """
     rule = compression or method.compression
     properties = rule.properties(method.properties)
+    if why := _why_not_refactored(method, properties):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the compression rule {rule.name} makes other factors of a product, and {method.name} "
+            f"{why}",
+            hint="Leave the compression out, or use a method that trains both factors: fedit, "
+            "flora_na, optimal",
+        )
     if gauge is not Gauge.OWN:
         if why := _why_not(gauge, method, properties):
             raise FedLoraError(
@@ -285,6 +293,19 @@ def _why_not(gauge: Gauge, method: Method, properties: Properties) -> str:
         return (
             "clients of lower rank are given the first components, which have to be the strongest"
         )
+    return ""
+
+
+def _why_not_refactored(method: Method, properties: Properties) -> str:
+    """Why a method's product cannot be published in new factors; empty where it can."""
+    if properties.keeps_basis:
+        return ""
+    if any(plan.private or Part.CORE in plan.trained for plan in method.plans):
+        return "has workers train a matrix that goes with the factors they hold"
+    stray = _unmoved(method)
+    # What goes into the base model leaves zeros, or the start, which any other factor goes with.
+    if stray and not properties.changes_base:
+        return f"leaves {stray} as it is in some rounds"
     return ""
 
 

@@ -247,6 +247,22 @@ def test_a_personal_stage_without_evaluations_would_never_come_and_is_refused():
     check_run(without, spec, has_base_weights=False)
 
 
+@pytest.mark.parametrize("rule", ["truncate", "energy"])
+@pytest.mark.parametrize(
+    "name", ["aflora", "fed_sb", "fedsa_lora", "ffa_lora", "lora_a2", "rolora"]
+)
+def test_new_factors_are_refused_where_one_of_them_would_not_be_published(name, rule):
+    error = refused(f"{rule} makes other factors of a product, and {name}", name, compression=rule)
+    assert "trains both factors" in error.hint
+
+
+@pytest.mark.parametrize("rule", ["merge", "reset"])
+def test_a_part_between_factors_is_not_added_to_the_base_model_and_published_as_well(rule):
+    for name in ("fedsa_lora", "fed_sb"):
+        refused("a matrix that goes with the factors", name, compression=rule)
+    assert recipe("ffa_lora", compression=rule).properties.changes_base
+
+
 def test_options_that_read_the_frozen_weights_need_them_and_their_family():
     made = create_recipe(MethodSpec(name="flora_na", options={"hadamard": "weighted"}))
     check_kind(made, AdapterKind.HIRA, has_base_weights=True)
