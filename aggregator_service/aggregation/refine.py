@@ -51,12 +51,14 @@ def refine(
         for module in before.modules:
             held = before.factors(module, device)
             a, b, rank = held.a_RK, held.b_DR, after.rank(module)
-            # A worker of lower rank was sent the first components, and says nothing of the others.
+            # A worker of lower rank was sent the first components, and says nothing of the others;
+            # one of higher rank was sent spare ones, which are not the adapter's.
             if Part.A in parts:
-                a = torch.cat([after.part(module, Part.A, device), a[rank:]])
+                trained = after.part(module, Part.A, device)[: held.rank]
+                a = torch.cat([trained, a[rank:]])
             if Part.B in parts:
-                trained = after.part(module, Part.B, device) * after.scale(module, rank)
-                b = torch.cat([trained, b[:, rank:]], dim=1)
+                trained = after.part(module, Part.B, device)[:, : held.rank]
+                b = torch.cat([trained * after.scale(module, rank), b[:, rank:]], dim=1)
             result = recipe.method.refined(held, LoraFactors(a, b))
             publication = Publication(
                 dtype=dtype.torch_dtype, scaling=before.scale(module, held.rank)

@@ -103,10 +103,8 @@ def rotation(member: LoraFactors, reference: LoraFactors) -> Tensor:
 
 def _reference(cohort: ModuleCohort) -> LoraFactors:
     """What the clients are turned towards, at their rank."""
-    rank = cohort.largest_rank
-    if cohort.start is not None:
-        start = cohort.start.factors.to(torch.float64)
-        return LoraFactors(start.a_RK[:rank], start.b_DR[:, :rank]).padded(rank)
+    if (start := cohort.start_at_rank) is not None:
+        return start.to(torch.float64)
 
     def prominence(u: int) -> tuple[float, float]:
         f = cohort.members[u]
