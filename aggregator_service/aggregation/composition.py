@@ -85,24 +85,30 @@ class Recipe:
     ) -> Shares | None:
         """How much of each update's change counts, as the plug-ins say; None for all of it.
 
+        An update of weight 0 is absent: nothing goes by what it says.
+
         Args:
             updates: of the cohort, sorted by worker.
             weights_U: of each, summing to 1.
             norms: of each update's change; called where a plug-in goes by them.
         """
-        metrics, weights = [update.metrics for update in updates], weights_U.tolist()
-        whole = product = (1.0,) * len(updates)
+        present = weights_U.nonzero().flatten().tolist()
+        metrics, weights = [updates[u].metrics for u in present], weights_U[present].tolist()
+        whole = product = (1.0,) * len(present)
         measured: Sequence[float] = ()
         # Those that measure come last: what they bound is what counts in the end.
         for plugin in sorted(self.plugins, key=lambda p: p.traits.needs_norms):
             changes: Sequence[float] = ()
             if plugin.traits.needs_norms:
                 measured = measured or norms()
-                changes = [norm * c for norm, c in zip(measured, product, strict=True)]
+                changes = [measured[u] * c for u, c in zip(present, product, strict=True)]
             shares = plugin.shares(metrics, weights, changes)
             if shares is not None:
                 product = tuple(math.prod(pair) for pair in zip(product, shares, strict=True))
-        return None if product == whole else product
+        if product == whole:
+            return None
+        counted = dict(zip(present, product, strict=True))
+        return tuple(counted.get(u, 1.0) for u in range(len(updates)))
 
     def aggregate_module(
         self,
@@ -217,6 +223,14 @@ def compose(
     """
     rule = compression or method.compression
     properties = rule.properties(method.properties)
+    if why := _why_not_refactored(method, properties):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the compression rule {rule.name} makes other factors of a product, and {method.name} "
+            f"{why}",
+            hint="Leave the compression out, or use a method that trains both factors: fedit, "
+            "flora_na, optimal",
+        )
     if gauge is not Gauge.OWN:
         if why := _why_not(gauge, method, properties):
             raise FedLoraError(
@@ -279,6 +293,19 @@ def _why_not(gauge: Gauge, method: Method, properties: Properties) -> str:
         return (
             "clients of lower rank are given the first components, which have to be the strongest"
         )
+    return ""
+
+
+def _why_not_refactored(method: Method, properties: Properties) -> str:
+    """Why a method's product cannot be published in new factors; empty where it can."""
+    if properties.keeps_basis:
+        return ""
+    if any(plan.private or Part.CORE in plan.trained for plan in method.plans):
+        return "has workers train a matrix that goes with the factors they hold"
+    stray = _unmoved(method)
+    # What goes into the base model leaves zeros, or the start, which any other factor goes with.
+    if stray and not properties.changes_base:
+        return f"leaves {stray} as it is in some rounds"
     return ""
 
 

@@ -25,7 +25,13 @@ import torch
 from torch import Tensor
 
 from aggregator_service.aggregation.centred import CentredCohort
-from aggregator_service.aggregation.coefficients import balanced, positive, to_blocks, to_clients
+from aggregator_service.aggregation.coefficients import (
+    balanced,
+    positive,
+    proximal_step,
+    to_blocks,
+    to_clients,
+)
 from fedlora.numerics import gram_matrix
 
 __all__ = ["DiagonalProblem", "DiagonalSolution"]
@@ -128,7 +134,12 @@ class DiagonalProblem:
         # Not by eigenvalues as for scalars: the system is R times as large.
         scaled = system / torch.outer(scale, scale)
         scaled.diagonal().add_(self._ridge)
-        root = torch.linalg.cholesky((scaled + scaled.T) / 2)
+        root, failed = torch.linalg.cholesky_ex((scaled + scaled.T) / 2)
+        if int(failed):
+            # The terms of A cancel, as where one client is much larger than the others, and what
+            # is left has more rounding in it than the ridge makes up for.
+            found = proximal_step(system[None], gradient[None], self._ridge)
+            return found.reshape_as(x_RN)
         step = torch.cholesky_solve((gradient / scale)[:, None], root).squeeze(1)
         return (step / scale).reshape_as(x_RN)
 

@@ -141,6 +141,14 @@ class ModuleCohort:
         return max(f.rank for f in self.members)
 
     @property
+    def start_at_rank(self) -> LoraFactors | None:
+        """Where the round began, at the members' largest rank; zeros in components it lacks."""
+        if self.start is None:
+            return None
+        rank, whole = self.largest_rank, self.start.factors
+        return LoraFactors(whole.a_RK[:rank], whole.b_DR[:, :rank]).padded(rank)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Element type of the members."""
         return self.members[0].dtype

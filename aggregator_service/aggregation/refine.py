@@ -1,8 +1,8 @@
 """What a worker with the server's own data has trained, put into what a round came to.
 
 The aggregator has no forward pass; a stage on public data is a task for a worker of the role
-`server_data`. It sends the parts that the plan names; how they change the adapter is the method's
-to say (`Method.refined`), everything else stays bit for bit.
+`server_data`. It sends the parts that the plan names, at its own rank; how they change the adapter
+is the method's to say (`Method.refined`), everything else stays bit for bit.
 """
 
 from __future__ import annotations
@@ -50,10 +50,15 @@ def refine(
     with before, after, TensorWriter(output, {"format": "pt"}) as writer:
         for module in before.modules:
             held = before.factors(module, device)
-            a = after.part(module, Part.A, device) if Part.A in parts else held.a_RK
-            b = held.b_DR
+            a, b, rank = held.a_RK, held.b_DR, after.rank(module)
+            # A worker of lower rank was sent the first components, and says nothing of the others;
+            # one of higher rank was sent spare ones, which are not the adapter's.
+            if Part.A in parts:
+                trained = after.part(module, Part.A, device)[: held.rank]
+                a = torch.cat([trained, a[rank:]])
             if Part.B in parts:
-                b = after.part(module, Part.B, device) * after.scale(module, held.rank)
+                trained = after.part(module, Part.B, device)[:, : held.rank]
+                b = torch.cat([trained * after.scale(module, rank), b[:, rank:]], dim=1)
             result = recipe.method.refined(held, LoraFactors(a, b))
             publication = Publication(
                 dtype=dtype.torch_dtype, scaling=before.scale(module, held.rank)

@@ -46,6 +46,9 @@ from aggregator_service.aggregation.coefficients import (
 
 __all__ = ["ScalarProblem", "ScalarSolution"]
 
+_ROUNDING = 16 * torch.finfo(torch.float64).eps
+"""of J, relative to the square of the size of its terms"""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScalarSolution:
@@ -67,6 +70,9 @@ class _Gram:
         self.blocks = blocks_NRNR
         self.rows = blocks_NRNR.reshape(n, r * n * r)
         self.pairs = blocks_NRNR.permute(0, 2, 1, 3).reshape(n * n, r * r)
+        norms_N = gram.diagonal().clamp(min=0).reshape(n, r).sum(dim=1).sqrt()
+        # Blocks are sums of others (`client_grams`): each has the rounding of the largest.
+        self.norms_N = torch.cat([norms_N.max()[None], norms_N[1:].max().expand(n - 1)])
 
     def hat(self, x_SN: Tensor) -> Tensor:
         """(sum_i x_i X_i)^T X_k for every k: S x R x N x R."""
@@ -168,7 +174,8 @@ class ScalarProblem:
         """J of each solution above J of the factor mean, right also where they barely differ.
 
         (t B, A / t) is the same product; the t that brings B nearest to B~ leaves nothing large
-        in the differences from the means.
+        in the differences from the means. Where large blocks cancel, as for a client that is far
+        smaller than another one, J is rounding: what that may have taken off is added again.
         """
         x_SN = to_blocks(torch.stack([s.p_U for s in found]), self._weights_U)
         y_SN = to_blocks(torch.stack([s.q_U for s in found]), self._weights_U)
@@ -176,7 +183,9 @@ class ScalarProblem:
         along_S = left[:, :, 0].diagonal(dim1=1, dim2=2).sum(dim=1)
         squares_S = _contract(left, x_SN).diagonal(dim1=1, dim2=2).sum(dim=1)
         near_S = torch.where((along_S > 0) & (squares_S > 0), along_S / squares_S, 1.0)[:, None]
-        return self._above_mean(x_SN * near_S, y_SN / near_S)
+        x_SN, y_SN = x_SN * near_S, y_SN / near_S
+        rounding_S = _ROUNDING * self._size_of_terms(x_SN, y_SN).square()
+        return self._above_mean(x_SN, y_SN) + rounding_S
 
     def objective(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
         """J in block coordinates."""
@@ -192,6 +201,13 @@ class ScalarProblem:
         squares += 2 * _contract(left, shift_x) * right_shift[:, :, 0]
         squares += _contract(left_shift, shift_x) * right_mean[:, :, 0]
         return squares.sum(dim=(1, 2)) - 2 * (cross_SN @ self._loss_N)
+
+    def _size_of_terms(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
+        """What |B A - T| could be at most, if no two of its terms cancelled."""
+        shift_x, shift_y = (x_SN - self._mean_N).abs(), (y_SN - self._mean_N).abs()
+        b_N, a_N = self._b.norms_N, self._a.norms_N
+        near_S = (x_SN.abs() @ b_N) * (shift_y @ a_N) + (shift_x @ b_N) * a_N[0]
+        return near_S + (self._loss_N * b_N * a_N).sum()
 
     def _step(self, own: _Gram, other: _Gram, x_SN: Tensor, y_SN: Tensor) -> Tensor:
         """The proximal least-squares step of x for fixed y."""

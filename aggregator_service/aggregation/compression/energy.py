@@ -76,9 +76,17 @@ class Energy:
         check_max_base_rank("energy", self.max_base_rank)
 
     def properties(self, combined: Properties) -> Properties:
-        """A new basis; exact if nothing is cut off."""
+        """A new basis, sorted, since workers have room for its first components only.
+
+        Exact if nothing is cut off.
+        """
         kept_whole = self.threshold == 1 and self.max_rank == 0
-        cut = replace(combined, exact=combined.exact and kept_whole, keeps_basis=False)
+        cut = replace(
+            combined,
+            exact=combined.exact and kept_whole,
+            keeps_basis=False,
+            strongest_first=True,
+        )
         return self._merge.properties(cut) if self.restart else cut
 
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:

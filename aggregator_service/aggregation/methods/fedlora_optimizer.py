@@ -180,11 +180,11 @@ class FedLoRAOptimizer(MethodDefaults):
         if Part.B not in plan_for(self.plans, cohort.round).trained:
             return Combination(factors=self._turned(cohort))
         made: dict[Side, Tensor] = {}
+        start = cohort.start_at_rank
         for side in Side:
             dim = self.axis.summed(side)
             members = [decompose(_factor(f, side), dim) for f in cohort.members]
-            start = cohort.start
-            before = decompose(_factor(start.factors, side), dim) if start else None
+            before = decompose(_factor(start, side), dim) if start else None
             made[side] = recompose(mean_polar(members, cohort.weights_U, before))
         factors = LoraFactors(made[Side.A], made[Side.B])
         mean = factor_mean(cohort.members, cohort.weights_U)

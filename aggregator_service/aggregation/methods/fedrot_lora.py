@@ -4,7 +4,7 @@ Paper   Zhang, Kim, Cha, Vikalo, "FedRot-LoRA: Mitigating Rotational Misalignmen
         LoRA", 2026, arXiv:2602.23638.
 Rule    A = sum_u w_u O_u^T A_u,  B = sum_u w_u B_u O_u,  with O_u orthogonal, nearest to a
         reference: the minimum of t^2 |O^T A_u - A_0|^2 + |B_u O - B_0|^2 / t^2, which is
-            O_u = X Y^T,  X S Y^T = t^2 A_u A_0^T + B_u^T B_0.
+            O_u = X Y^T,  X S Y^T = t^2 A_u A_0^T + B_u^T B_0 / t^2.
 Bias    as FedIT, of the turned factors: (B_u O_u)(O_u^T A_u) is the client's own product, and only
         the covariance of the factors, which the mean loses, becomes smaller. Exact where clients
         differ by rotations alone.
@@ -103,10 +103,8 @@ def rotation(member: LoraFactors, reference: LoraFactors) -> Tensor:
 
 def _reference(cohort: ModuleCohort) -> LoraFactors:
     """What the clients are turned towards, at their rank."""
-    rank = cohort.largest_rank
-    if cohort.start is not None:
-        start = cohort.start.factors.to(torch.float64)
-        return LoraFactors(start.a_RK[:rank], start.b_DR[:, :rank]).padded(rank)
+    if (start := cohort.start_at_rank) is not None:
+        return start.to(torch.float64)
 
     def prominence(u: int) -> tuple[float, float]:
         f = cohort.members[u]

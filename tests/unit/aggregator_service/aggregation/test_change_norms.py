@@ -11,7 +11,7 @@ from support.builders import MODULES, contribution, write_update
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.cohort_files import CohortFiles
-from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.driver import aggregate, certify
 from aggregator_service.aggregation.registry import create_recipe
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.slicing import slice_adapter
@@ -100,3 +100,29 @@ def test_a_huge_increment_is_cut_by_the_plug_in_that_bounds_changes(tmp_path):
     assert outcome.shares.keys() == {"2"}
     assert outcome.shares["2"] < 0.01
     assert sizes[1] < 0.01 * sizes[0]
+
+
+def test_updates_that_their_weights_leave_out_have_no_say_in_the_bound(tmp_path):
+    began = write_update(tmp_path / "start.safetensors", seed=1)
+    context = RoundContext(start=StoredAdapter(path=began, scaling=1.0))
+    cohort = [
+        replace(
+            contribution(
+                write_update(tmp_path / f"{u}.safetensors", seed=2 + u, origin=began, drift=drift)
+            ),
+            metrics={"loss_reduction": reduction},
+        )
+        for u, (drift, reduction) in enumerate([(0.01, 0), (0.01, 0), (0.01, 0), (0.3, 1), (9, 1)])
+    ]
+    spec = MethodSpec(name="fedit", weighting=RuleSpec(name="loss_reduction"))
+    chosen = create_recipe(spec, (RuleSpec(name="norm_bound"),))
+    made = []
+    for updates in (cohort, cohort[3:]):
+        output = tmp_path / f"out-{len(updates)}"
+        outcome = aggregate(updates, chosen, output=output, context=context)
+        assert outcome.shares.keys() == {"4"}
+        counted = [replace(c, weight=outcome.weights[c.worker]) for c in updates]
+        published = StoredAdapter(path=output, scaling=1.0)
+        certificate = certify(counted, chosen, published=published, context=context)
+        made.append((output.read_bytes(), certificate.overall.relative_error))
+    assert made[0] == made[1]

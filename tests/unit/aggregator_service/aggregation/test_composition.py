@@ -136,6 +136,15 @@ def test_a_gauge_that_is_not_sorted_is_refused_where_first_components_count():
     assert recipe("fedhl", gauge="orthonormal_b").gauge is Gauge.ORTHONORMAL_B
 
 
+@pytest.mark.parametrize("gauge", sorted(NEAREST))
+@pytest.mark.parametrize("method", ["optimal", "fedit"])
+def test_energy_publishes_ranks_of_its_own_of_which_workers_have_the_first_components(
+    method, gauge
+):
+    refused("have to be the strongest", method, gauge=gauge, compression="energy")
+    assert recipe(method, gauge="balanced", compression="energy").gauge is Gauge.BALANCED
+
+
 def test_magnitudes_are_fitted_to_the_factors_that_are_published():
     seen = []
 
@@ -236,6 +245,22 @@ def test_a_personal_stage_without_evaluations_would_never_come_and_is_refused():
     assert "personal_epochs = 0" in caught.value.hint
     without = create_recipe(MethodSpec(name="fedlora_optimizer", options={"personal_epochs": 0}))
     check_run(without, spec, has_base_weights=False)
+
+
+@pytest.mark.parametrize("rule", ["truncate", "energy"])
+@pytest.mark.parametrize(
+    "name", ["aflora", "fed_sb", "fedsa_lora", "ffa_lora", "lora_a2", "rolora"]
+)
+def test_new_factors_are_refused_where_one_of_them_would_not_be_published(name, rule):
+    error = refused(f"{rule} makes other factors of a product, and {name}", name, compression=rule)
+    assert "trains both factors" in error.hint
+
+
+@pytest.mark.parametrize("rule", ["merge", "reset"])
+def test_a_part_between_factors_is_not_added_to_the_base_model_and_published_as_well(rule):
+    for name in ("fedsa_lora", "fed_sb"):
+        refused("a matrix that goes with the factors", name, compression=rule)
+    assert recipe("ffa_lora", compression=rule).properties.changes_base
 
 
 def test_options_that_read_the_frozen_weights_need_them_and_their_family():

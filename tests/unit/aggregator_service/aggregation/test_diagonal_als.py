@@ -150,3 +150,12 @@ def test_a_system_without_full_rank_is_solved():
     found = problem(cohort, w).solve(begin, begin, max_sweeps=10, tolerance=0.0)
     assert found.objective == 0.0
     assert bool(torch.isfinite(found.p_RU).all())
+
+
+def test_a_client_that_blew_up_does_not_end_the_search():
+    # Beside it the small client is rounding, and its system has negative eigenvalues.
+    blown, small = drifted(2)
+    cohort = [LoraFactors(blown.a_RK * 1e9, blown.b_DR), small]
+    alone = weights(0, 1).expand(4, -1)
+    found = problem(cohort, weights(1, 1)).solve(alone, alone, max_sweeps=5, tolerance=0.0)
+    assert bool(torch.isfinite(found.p_RU).all() and torch.isfinite(found.q_RU).all())

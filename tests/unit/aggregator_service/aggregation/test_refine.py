@@ -57,3 +57,43 @@ def test_how_the_refinement_changes_the_adapter_is_the_methods_to_say(tmp_path):
         torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), wanted)
         torch.testing.assert_close(rows.norm(dim=1), before[key].norm(dim=1))
         assert torch.equal(made[part_key(module, Part.B)], before[part_key(module, Part.B)])
+
+
+def test_components_beyond_the_rank_of_who_refines_stay(tmp_path):
+    def scaling(rank):
+        return 8 / rank
+
+    combined = write_update(tmp_path / "combined", seed=1, rank=4)
+    refined = write_update(tmp_path / "refined", seed=2, rank=2)
+    refine(
+        recipe("aflora"),
+        combined=StoredAdapter(path=combined, scaling=scaling),
+        refined=StoredAdapter(path=refined, scaling=scaling),
+        parts=(Part.A, Part.B),
+        output=tmp_path / "out",
+        dtype=DataType.F32,
+    )
+    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    for module in MODULES:
+        a, b = part_key(module, Part.A), part_key(module, Part.B)
+        assert torch.equal(made[a], torch.cat([after[a], before[a][2:]]))
+        # s = 4 of its own rank is s = 2 of the adapter's.
+        assert torch.equal(made[b], torch.cat([after[b] * 2, before[b][:, 2:]], dim=1))
+
+
+def test_spare_components_of_who_refines_are_not_the_adapters(tmp_path):
+    combined = write_update(tmp_path / "combined", seed=1, rank=2)
+    refined = write_update(tmp_path / "refined", seed=2, rank=4)
+    refine(
+        recipe("fedit"),
+        combined=StoredAdapter(path=combined, scaling=2.0),
+        refined=StoredAdapter(path=refined, scaling=2.0),
+        parts=(Part.A,),
+        output=tmp_path / "out",
+        dtype=DataType.F32,
+    )
+    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    for module in MODULES:
+        a, b = part_key(module, Part.A), part_key(module, Part.B)
+        assert torch.equal(made[a], after[a][:2])
+        assert torch.equal(made[b], before[b])

@@ -122,6 +122,19 @@ def test_a_direction_nobody_agrees_on_is_the_one_the_round_began_with():
     torch.testing.assert_close(kept.factors.a_RK[0], origin.a_RK[0], rtol=20 * EPS, atol=0)
 
 
+@pytest.mark.parametrize("rank", [2, 6])
+def test_a_round_may_begin_from_a_version_of_another_rank(rank):
+    # As the rule energy publishes it: workers were given it at their own.
+    members, began = drifted(3), start(r=rank)
+    at_rank = LoraFactors(began.a_RK[:4], began.b_DR[:, :4]).padded(4)
+    found, same = (
+        combine(FedLoRAOptimizer(), members, weights(1, 1, 1), start=GlobalModule(factors=f))
+        for f in (began, at_rank)
+    )
+    assert torch.equal(found.factors.a_RK, same.factors.a_RK)
+    assert torch.equal(found.factors.b_DR, same.factors.b_DR)
+
+
 def test_a_first_round_from_zero_b_is_finite():
     origin = LoraFactors(start().a_RK, torch.zeros(24, 4, dtype=torch.float64))
     members = [LoraFactors(f.a_RK, f.b_DR - start().b_DR) for f in drifted(3)]

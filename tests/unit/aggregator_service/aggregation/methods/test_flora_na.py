@@ -196,6 +196,25 @@ def test_it_is_never_worse_than_fedit_once_both_are_rounded(dtype, drift):
         assert errors[0] == pytest.approx(dense, rel=1e-6)
 
 
+@pytest.mark.parametrize("coefficients", [Coefficients.SCALAR, Coefficients.DIAGONAL])
+@pytest.mark.parametrize("w", [weights(1, 1, 1), weights(1, 2, 3, 4), weights(1e-6, 5)])
+def test_nor_beside_a_client_that_blew_up(w, coefficients):
+    # The small clients are differences of large blocks, and their products rounding.
+    publication = Publication(dtype=torch.float32)
+    for seed in range(3):
+        blown, *others = drifted(len(w), seed=seed)
+        cohort = [LoraFactors(blown.a_RK * 1e8, blown.b_DR), *others]
+        ours, theirs = (
+            combine(m, cohort, w, rank=4, publication=publication).factors
+            for m in (FLoRANA(coefficients=coefficients), FedIT())
+        )
+        target = ideal(cohort, w)
+        errors = [
+            float((publication.read_back(f).delta_weight() - target).norm()) for f in (ours, theirs)
+        ]
+        assert errors[0] <= errors[1] * (1 + 1e-6)
+
+
 def test_the_factor_mean_is_kept_where_nothing_beats_it():
     common = normal(5, 4, 17)
     cohort = [LoraFactors(common, normal(60 + u, 24, 4)) for u in range(4)]
