@@ -76,7 +76,7 @@ class RoundGrams:
             AdapterFile(self.start.path, self.start.scaling, "the version before") as start,
             CohortFiles(contributions, start=start) as cohort,
         ):
-            modules = [m for m in cohort.modules if self._pays(cohort, m)]
+            modules = [m for m in cohort.modules if self._pays(cohort, m, start.rank(m))]
             work = functools.partial(self._module, cohort)
             for _ in in_order(work, modules, device="cpu", threads=self._threads):
                 pass
@@ -91,9 +91,10 @@ class RoundGrams:
         return ClientGrams(left, right, tuple(file.rank(module) for file in cohort.files))
 
     @staticmethod
-    def _pays(cohort: CohortFiles, module: str) -> bool:
-        ranks = sum(file.rank(module) for file in cohort.files)
-        return pays(ranks, *cohort.features(module))
+    def _pays(cohort: CohortFiles, module: str, rank: int) -> bool:
+        ranks = [file.rank(module) for file in cohort.files]
+        # A layer may have been published at a lower rank than workers train: no block has that.
+        return max(ranks) <= rank and pays(sum(ranks), *cohort.features(module))
 
     def _module(self, cohort: CohortFiles, module: str) -> None:
         """Called from several threads, for different modules."""
