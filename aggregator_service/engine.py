@@ -33,6 +33,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.stored_versions import StoredVersions
 from aggregator_service.worker_copies import WorkerCopy, servable_blob, worker_copy
 from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import Selection
@@ -104,8 +105,8 @@ class AggregationEngine:
         self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
         self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
         self._versions = StoredVersions(blobs)
-        self._copies: SharedWork[tuple[str, int, frozenset[Part]], WorkerCopy] = SharedWork(
-            _KEPT_COPIES
+        self._copies: SharedWork[tuple[str, AdapterSpec, int, frozenset[Part]], WorkerCopy] = (
+            SharedWork(_KEPT_COPIES)
         )
         self._base_weights = base_weights
         self._checked: set[str] = set()
@@ -163,7 +164,7 @@ class AggregationEngine:
             worker_copy, self._blobs, self._versions, spec, adapter, rank=rank, parts=parts
         )
         made = self._copies.begin(
-            (adapter.digest, rank, parts), lambda: self._run(self._aggregator, work)
+            (adapter.digest, spec.adapter, rank, parts), lambda: self._run(self._aggregator, work)
         )
         return await asyncio.shield(made)
 
