@@ -335,6 +335,7 @@ class AggregationEngine:
                 published=self._versions.published(spec, published),
                 context=replace(context, grams=grams),
                 measurements=published.measurements,
+                shares=published.shares,
                 device=self._device,
                 threads=self._threads,
                 memory_bytes=self._memory_bytes,
