@@ -122,3 +122,11 @@ def test_the_bound_of_a_layer_with_a_short_side_is_that_of_all_its_rows(d, monke
     cohort = cohort_of(drifted(40, d=d, k=260, r=8))
     estimate, exact = both(monkeypatch, cohort, published(cohort, "fedit"))
     assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1, abs=1e-6)
+
+
+def test_a_bound_below_float32_lies_below_the_error(monkeypatch):
+    cohort = cohort_of(drifted(40, d=300, k=260, r=8, drift=1e-3))
+    estimate, exact = both(monkeypatch, cohort, published(cohort, "optimal"))
+    assert exact.lower_bound < 1e-6
+    assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1)
+    assert estimate.lower_bound <= estimate.relative_error
