@@ -21,6 +21,7 @@ from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
+from aggregator_service.aggregation.parallel import own_thread
 from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
@@ -102,8 +103,7 @@ class AggregationEngine:
         self._blobs = blobs
         self._device = resolve_device(device)
         self._threads, self._memory_bytes = threads, memory_bytes
-        self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
-        self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
+        self._aggregator, self._certifier = own_thread("aggregate"), own_thread("certify")
         self._versions = StoredVersions(blobs)
         self._copies: SharedWork[tuple[str, AdapterSpec, int, frozenset[Part]], WorkerCopy] = (
             SharedWork(_KEPT_COPIES)
