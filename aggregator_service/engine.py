@@ -138,6 +138,11 @@ class AggregationEngine:
         if state.phase is RunPhase.TRAINING and self._gains(state):
             self._aggregator.submit(self._prepare, state)
 
+    def forget(self, run_id: str) -> None:
+        """Lets go of what was computed ahead for a run that goes no further; returns at once."""
+        # In the thread that makes it: what is under way there would leave it behind.
+        self._aggregator.submit(self._forget, run_id)
+
     async def refine(self, state: RunState) -> AdapterRecord:
         """Puts what the refiner trained into what the round came to, as the next version."""
         return await self._run(self._aggregator, functools.partial(self._refine, state))
@@ -207,6 +212,10 @@ class AggregationEngine:
         except Exception:
             # The close computes what is missing, and tells what is wrong to whom it concerns.
             log.exception("prepare_failed", run=state.spec.name, round=state.round)
+
+    def _forget(self, run_id: str) -> None:
+        self._grams.pop(run_id, None)
+        self._closed_grams.pop(run_id, None)
 
     def _round_grams(self, state: RunState) -> RoundGrams | None:
         """The Gram blocks of the updates that the round has by now."""

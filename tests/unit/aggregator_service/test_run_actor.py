@@ -52,6 +52,9 @@ class EndlessEngine:
         self.asked.append(state.round)
         await asyncio.Event().wait()
 
+    def forget(self, run_id: str) -> None:
+        """Nothing is computed ahead."""
+
 
 @dataclass
 class Host:
