@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tarfile
 from pathlib import Path
@@ -18,6 +19,9 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import exit_code_of
 
 __all__ = ["main", "pack", "unpack"]
+
+_END_BYTES = 2 * tarfile.BLOCKSIZE
+"""zeros, with which every tar ends"""
 
 
 def pack(folder: Path, out: BinaryIO) -> None:
@@ -37,19 +41,38 @@ def unpack(source: BinaryIO, folder: Path) -> None:
 
     Raises:
         FedLoraError: ALREADY_EXISTS if the folder is there, INVALID_ARGUMENT for anything but a
-            tar that stays in its folder.
+            whole tar that stays in its folder.
     """
     if folder.exists():
         raise FedLoraError(
             Reason.ALREADY_EXISTS, f"{folder} is there already", hint="Name a new folder"
         )
+    stream = _Watched(source)
     try:
-        with tarfile.open(fileobj=source, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
             archive.extractall(folder, filter="data")
+        while stream.read(tarfile.RECORDSIZE):
+            pass
+        if stream.tail != bytes(_END_BYTES):
+            # Between two members tarfile takes the end of a stream for the end of the archive.
+            raise tarfile.ReadError("it ends before its end mark: it was cut short on its way")
     except tarfile.TarError as error:
         raise FedLoraError(
             Reason.INVALID_ARGUMENT, f"expected a tar that `pack` wrote: {error}"
         ) from error
+
+
+class _Watched(io.BufferedIOBase):
+    """A stream that remembers the last bytes that were read of it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.tail = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._source.read(-1 if size is None else size)
+        self.tail = (self.tail + data)[-_END_BYTES:]
+        return data
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from aggregator_service.aggregation.composition import Recipe
 from aggregator_service.aggregation.contribution import Contribution
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.gram_blocks import RoundGrams, pays
+from aggregator_service.aggregation.parallel import own_thread
 from aggregator_service.aggregation.refine import refine
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from aggregator_service.aggregation.stale_updates import Discount, LateContribution, cohort_of
@@ -34,6 +35,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.stored_versions import StoredVersions
 from aggregator_service.worker_copies import WorkerCopy, servable_blob, worker_copy
 from fedlora.adapters.names import Part
+from fedlora.adapters.spec import AdapterSpec
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.plan import Selection
@@ -102,11 +104,10 @@ class AggregationEngine:
         self._blobs = blobs
         self._device = resolve_device(device)
         self._threads, self._memory_bytes = threads, memory_bytes
-        self._aggregator = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregate")
-        self._certifier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="certify")
+        self._aggregator, self._certifier = own_thread("aggregate"), own_thread("certify")
         self._versions = StoredVersions(blobs)
-        self._copies: SharedWork[tuple[str, int, frozenset[Part]], WorkerCopy] = SharedWork(
-            _KEPT_COPIES
+        self._copies: SharedWork[tuple[str, AdapterSpec, int, frozenset[Part]], WorkerCopy] = (
+            SharedWork(_KEPT_COPIES)
         )
         self._base_weights = base_weights
         self._checked: set[str] = set()
@@ -139,6 +140,11 @@ class AggregationEngine:
         if state.phase is RunPhase.TRAINING and self._gains(state):
             self._aggregator.submit(self._prepare, state)
 
+    def forget(self, run_id: str) -> None:
+        """Lets go of what was computed ahead for a run that goes no further; returns at once."""
+        # In the thread that makes it: what is under way there would leave it behind.
+        self._aggregator.submit(self._forget, run_id)
+
     async def refine(self, state: RunState) -> AdapterRecord:
         """Puts what the refiner trained into what the round came to, as the next version."""
         return await self._run(self._aggregator, functools.partial(self._refine, state))
@@ -165,7 +171,7 @@ class AggregationEngine:
             worker_copy, self._blobs, self._versions, spec, adapter, rank=rank, parts=parts
         )
         made = self._copies.begin(
-            (adapter.digest, rank, parts), lambda: self._run(self._aggregator, work)
+            (adapter.digest, spec.adapter, rank, parts), lambda: self._run(self._aggregator, work)
         )
         return await asyncio.shield(made)
 
@@ -208,6 +214,10 @@ class AggregationEngine:
         except Exception:
             # The close computes what is missing, and tells what is wrong to whom it concerns.
             log.exception("prepare_failed", run=state.spec.name, round=state.round)
+
+    def _forget(self, run_id: str) -> None:
+        self._grams.pop(run_id, None)
+        self._closed_grams.pop(run_id, None)
 
     def _round_grams(self, state: RunState) -> RoundGrams | None:
         """The Gram blocks of the updates that the round has by now."""
@@ -336,6 +346,7 @@ class AggregationEngine:
                 published=self._versions.published(spec, published),
                 context=replace(context, grams=grams),
                 measurements=published.measurements,
+                shares=published.shares,
                 device=self._device,
                 threads=self._threads,
                 memory_bytes=self._memory_bytes,

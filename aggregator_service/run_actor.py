@@ -46,6 +46,7 @@ from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.task_waits import TaskWaits
 from aggregator_service.telemetry import Telemetry
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import Certificate, EventType, RunEvent, WorkerState
 from fedlora.telemetry.logs import bind_context
 
@@ -187,6 +188,8 @@ class RunActor:
             reach(Failpoint.ROUND_COMMITTED)
         for effect in transition.effects:
             self._begin(effect)
+        if transition.state.phase in (RunPhase.STOPPED, RunPhase.FAILED):
+            self._engine.forget(self._state.run_id)
         return transition
 
     async def create(self) -> None:

@@ -12,6 +12,7 @@ from aggregator_service.aggregation.contribution import Coding, Contribution
 from aggregator_service.aggregation.slicing import slice_adapter
 from aggregator_service.rounds.state import AdapterRecord, UpdateRecord
 from aggregator_service.store.blobs import BlobStore
+from fedlora.adapters.spec import AdapterSpec
 from fedlora.codecs.updates import create_codec
 from fedlora.runs.spec import RunSpec
 
@@ -27,8 +28,9 @@ class StoredVersions:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._widened: dict[str, str] = {}
-        """digests of first versions of too low a rank, and of what rounds begin from instead"""
+        self._widened: dict[tuple[str, AdapterSpec], str] = {}
+        """digests of first versions of too low a rank, and of what rounds begin from instead; two
+        runs may have one first version and different ranks"""
 
     def verified(self, digest: str) -> Path:
         """A blob; STATE_CORRUPT if it is damaged: it must never become part of an adapter."""
@@ -49,13 +51,14 @@ class StoredVersions:
         stored = self.published(spec, adapter)
         if adapter.version > 0 or adapter.rank >= spec.adapter.r:
             return stored
-        if adapter.digest not in self._widened:
+        key = (adapter.digest, spec.adapter)
+        if key not in self._widened:
             with self.temporary() as output:
                 slice_adapter(
                     stored.path, output, rank=spec.adapter.r, scaling=spec.adapter.scaling
                 )
-                self._widened[adapter.digest] = self._blobs.adopt(output)
-        return replace(stored, path=self.verified(self._widened[adapter.digest]))
+                self._widened[key] = self._blobs.adopt(output)
+        return replace(stored, path=self.verified(self._widened[key]))
 
     def contributions(
         self,

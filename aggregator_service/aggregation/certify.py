@@ -3,8 +3,9 @@
 Whole-adapter figures are square roots of sums of squares over modules, numerator and denominator
 apart; the effective rank is that of the block-diagonal operator; measurements are means over the
 modules. Everything is computed again from the committed bytes: nothing is taken over from the
-aggregation but the weights and what the method measured, and nothing from before it but products of
-pairs of updates (`gram_blocks`). What the workers moved (`sensitivity`) is measured here as well.
+aggregation but the weights, how much of each change counted and what the method measured, and
+nothing from before it but products of pairs of updates (`gram_blocks`). What the workers moved
+(`sensitivity`) is measured here as well.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def certify(
     published: StoredAdapter,
     context: RoundContext | None = None,
     measurements: Mapping[str, Mapping[str, float]] | None = None,
+    shares: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
     threads: int = 0,
     memory_bytes: int = 0,
@@ -61,6 +63,7 @@ def certify(
         context: where the round stood; Gram blocks are of use to every method that changes no
             update before it sums. Without a start all figures against the round's change are NaN.
         measurements: what the recipe measured, by module path.
+        shares: how much of a worker's change counted, where that was not all of it.
         device: where the arithmetic runs, in float64.
         threads: modules at a time on a CPU; 0 for as many as torch would use.
         memory_bytes: what measuring may take; fewer modules at a time keep to it, one at least. 0
@@ -85,7 +88,9 @@ def certify(
         cohort = stack.enter_context(CohortFiles(contributions, plan=plan, start=start))
         held = stack.enter_context(StateReader(context.state))
         _check_modules(cohort, sent)
-        shares = recipe.shares(cohort.facts, cohort.weights_U, cohort.change_norms)
+        shares_U = (
+            tuple(shares.get(c.worker, 1.0) for c in cohort.contributions) if shares else None
+        )
         roundoff = _UNIT_ROUNDOFF[sent.dtype()]
         rank = max(sent.rank(module) for module in cohort.modules)
         threads = measured_at_a_time(
@@ -100,7 +105,7 @@ def certify(
                 state=held.of(module),
                 round=context.round,
                 grams=context.grams.of(module, cohort) if context.grams else None,
-                shares_U=shares,
+                shares_U=shares_U,
             )
             reads = sent.factors(module, device)
             if Part.B in plan.private:

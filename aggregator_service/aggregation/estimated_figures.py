@@ -11,8 +11,8 @@ for some 300, as a hundred workers leave. What is larger stays larger: the bound
 error, and differences between errors are exact. The effective rank comes out too low, by up to a
 third where the spectrum is flat.
 
-Products run in float32 where the updates are. Where an error is too small for that it is asked for
-again in float64.
+Products run in float32 where the updates are. Where an error or the bound is too small for that it
+is asked for again in float64.
 
 Cost: 2 (D + K) R L flops for some L = 80 columns, and memory for these.
 """
@@ -80,8 +80,10 @@ class EstimatedFigures:
     @property
     def values(self) -> Values:
         """Underestimates of the leading ones."""
-        found = self._found(None)
-        return Values(found.values_M, found.missed_norm, found.missed_count)
+        values = _values(self._found(None))
+        if values.bound(self._published.rank) >= _CANCELLATION * math.sqrt(values.squares()):
+            return values
+        return _values(self._found(torch.float64))
 
     @functools.cached_property
     def _mean(self) -> LoraFactors:
@@ -107,3 +109,7 @@ class EstimatedFigures:
         if near >= _CANCELLATION * self.ideal():
             return near
         return self._found(torch.float64).distance(other.b_DR, other.a_RK)
+
+
+def _values(found: Projection) -> Values:
+    return Values(found.values_M, found.missed_norm, found.missed_count)

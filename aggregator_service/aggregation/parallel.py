@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["in_order"]
+__all__ = ["in_order", "own_thread"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,3 +62,13 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def own_thread(name: str) -> ThreadPoolExecutor:
+    """One thread, from which torch uses as many as from where this is called.
+
+    A thread that nobody has told takes the number that was set last in any other: the 1 of
+    `in_order`, if modules have been worked on by then.
+    """
+    whole = torch.get_num_threads()
+    return ThreadPoolExecutor(1, name, initializer=torch.set_num_threads, initargs=(whole,))

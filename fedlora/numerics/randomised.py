@@ -98,7 +98,7 @@ def projection(
         dtype: of products with T; None for the product's working type.
         seed: of what is drawn.
     """
-    k = product.shape[1]
+    d, k = product.shape
     most = min(*product.shape, product.rank)
     columns = min(-(-rank // _LANES) * _LANES, most)
     generator = torch.Generator().manual_seed(seed)
@@ -112,6 +112,10 @@ def projection(
     signs_KZ = (torch.randint(0, 2, (k, _PROBES), generator=generator) * 2 - 1).to(drawn_KL)
     drawn_KL, signs_KZ = drawn_KL.to(product.device), signs_KZ.to(product.device)
     rows = [part.to(torch.float64).T for part in near]
+    if rows and d <= sum(part.shape[1] for part in rows) + 2 * columns:
+        # Hardly more columns than those, and all that T has: nothing is left to look for.
+        eye_DD = torch.eye(d, dtype=dtype, device=product.device)
+        rows.append(product.transposed_times(eye_DD).to(torch.float64))
     block_KN = _orthonormal(torch.cat(rows, dim=1) if rows else drawn_KL)
     images = times(torch.cat([block_KN, signs_KZ], dim=1))
     image_DN = images[:, :-_PROBES]

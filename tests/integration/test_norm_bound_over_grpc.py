@@ -67,3 +67,5 @@ async def test_one_hostile_update_among_five(tmp_path: Path, is_bounded: bool):
             expected = expected + NUM_EXAMPLES[name] / total * cut * change
         assert torch.allclose(published[key].double(), expected, rtol=1e-6, atol=1e-7)
     assert moved(given, published) <= bound
+    figures = report.certificate.overall
+    assert figures.relative_error == pytest.approx(figures.factor_mean_error, rel=1e-3)

@@ -77,3 +77,20 @@ async def test_no_blocks_are_kept_for_a_certificate_that_does_not_come(tmp_path,
         kept.clear()
         await first_round(tmp_path / str(certify_every), "optimal", 3, certify_every=certify_every)
         assert any(kept) == bool(certify_every)
+
+
+async def test_a_run_that_is_stopped_leaves_no_blocks_behind(tmp_path):
+    spec = run_spec(method="optimal", num_workers=3)
+    async with asyncio.timeout(60), serving(tmp_path, spec) as served:
+        workers = [await served.worker(f"w-{i}", layout=WIDE) for i in range(3)]
+        task = await workers[0].task()
+        await workers[0].push(task, random_adapter(4, seed=0, layout=WIDE), num_examples=0)
+        coordinator = served.aggregator.coordinator
+        engine, run_id = coordinator._engine, coordinator.run("test").state.run_id
+        task = await workers[0].task()
+        await workers[0].push(task, random_adapter(4, seed=1, layout=WIDE), num_examples=5)
+        while run_id not in engine._grams:
+            await engine._run(engine._aggregator, lambda: None)
+        await coordinator.stop_run("test", "enough")
+        await engine._run(engine._aggregator, lambda: None)
+        assert not engine._grams

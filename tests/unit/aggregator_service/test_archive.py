@@ -37,6 +37,23 @@ def test_a_member_that_would_lie_elsewhere_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "planted").exists()
 
 
+def test_an_archive_that_was_cut_between_two_members_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "run" / name).write_bytes(bytes([1]) * 5000)
+    stream = io.BytesIO()
+    pack(tmp_path / "run", stream)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as archive:
+        ends = [member.offset for member in archive.getmembers()[1:]]
+        ends.append(archive.offset)
+    for end in (*ends, ends[-1] + tarfile.BLOCKSIZE):
+        cut = io.BytesIO(stream.getvalue()[:end])
+        with pytest.raises(FedLoraError, match="cut short") as refused:
+            unpack(cut, tmp_path / f"out-{end}")
+        assert refused.value.reason is Reason.INVALID_ARGUMENT
+
+
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     stream = io.BytesIO()
     pack(tmp_path, stream)

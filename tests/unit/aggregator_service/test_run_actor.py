@@ -53,6 +53,9 @@ class EndlessEngine:
         self.asked.append(state.round)
         await asyncio.Event().wait()
 
+    def forget(self, run_id: str) -> None:
+        """Nothing is computed ahead."""
+
 
 @dataclass
 class Host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from support.reference import ideal, mean_product, tail_norm
 
 from aggregator_service.aggregation import certify as certifying
 from aggregator_service.aggregation.driver import aggregate
+from aggregator_service.aggregation.registry import create_recipe
 from aggregator_service.aggregation.round_context import RoundContext, StoredAdapter
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Factor, lora_key
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.method import MethodSpec, RuleSpec
 from fedlora.tensors.manifest import FLOATS, DataType
 
 PLAIN = ("fedit", "flora_na", "optimal")
@@ -292,3 +295,31 @@ def test_a_file_of_other_modules_is_refused(tmp_path):
     with pytest.raises(FedLoraError, match="the published adapter does not fit") as caught:
         certify(cohort, published=other, published_scaling=1.0, base=None, method_name="fedit")
     assert caught.value.reason is Reason.LAYOUT_MISMATCH
+
+
+def test_changes_count_in_the_certificate_for_as_much_as_they_counted(tmp_path):
+    """One that has no weight takes part where bounds are found, and not where is measured."""
+    origin = write_update(tmp_path / "start", seed=1)
+    context = RoundContext(start=StoredAdapter(path=origin, scaling=1.0))
+    bounded = create_recipe(
+        MethodSpec(name="fedit", weighting=RuleSpec(name="loss_reduction")),
+        [RuleSpec(name="norm_bound", options={"max_ratio": 1.0})],
+    )
+    cohort = [
+        replace(
+            contribution(write_update(tmp_path / f"{u}", seed=2 + u, origin=origin, drift=drift)),
+            metrics={"loss_reduction": reduction},
+        )
+        for u, (drift, reduction) in enumerate([(0.01, -1.0), (0.1, 0.5), (0.5, 0.5), (0.6, 0.5)])
+    ]
+    outcome = aggregate(cohort, bounded, output=tmp_path / "out", context=context)
+    assert outcome.weights["0"] == 0
+    found = certifying.certify(
+        [replace(c, weight=outcome.weights[c.worker]) for c in cohort],
+        bounded,
+        published=StoredAdapter(path=tmp_path / "out", scaling=1.0),
+        context=context,
+        shares=outcome.shares,
+    ).overall
+    # The mean of the factors is what was published.
+    assert found.relative_error == pytest.approx(found.factor_mean_error, rel=1e-4)

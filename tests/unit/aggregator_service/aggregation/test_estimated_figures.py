@@ -114,3 +114,19 @@ def test_without_a_start_there_is_no_change():
     members = unrelated([8] * 40, d=300, k=260)
     cohort = ModuleCohort.of(members, weights(*[1.0] * 40))
     assert math.isnan(measure(cohort, published=published(cohort, "optimal")).change)
+
+
+@pytest.mark.parametrize("d", [2, 24])
+def test_the_bound_of_a_layer_with_a_short_side_is_that_of_all_its_rows(d, monkeypatch):
+    """The rows of the adapters that are compared are more than the layer has components."""
+    cohort = cohort_of(drifted(40, d=d, k=260, r=8))
+    estimate, exact = both(monkeypatch, cohort, published(cohort, "fedit"))
+    assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1, abs=1e-6)
+
+
+def test_a_bound_below_float32_lies_below_the_error(monkeypatch):
+    cohort = cohort_of(drifted(40, d=300, k=260, r=8, drift=1e-3))
+    estimate, exact = both(monkeypatch, cohort, published(cohort, "optimal"))
+    assert exact.lower_bound < 1e-6
+    assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1)
+    assert estimate.lower_bound <= estimate.relative_error

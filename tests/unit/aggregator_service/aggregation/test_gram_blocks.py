@@ -107,6 +107,16 @@ def test_a_certificate_with_them_is_that_without(cohort, tmp_path):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-6)
 
 
+def test_a_layer_published_at_a_lower_rank_than_workers_train_is_left_to_the_close(
+    cohort, tmp_path
+):
+    write_update(tmp_path / "start.safetensors", seed=1, modules=SHAPES, ranks={"wide": 2})
+    grams = RoundGrams(began(tmp_path))
+    grams.add(cohort)
+    with_them = closed(tmp_path, cohort, grams)
+    assert with_them == closed(tmp_path, cohort, None)
+
+
 def test_ranks_beyond_what_may_lie_in_memory_are_not_made_ahead():
     assert pays(512, 65536, 65536)
     assert not pays(513, 65536, 65536)

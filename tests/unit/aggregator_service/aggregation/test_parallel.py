@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from aggregator_service.aggregation.parallel import in_order
+from aggregator_service.aggregation.parallel import in_order, own_thread
 
 
 def test_results_come_in_the_order_of_the_items_whichever_is_ready_first():
@@ -29,6 +29,21 @@ def test_every_thread_computes_alone_and_the_callers_threads_stay():
     found = set(in_order(lambda _: torch.get_num_threads(), range(8), device="cpu", threads=4))
     assert found == {1}
     assert torch.get_num_threads() == before
+
+
+def test_a_thread_that_begins_after_others_computed_alone_has_all_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with own_thread("first") as first, own_thread("second") as second:
+            for thread in (first, second):
+                alone = thread.submit(
+                    lambda: [*in_order(lambda _: torch.get_num_threads(), range(2), device="cpu")]
+                )
+                assert alone.result() == [1, 1]
+                assert thread.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_no_more_items_are_begun_than_results_may_wait():

@@ -140,3 +140,16 @@ def test_what_was_given_in_sixteen_bits_is_what_the_change_is_of():
     given = {name: torch.tensor([0.3], dtype=torch.bfloat16)}
     coded = coded_update(codec, {name: given[name].float()}, given, {})
     assert coded.tensors[f"{name}.values"].item() == 0.0
+
+
+@pytest.mark.parametrize("name", CodecName)
+def test_a_change_that_is_no_number_is_refused_by_every_codec(name):
+    """Also by those that send a few values and could leave it out."""
+    key = "base_model.model.head.weight"
+    trained = torch.ones(4, 60)
+    trained[1, 3] = torch.nan
+    with pytest.raises(FedLoraError, match="has changed by up to nan") as error:
+        coded_update(
+            create_codec(CodecSpec(name=name)), {key: trained}, {key: torch.zeros(4, 60)}, {}
+        )
+    assert error.value.reason is Reason.NOT_FINITE
