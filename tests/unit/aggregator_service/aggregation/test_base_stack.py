@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from support.dense_rounds import play
 from support.reference import EPS, best_of_rank, relative_error, tail_norm
 
 from aggregator_service.aggregation.base import Publication
-from aggregator_service.aggregation.base_stack import check_max_base_rank, grown, trimmed
+from aggregator_service.aggregation.base_stack import grown, trimmed
 from aggregator_service.aggregation.methods.flora import FLoRA
 from aggregator_service.aggregation.module_cohort import GlobalModule
+from aggregator_service.aggregation.registry import COMPRESSIONS, METHODS
 from fedlora.adapters.factors import LoraFactors
 from fedlora.errors import FedLoraError, Reason
+
+CAPPED = [r for r in (*METHODS.values(), *COMPRESSIONS.values()) if hasattr(r, "max_base_rank")]
 
 
 def spectrum(values, d=24, k=17):
@@ -114,9 +118,10 @@ def test_trimming_drops_components_that_are_not_there():
     assert trimmed(wide, tolerance=0.0).rank == 2
 
 
-def test_a_cap_below_zero_is_refused():
-    with pytest.raises(FedLoraError, match=r"x: expected max_base_rank >= 0 .* got -1") as caught:
-        check_max_base_rank("x", -1)
+@pytest.mark.parametrize("rule", CAPPED, ids=lambda rule: rule.name)
+def test_a_cap_below_zero_is_refused(rule):
+    with pytest.raises(FedLoraError, match=r": expected max_base_rank >= 0 .* got -1") as caught:
+        replace(rule, max_base_rank=-1)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 

@@ -54,10 +54,12 @@ def test_what_is_left_out_is_the_methods_own():
     assert made.server_optimizer is None
 
 
-def test_two_weightings_are_one_too_many():
+@pytest.mark.parametrize("name", sorted(n for n, m in METHODS.items() if m.weighting is not None))
+def test_two_weightings_are_one_too_many(name):
+    own = METHODS[name].weighting.name
     refused(
-        "hetlora weighs updates itself .update_norm.*uniform would have no effect",
-        "hetlora",
+        rf"{name} weighs updates itself \({own}\).*uniform would have no effect",
+        name,
         weighting="uniform",
     )
 

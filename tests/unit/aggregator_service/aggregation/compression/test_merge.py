@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from support.builders import drifted, normal, start, unrelated, weights
 from support.dense_rounds import product
@@ -18,7 +17,6 @@ from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
 from fedlora.adapters.spec import AdapterKind
-from fedlora.errors import FedLoraError
 
 
 def merge(method, members, w, *, rank=4, seed=0, start=None, **options):
@@ -98,8 +96,3 @@ def test_its_properties():
     assert mean.properties.linear
     (plan,) = mean.plans()
     assert plan.published == (Part.A, Part.B, Part.BASE_A, Part.BASE_B)
-
-
-def test_a_cap_below_zero_is_refused():
-    with pytest.raises(FedLoraError, match="merge: expected max_base_rank >= 0"):
-        Merge(max_base_rank=-1)

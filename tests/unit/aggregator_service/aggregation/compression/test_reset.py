@@ -107,8 +107,3 @@ def test_a_stack_of_any_rank_can_be_reset():
     wanted = ideal(members, w)
     gap = float((effective(result, wanted) - wanted).norm())
     assert gap < 1000 * EPS * float(wanted.norm())
-
-
-def test_a_cap_below_zero_is_refused():
-    with pytest.raises(FedLoraError, match="reset: expected max_base_rank >= 0"):
-        Reset(max_base_rank=-1)

@@ -18,7 +18,6 @@ from aggregator_service.aggregation.methods.optimal import Optimal
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.spec import AdapterKind
-from fedlora.errors import FedLoraError
 
 
 def residual(method, members, w, *, rank=4, publication=F64, start=None, **options):
@@ -142,8 +141,3 @@ def test_it_makes_every_method_exact_and_needs_every_update():
     assert not found.linear
     assert found.kinds == {AdapterKind.LORA}
     assert not compose(FedIT(), compression=Residual(max_base_rank=4)).properties.exact
-
-
-def test_a_cap_below_zero_is_refused():
-    with pytest.raises(FedLoraError, match="residual: expected max_base_rank >= 0"):
-        Residual(max_base_rank=-1)

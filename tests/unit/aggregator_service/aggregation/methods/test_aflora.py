@@ -11,7 +11,6 @@ from support.reference import EPS, ideal, normalised, relative_error
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.aflora import AFLoRA
 from aggregator_service.aggregation.module_cohort import GlobalModule
-from aggregator_service.aggregation.weighting.examples import Uniform
 from aggregator_service.aggregation.weighting.rank_aware import RankAware
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
@@ -107,12 +106,6 @@ def test_without_steps_on_public_data_a_stays():
     (plan,) = AFLoRA(refine_steps=0).plans
     assert plan.refined == ()
     assert plan.settings == {"upload_budget": 0.5}
-
-
-def test_other_weights_are_refused():
-    with pytest.raises(FedLoraError, match="aflora weighs updates itself") as caught:
-        compose(AFLoRA(), weighting=Uniform())
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, unrelated, weights
+from support.builders import drifted, weights
 from support.recipes import combine
 from support.reference import EPS, mean_product
 from support.views import facts_view
@@ -13,7 +13,6 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.bound_weights import BoundWeights
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.weighting.bound_gap import BoundGap, Direction
-from aggregator_service.aggregation.weighting.examples import Uniform
 from fedlora.errors import FedLoraError, Reason
 
 SEEN = facts_view([10, 20, 30], score_mean=[0.5, 0.5, 1.0], score_variance=[0.0625, 0.0, 0.25])
@@ -45,18 +44,6 @@ def test_every_round_asks_for_the_scores_and_says_where_to_clip_them():
     (plan,) = compose(BoundWeights(score_bound=9.0)).plans()
     assert plan.required_metrics == ("score_mean", "score_variance")
     assert plan.settings == {"score_bound": 9.0}
-
-
-def test_other_weights_are_refused():
-    with pytest.raises(FedLoraError, match="bound_weights weighs updates itself") as caught:
-        compose(BoundWeights(), weighting=Uniform())
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="bound_weights needs one rank") as caught:
-        combine(BoundWeights(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
 
 
 def test_a_bad_radius_is_refused_when_the_method_is_made():

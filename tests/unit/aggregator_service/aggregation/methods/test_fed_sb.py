@@ -78,8 +78,3 @@ def test_an_a_that_is_not_common_is_named():
     extras = [{Part.CORE: torch.eye(4, dtype=torch.float64)}] * 2
     with pytest.raises(FedLoraError, match="fed_sb needs one lora_A for the whole cohort"):
         combine(FedSB(), members, weights(1, 1), extras=extras)
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match=r"fed_sb needs one rank .* \[2, 4\]"):
-        cohort([normal(1, 4, 4), normal(2, 2, 2)], weights(1, 1))

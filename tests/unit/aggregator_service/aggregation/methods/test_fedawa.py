@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, unrelated, weights
+from support.builders import drifted, weights
 from support.recipes import combine
 from support.reference import EPS, mean_product
 from support.views import geometry_view
@@ -12,7 +12,6 @@ from support.views import geometry_view
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedawa import FedAWA
 from aggregator_service.aggregation.methods.fedit import FedIT
-from aggregator_service.aggregation.weighting.examples import Uniform
 from aggregator_service.aggregation.weighting.fedawa import FedAWA as AdaptiveWeights
 from aggregator_service.aggregation.weighting.fedawa import FirstWeights
 from fedlora.errors import FedLoraError, Reason
@@ -52,18 +51,6 @@ def test_clients_that_are_all_the_same_are_what_is_published():
     found = combine(recipe, [COHORT[0]] * 3, later.values_U).factors
     torch.testing.assert_close(found.a_RK, COHORT[0].a_RK, rtol=4 * EPS, atol=0)
     torch.testing.assert_close(found.b_DR, COHORT[0].b_DR, rtol=4 * EPS, atol=0)
-
-
-def test_other_weights_are_refused():
-    with pytest.raises(FedLoraError, match="fedawa weighs updates itself") as caught:
-        compose(FedAWA(), weighting=Uniform())
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="fedawa needs one rank for the whole cohort") as caught:
-        combine(FedAWA(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
 
 
 def test_a_bad_rate_is_refused_when_the_method_is_made():

@@ -15,7 +15,6 @@ from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
-from fedlora.errors import FedLoraError, Reason
 
 
 def test_one_number_worked_by_hand():
@@ -105,12 +104,3 @@ def test_what_a_run_is_told():
     assert recipe.properties.exact
     assert recipe.properties.keeps_basis
     assert not recipe.properties.linear
-
-
-def test_mixed_ranks_and_caps_below_zero_are_refused():
-    with pytest.raises(FedLoraError, match=r"fedex_lora needs one rank .* \[2, 4\]") as caught:
-        combine(FedExLoRA(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-    with pytest.raises(FedLoraError, match="fedex_lora: expected max_base_rank >= 0") as caught:
-        FedExLoRA(max_base_rank=-1)
-    assert caught.value.reason is Reason.INVALID_ARGUMENT

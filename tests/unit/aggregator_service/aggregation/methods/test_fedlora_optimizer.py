@@ -278,9 +278,3 @@ def test_bad_options_are_refused(options, message):
     with pytest.raises(FedLoraError, match=message) as caught:
         FedLoRAOptimizer(**options)
     assert caught.value.reason is Reason.INVALID_ARGUMENT
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="fedlora_optimizer needs one rank") as caught:
-        combine(FedLoRAOptimizer(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD

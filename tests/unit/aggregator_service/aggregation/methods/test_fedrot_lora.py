@@ -14,7 +14,6 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedrot_lora import FedRotLoRA, rotation
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
-from fedlora.errors import FedLoraError, Reason
 
 W = weights(1, 2, 3)
 
@@ -176,9 +175,3 @@ def test_what_a_run_is_told():
     assert not recipe.properties.exact
     assert not recipe.properties.linear
     assert recipe.properties.keeps_basis
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="fedrot_lora needs one rank") as caught:
-        combine(FedRotLoRA(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD

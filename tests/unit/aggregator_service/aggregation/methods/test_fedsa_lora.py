@@ -12,7 +12,6 @@ from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedsa_lora import FedSALoRA
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
-from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.plan import WorkerFeature
 
 
@@ -47,12 +46,3 @@ def test_what_a_run_is_told():
     assert plan.features == {WorkerFeature.PRIVATE_PARTS}
     assert recipe.properties.exact
     assert recipe.properties.linear
-
-
-def test_mixed_ranks_are_refused():
-    members = [
-        LoraFactors(normal(u, r, 17), torch.eye(4, r).double()) for u, r in enumerate((4, 2))
-    ]
-    with pytest.raises(FedLoraError, match=r"fedsa_lora needs one rank .* \[2, 4\]") as caught:
-        combine(FedSALoRA(), members, weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD

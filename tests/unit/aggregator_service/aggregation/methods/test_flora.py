@@ -14,7 +14,6 @@ from aggregator_service.aggregation.methods.flora import FLoRA
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
-from fedlora.errors import FedLoraError, Reason
 
 
 def test_one_number_worked_by_hand():
@@ -113,9 +112,3 @@ def test_a_weight_of_zero_is_absence():
     members = unrelated([4, 3])
     cohort = ModuleCohort.of(members, weights(1, 0))
     assert compose(FLoRA()).aggregate_module(cohort, rank=4).base.rank == 4
-
-
-def test_a_cap_below_zero_is_refused():
-    with pytest.raises(FedLoraError, match="flora: expected max_base_rank >= 0") as caught:
-        FLoRA(max_base_rank=-1)
-    assert caught.value.reason is Reason.INVALID_ARGUMENT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, start, unrelated, weights
+from support.builders import drifted, normal, start, weights
 from support.dense_rounds import F32, effective, play, product, trained
 from support.recipes import combine
 from support.reference import EPS, mean_product, relative_error
@@ -82,11 +82,7 @@ def test_what_a_run_is_told():
     assert recipe.properties.linear
 
 
-def test_what_it_cannot_combine_is_refused():
-    with pytest.raises(FedLoraError, match="frlora needs one rank"):
-        combine(FRLoRA(), unrelated([2, 4]), weights(1, 1))
+def test_a_round_of_unknown_start_is_refused():
     with pytest.raises(FedLoraError, match="what the round began from") as caught:
         combine(FRLoRA(), drifted(2), weights(1, 1))
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-    with pytest.raises(FedLoraError, match="frlora: expected max_base_rank"):
-        FRLoRA(max_base_rank=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, start, unrelated, weights
+from support.builders import drifted, normal, start, weights
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error
 
@@ -166,8 +166,3 @@ def test_members_that_trained_the_frozen_factor_are_refused(round, frozen):
     with pytest.raises(FedLoraError, match=f"lora_a2 needs one lora_{frozen} for") as caught:
         combine(LoRAA2(), drifted(3), weights(1, 1, 1), round=round)
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="lora_a2 needs one rank"):
-        combine(LoRAA2(), unrelated([2, 4]), weights(1, 1))

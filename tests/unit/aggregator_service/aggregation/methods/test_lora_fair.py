@@ -135,11 +135,6 @@ def test_scales_are_inside_b_and_the_published_adapter_has_the_error():
     )
 
 
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match=r"lora_fair needs one rank .*, got \[2, 4\]"):
-        fair(unrelated([2, 4]), weights(1, 1))
-
-
 @pytest.mark.parametrize("ridge", [0.0, -1.0, math.inf, math.nan])
 def test_a_ridge_that_is_none_is_refused(ridge):
     with pytest.raises(FedLoraError, match="lora_fair: expected a finite ridge above 0, got"):

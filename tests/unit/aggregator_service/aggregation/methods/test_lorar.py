@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from support.builders import drifted, unrelated, weights
+from support.builders import drifted, weights
 from support.recipes import combine
 from support.reference import EPS, mean_product
 from support.views import facts_view
@@ -12,9 +11,7 @@ from support.views import facts_view
 from aggregator_service.aggregation.composition import compose
 from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.lorar import Lorar
-from aggregator_service.aggregation.weighting.examples import Uniform
 from aggregator_service.aggregation.weighting.loss_reduction import LossReduction
-from fedlora.errors import FedLoraError, Reason
 
 SEEN = facts_view([10, 20, 30], loss_reduction=[1.0, 3.0, 1.0])
 
@@ -42,15 +39,3 @@ def test_the_mean_is_the_dense_one_with_examples_times_reductions():
 def test_every_round_asks_for_the_loss_reduction():
     (plan,) = compose(Lorar()).plans()
     assert plan.required_metrics == ("loss_reduction",)
-
-
-def test_other_weights_are_refused():
-    with pytest.raises(FedLoraError, match="lorar weighs updates itself") as caught:
-        compose(Lorar(), weighting=Uniform())
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match="lorar needs one rank for the whole cohort") as caught:
-        combine(Lorar(), unrelated([2, 4]), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD

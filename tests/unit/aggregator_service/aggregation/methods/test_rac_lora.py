@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, unrelated, weights
+from support.builders import drifted, normal, weights
 from support.dense_rounds import F32, effective, play, product
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error
@@ -159,7 +159,3 @@ def test_what_it_cannot_combine_is_refused():
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
     with pytest.raises(FedLoraError, match="rac_lora needs one lora_B for the whole"):
         combine(RACLoRA(trained=Side.A), drifted(3), weights(1, 1, 1))
-    with pytest.raises(FedLoraError, match="rac_lora needs one rank"):
-        combine(RACLoRA(), unrelated([2, 4]), weights(1, 1))
-    with pytest.raises(FedLoraError, match="rac_lora: expected max_base_rank"):
-        RACLoRA(max_base_rank=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, start, weights
+from support.builders import drifted, normal, weights
 from support.dense_rounds import trained
 from support.recipes import combine
 from support.reference import EPS, ideal, relative_error
@@ -69,8 +69,3 @@ def test_a_factor_that_should_have_been_frozen_is_named(round, side):
     with pytest.raises(FedLoraError, match=f"one lora_{side} for the whole cohort") as caught:
         combine(RoLoRA(), drifted(3), W3, round=round)
     assert caught.value.reason is Reason.UNSUPPORTED_METHOD
-
-
-def test_mixed_ranks_are_refused():
-    with pytest.raises(FedLoraError, match=r"rolora needs one rank"):
-        combine(RoLoRA(), [start(r=4), start(r=2)], weights(1, 1))
