@@ -11,7 +11,7 @@ from support.builders import drifted, normal, start
 from aggregator_service.aggregation.geometry import cohort_geometry
 from aggregator_service.aggregation.registry import WEIGHTINGS
 from aggregator_service.aggregation.weighting.base import UpdateFacts, WeightingView
-from fedlora.errors import FedLoraError
+from fedlora.errors import FedLoraError, Reason
 
 every_rule = pytest.mark.parametrize("name", sorted(WEIGHTINGS))
 METRICS = ("loss_reduction", "score_mean", "score_variance", "loss_at_start")
@@ -129,7 +129,8 @@ def test_a_metric_that_did_not_come_is_named_with_the_worker(name):
     if not rule.required_metrics:
         assert torch.equal(rule.weigh(lacking).values_U, rule.weigh(cohort).values_U)
         return
-    with pytest.raises(FedLoraError, match="metric") as caught:
+    with pytest.raises(FedLoraError, match=f"{name} needs the metric") as caught:
         rule.weigh(lacking)
+    assert caught.value.reason is Reason.INVALID_ARGUMENT
     assert rule.required_metrics[0] in caught.value.message
     assert "b came without" in caught.value.message

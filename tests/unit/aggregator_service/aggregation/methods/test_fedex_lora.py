@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.builders import drifted, normal, start, unrelated, weights
+from support.builders import drifted, normal, start, weights
 from support.dense_rounds import F32, F64, effective, play, product
 from support.recipes import combine
 from support.reference import EPS, ideal, mean_product, relative_error
@@ -49,12 +49,6 @@ def test_it_is_exact_over_three_rounds_on_a_layer_that_is_not_square(shape, publ
     assert [v.base.rank for v in versions] == [8, 16, 17]
 
 
-@pytest.mark.parametrize("clients", [2, 4])
-def test_the_residual_has_rank_u_minus_one_times_r_at_most(clients):
-    members, w = unrelated([3] * clients), weights(*range(1, clients + 1))
-    assert combine(FedExLoRA(), members, w).base.rank == (clients - 1) * 3
-
-
 def test_members_of_deficient_rank_leave_a_smaller_residual():
     members = [
         LoraFactors(normal(u, 4, 1) @ normal(50 + u, 1, 17), normal(90 + u, 24, 4))
@@ -65,28 +59,6 @@ def test_members_of_deficient_rank_leave_a_smaller_residual():
     missing = ideal(members, w) - mean_product(members, w)
     assert result.base.rank == torch.linalg.matrix_rank(missing) == 3
     assert relative_error(product(result.base, missing), missing) < 1000 * EPS
-
-
-def test_the_total_is_the_same_in_every_gauge_of_the_factors():
-    members, w = unrelated([4, 4, 4]), weights(1, 2, 3)
-    turned = [
-        LoraFactors(torch.linalg.solve(g, f.a_RK), f.b_DR @ g)
-        for f, g in ((f, normal(80 + u, 4, 4)) for u, f in enumerate(members))
-    ]
-    target = ideal(members, w)
-    one, other = (effective(combine(FedExLoRA(), m, w), target) for m in (members, turned))
-    assert relative_error(other, one) < 1e6 * EPS
-    # ... although the adapters have nothing to do with each other.
-    means = [combine(FedExLoRA(), m, w).factors.delta_weight() for m in (members, turned)]
-    assert relative_error(means[1], means[0]) > 0.1
-
-
-def test_one_client_is_published_as_it_is():
-    (member,) = unrelated([4])
-    result = combine(FedExLoRA(), [member], weights(3))
-    assert torch.equal(result.factors.a_RK, member.a_RK)
-    assert torch.equal(result.factors.b_DR, member.b_DR)
-    assert result.base is None
 
 
 def test_a_cap_keeps_the_stack_small_and_says_what_it_cost():

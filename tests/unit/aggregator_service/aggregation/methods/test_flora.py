@@ -40,14 +40,6 @@ def test_the_stack_is_a_copy_with_the_weight_on_one_factor():
     assert torch.equal(base.b_DR, expected)
 
 
-def test_scales_are_inside_b_and_used_once():
-    # lora_alpha / r of 2, 0.5 and 4, folded before: the stack has scale 1.
-    raw, scales, w = unrelated([4, 2, 1]), (2.0, 0.5, 4.0), weights(1, 2, 3)
-    members = [LoraFactors.fold(f.a_RK, f.b_DR, s) for f, s in zip(raw, scales, strict=True)]
-    wanted = sum(float(w[u]) / 6 * s * raw[u].delta_weight() for u, s in enumerate(scales))
-    assert relative_error(combine(FLoRA(), members, w).base.delta_weight(), wanted) < 100 * EPS
-
-
 @pytest.mark.parametrize(("publication", "bound"), [(F32, 1e-6), (F64, 1e4 * EPS)])
 def test_after_three_rounds_the_base_model_has_gained_every_rounds_mean(publication, bound):
     first = GlobalModule(factors=LoraFactors(normal(1, 4, 17), torch.zeros(24, 4).double()))
@@ -71,13 +63,6 @@ def test_a_start_that_is_not_fresh_is_counted_once():
     assert relative_error(effective(result, wanted), wanted) < 100 * EPS
 
 
-def test_the_next_rounds_adapter_is_fresh_and_differs_from_round_to_round():
-    members, w = unrelated([4, 2]), weights(1, 1)
-    one, two = (combine(FLoRA(), members, w, rank=4, seed=s).factors for s in (1, 2))
-    assert not one.b_DR.any()
-    assert float((one.a_RK - two.a_RK).norm()) > 0.1
-
-
 def test_a_cap_leaves_the_best_stack_of_its_rank():
     members, w = unrelated([4, 4]), weights(1, 1)
     target = ideal(members, w)
@@ -86,16 +71,6 @@ def test_a_cap_leaves_the_best_stack_of_its_rank():
     assert error == pytest.approx(tail_norm(target, 5), rel=1e-9)
     lost = result.measurements["base_truncation_error"]
     assert lost == pytest.approx(error / float(target.norm()), rel=1e-9)
-
-
-def test_a_gauge_of_the_factors_changes_nothing():
-    members, w = unrelated([4, 3]), weights(1, 2)
-    turned = [
-        LoraFactors(torch.linalg.solve(g, f.a_RK), f.b_DR @ g)
-        for f, g in ((f, normal(80 + f.rank, f.rank, f.rank)) for f in members)
-    ]
-    one, other = (combine(FLoRA(), m, w).base.delta_weight() for m in (members, turned))
-    assert relative_error(other, one) < 1e5 * EPS
 
 
 def test_what_a_run_is_told():

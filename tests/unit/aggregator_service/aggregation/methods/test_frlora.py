@@ -10,12 +10,10 @@ from support.recipes import combine
 from support.reference import EPS, mean_product, relative_error
 
 from aggregator_service.aggregation.composition import compose
-from aggregator_service.aggregation.methods.fedit import FedIT
 from aggregator_service.aggregation.methods.frlora import FRLoRA
 from aggregator_service.aggregation.module_cohort import GlobalModule
 from fedlora.adapters.factors import LoraFactors
 from fedlora.adapters.names import Part
-from fedlora.errors import FedLoraError, Reason
 
 
 def test_one_number_worked_by_hand():
@@ -26,15 +24,6 @@ def test_one_number_worked_by_hand():
     result = combine(FRLoRA(), members, weights(1, 1), start=before)
     assert float(result.base.delta_weight()) == pytest.approx(11, rel=1e-14)
     assert float(result.factors.delta_weight()) == 1
-
-
-def test_after_the_reset_the_effective_weight_is_that_of_the_factor_mean():
-    members, w = drifted(4), weights(1, 2, 3, 4)
-    before = GlobalModule(factors=start(), base=start(r=2, seed=9))
-    result = combine(FRLoRA(), members, w, start=before)
-    unreset = combine(FedIT(), members, w, start=before)
-    wanted = effective(unreset, mean_product(members, w))
-    assert relative_error(effective(result, wanted), wanted) < 1000 * EPS
 
 
 @pytest.mark.parametrize("b", [normal(6, 24, 4), torch.zeros(24, 4).double()])
@@ -80,9 +69,3 @@ def test_what_a_run_is_told():
     assert set(plan.published) == {Part.A, Part.B, Part.BASE_A, Part.BASE_B}
     assert not recipe.properties.exact
     assert recipe.properties.linear
-
-
-def test_a_round_of_unknown_start_is_refused():
-    with pytest.raises(FedLoraError, match="what the round began from") as caught:
-        combine(FRLoRA(), drifted(2), weights(1, 1))
-    assert caught.value.reason is Reason.UNSUPPORTED_METHOD

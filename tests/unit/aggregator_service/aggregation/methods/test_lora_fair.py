@@ -98,13 +98,6 @@ def test_the_correction_keeps_its_digits_when_clients_barely_differ():
     assert moved[0] / moved[1] == pytest.approx(2.0**-26, rel=1e-3)
 
 
-def test_one_client_and_equal_clients_are_returned():
-    client = start()
-    for cohort in ([client], [client] * 4):
-        found = fair(cohort, weights(*[1.0] * len(cohort))).factors
-        assert relative_error(found.delta_weight(), client.delta_weight()) < 100 * EPS
-
-
 def test_a_common_a_leaves_the_factor_mean_which_is_exact():
     common = normal(5, 4, 17)
     cohort = [LoraFactors(common, normal(60 + u, 24, 4)) for u in range(4)]

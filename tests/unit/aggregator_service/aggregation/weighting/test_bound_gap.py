@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.builders import normal, weights
 from support.reference import EPS
-from support.views import facts_view, permuted
+from support.views import facts_view
 
 from aggregator_service.aggregation.weighting.bound_gap import BoundGap, Direction
 from aggregator_service.aggregation.weighting.examples import NumExamples
@@ -137,14 +137,6 @@ def test_scores_at_the_ends_of_the_range_have_a_gap():
 
 def test_scores_that_are_not_numbers_give_the_data_weights():
     assert torch.equal(weigh([float("nan"), 0.5, 0.5]), data())
-
-
-def test_weights_follow_their_clients():
-    seen, order = facts_view(EXAMPLES, score_mean=MEANS, score_variance=VARIANCES), [2, 0, 1]
-    found = BoundGap().weigh(seen).values_U[torch.tensor(order)]
-    torch.testing.assert_close(
-        BoundGap().weigh(permuted(seen, order)).values_U, found, rtol=4 * EPS, atol=0
-    )
 
 
 def test_updates_without_the_metrics_are_named():

@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.builders import normal, weights
 from support.reference import EPS
-from support.views import facts_view, permuted
+from support.views import facts_view
 
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from aggregator_service.aggregation.weighting.loss_reduction import LossReduction
-from fedlora.errors import FedLoraError, Reason
+from fedlora.errors import FedLoraError
 
 EXAMPLES = [10, 20, 30]
 NAN, INF = float("nan"), float("inf")
@@ -60,21 +60,6 @@ def test_a_loss_that_rose_counts_as_no_reduction():
 def test_only_ratios_of_reductions_count():
     found, other = weigh([1.0, 3.0, 2.0]).values_U, weigh([1e200, 3e200, 2e200]).values_U
     torch.testing.assert_close(other, found, rtol=4 * EPS, atol=0)
-
-
-def test_weights_follow_their_clients():
-    seen, order = facts_view(EXAMPLES, loss_reduction=[1.0, 3.0, 2.0]), [2, 0, 1]
-    found = LossReduction().weigh(seen).values_U[torch.tensor(order)]
-    other = LossReduction().weigh(permuted(seen, order)).values_U
-    torch.testing.assert_close(other, found, rtol=4 * EPS, atol=0)
-
-
-def test_updates_without_the_metric_are_named():
-    seen = facts_view(EXAMPLES, train_loss=[1.0, 2.0, 3.0])
-    expected = "loss_reduction needs the metric loss_reduction with every update, and w0, w1, w2"
-    with pytest.raises(FedLoraError, match=expected) as caught:
-        LossReduction().weigh(seen)
-    assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
 def test_updates_without_examples_are_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.builders import normal, weights
 from support.reference import EPS
-from support.views import facts_view, permuted
+from support.views import facts_view
 
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from aggregator_service.aggregation.weighting.tilted import Tilted
@@ -63,20 +63,6 @@ def test_only_differences_of_losses_count():
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_losses_that_are_not_finite_give_the_data_weights(loss):
     assert torch.equal(weigh(1.0, [1.0, loss, 2.0]), data())
-
-
-def test_weights_follow_their_clients():
-    seen, order = facts_view(EXAMPLES, loss_at_start=[1.0, 3.0, 2.0]), [2, 0, 1]
-    found = Tilted().weigh(seen).values_U[torch.tensor(order)]
-    torch.testing.assert_close(
-        Tilted().weigh(permuted(seen, order)).values_U, found, rtol=4 * EPS, atol=0
-    )
-
-
-def test_updates_without_the_metric_are_named():
-    with pytest.raises(FedLoraError, match="tilted needs the metric loss_at_start") as caught:
-        Tilted().weigh(facts_view(EXAMPLES))
-    assert caught.value.reason is Reason.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("tilt", [float("nan"), float("inf")])
