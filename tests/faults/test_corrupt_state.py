@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 from support.federation import random_adapter, serving
+from support.memory_store import InMemoryStateStore
 from support.processes import ServerProcess
 from support.runs import LAYOUT, run_spec
 
@@ -16,7 +17,6 @@ from aggregator_service.engine import AggregationEngine
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
 from aggregator_service.store.blobs import BlobStore, blob_path
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.sqlite import DATABASE_NAME
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.adapters.spec import AdaptedModule

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.memory_store import InMemoryMembers
 
 from aggregator_service.members import Invitation, MemberStore
-from aggregator_service.store.memory import InMemoryMembers
 from aggregator_service.store.sqlite import SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.identity.members import Member

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.memory_store import InMemoryStateStore
 from support.runs import LAYOUT, MachineDriver, run_spec
 from support.sample_run import sample_certificate, sample_round
 
 from aggregator_service.rounds.ports import StateStore, Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord, WorkerRecord
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.sqlite import SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.method import MethodSpec

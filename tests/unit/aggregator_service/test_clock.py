@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.memory_store import InMemoryStateStore
 from support.runs import LAYOUT, MachineDriver, run_spec
 
 from aggregator_service.clock import RunClock
@@ -17,7 +18,6 @@ from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import RunState
 from aggregator_service.run_actor import RunActor
 from aggregator_service.store.blobs import BlobStore
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Silent
 from fedlora.runs.phase import RunPhase

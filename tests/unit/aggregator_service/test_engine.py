@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+from support.memory_store import InMemoryStateStore
 from support.runs import run_spec
 
 from aggregator_service.engine import aggregated_in
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState
-from aggregator_service.store.memory import InMemoryStateStore
 
 
 class CountingStore(InMemoryStateStore):

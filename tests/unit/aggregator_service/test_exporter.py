@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save
 from support.federation import random_adapter
+from support.memory_store import InMemoryStateStore
 from support.runs import LAYOUT, run_spec
 from support.sample_run import sample_certificate, sample_round
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,6 @@ from aggregator_service.reporting.run_directory import RunDirectory, read_events
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.store.blobs import BlobStore
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import BestRound, EventType, RoundReport, RunEvent

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from support.memory_store import InMemoryStateStore
 from support.runs import MachineDriver, run_spec
 
 from aggregator_service.disk_watch import DiskWatch
@@ -22,7 +23,6 @@ from aggregator_service.rounds.events import (
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.run_actor import RunActor
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Silent
 from fedlora.errors import FedLoraError, Reason

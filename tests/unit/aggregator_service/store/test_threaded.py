@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.memory_store import InMemoryStateStore
 from support.runs import run_spec
 
 from aggregator_service.rounds.ports import StateStore, Transaction
 from aggregator_service.rounds.state import RunState
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.sqlite import SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.errors import FedLoraError, Reason

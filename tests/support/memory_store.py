@@ -1,7 +1,6 @@
 """The state of all runs in dictionaries: what a store has to do, said as plainly as it can be.
 
-For tests and for what needs no file. The SQLite store passes the same tests and is compared with
-this one step by step.
+The SQLite store passes the same tests and is compared with this one step by step.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.identity.members import Member
 from fedlora.identity.names import AccessRole
 from fedlora.runs.report import Certificate, RoundReport, RunEvent
-
-__all__ = ["InMemoryMembers", "InMemoryStateStore"]
 
 
 @dataclass(frozen=True, slots=True)
