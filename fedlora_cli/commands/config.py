@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedlora_cli.commands.options import JsonOption
+from fedlora_cli.commands.options import JsonOption, OverridesOption
 
 if TYPE_CHECKING:
     from fedlora.runs.spec import RunSpec
@@ -20,10 +20,7 @@ app = typer.Typer(help="Explain a configuration, or all keys there are.", no_arg
 @app.command()
 def check(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="The file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
-    ] = None,
+    overrides: OverridesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a configuration and show every value with its origin.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedlora_cli.commands.options import DEFAULT_SERVER, ServerOption
+from fedlora_cli.commands.options import DEFAULT_SERVER, OverridesOption, ServerOption
 
 __all__ = ["create", "stop"]
 
@@ -15,10 +15,7 @@ __all__ = ["create", "stop"]
 def create(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Describes the run.")],
     server: ServerOption = DEFAULT_SERVER,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
-    ] = None,
+    overrides: OverridesOption = None,
 ) -> None:
     """Create the run that CONFIG describes on an aggregator, and start it.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedlora_cli.commands.options import EventsJsonOption, OverridesOption, PlainOption
+
 __all__ = ["run"]
 
 
@@ -18,19 +20,12 @@ def run(
         Path | None,
         typer.Option(help="Where state, logs and results go. Default: runs/<run name>."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
-    ] = None,
+    overrides: OverridesOption = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove an earlier run in that folder and start anew.")
     ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Lines instead of a live display.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Every event as a line of JSON on standard output.")
-    ] = False,
+    plain: PlainOption = False,
+    as_json: EventsJsonOption = False,
 ) -> None:
     """Run an aggregator and its workers on this machine until the run is complete.
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from fedlora_cli.commands.options import ConfigFileArgument, OverridesOption
 
 __all__ = ["serve"]
 
 
 def serve(
-    config_file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[CONFIG]", help="Configuration. Default: FEDLORA_CONFIG, or none."),
-    ] = None,
+    config_file: ConfigFileArgument = None,
     address: Annotated[
         str | None, typer.Option(help="host:port to serve on; the same as server.address.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
-    ] = None,
+    overrides: OverridesOption = None,
 ) -> None:
     """Serve a federation until a signal comes.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedlora_cli.commands.options import DEFAULT_SERVER, ServerOption
+from fedlora_cli.commands.options import DEFAULT_SERVER, EventsJsonOption, PlainOption, ServerOption
 
 __all__ = ["watch"]
 
@@ -14,12 +14,8 @@ __all__ = ["watch"]
 def watch(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Name or id of the run.")],
     server: ServerOption = DEFAULT_SERVER,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Lines instead of a live display.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Every event as a line of JSON on standard output.")
-    ] = False,
+    plain: PlainOption = False,
+    as_json: EventsJsonOption = False,
 ) -> None:
     """Follow a run until it has ended. Ctrl-C leaves the run alone."""
     from fedlora.exit_codes import ExitCode

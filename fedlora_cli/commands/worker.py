@@ -7,30 +7,24 @@ from typing import Annotated
 
 import typer
 
+from fedlora_cli.commands.options import ConfigFileArgument, OverridesOption
+
 __all__ = ["worker", "workers"]
 
-_ConfigFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[CONFIG]", help="Configuration. Default: FEDLORA_CONFIG, or none."),
-]
 _Server = Annotated[
     str | None, typer.Option(help="host:port of the aggregator; the same as worker.server.")
-]
-_Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set a key; may be repeated."),
 ]
 
 
 def worker(
-    config_file: _ConfigFile = None,
+    config_file: ConfigFileArgument = None,
     server: _Server = None,
     name: Annotated[
         str | None,
         typer.Option(help="A name it keeps over restarts. Default: host name and device."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:N or cuda:GPU-UUID.")] = None,
-    overrides: _Overrides = None,
+    overrides: OverridesOption = None,
 ) -> None:
     """Train for a federation until its run is over, on one device.
 
@@ -54,7 +48,7 @@ def worker(
 
 
 def workers(
-    config_file: _ConfigFile = None,
+    config_file: ConfigFileArgument = None,
     devices: Annotated[
         str,
         typer.Option(
@@ -75,7 +69,7 @@ def workers(
     only_list: Annotated[
         bool, typer.Option("--list", help="Print names, devices and their UUIDs, and end.")
     ] = False,
-    overrides: _Overrides = None,
+    overrides: OverridesOption = None,
 ) -> None:
     """Keep one worker process per device running until the run is over.
 
