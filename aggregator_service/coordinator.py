@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
@@ -57,7 +57,6 @@ class Coordinator:
         worker_timeout_seconds: float,
         disk: DiskWatch,
         telemetry: Telemetry,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self.store = store
         self.blobs = blobs
@@ -66,7 +65,6 @@ class Coordinator:
         self._engine = engine
         self._observer = observer
         self._worker_timeout = worker_timeout_seconds
-        self._wall = wall
         self._runs: dict[str, RunActor] = {}
         self._draining = False
 
@@ -118,7 +116,6 @@ class Coordinator:
             worker_timeout_seconds=self._worker_timeout,
             disk=self.disk,
             telemetry=self.telemetry,
-            wall=self._wall,
         )
         self._runs[state.run_id] = actor
         return actor
@@ -146,7 +143,7 @@ class Coordinator:
                 run_id=run_id,
                 spec=spec,
                 plans=recipe.plans(spec.adapter.kind),
-                created_at=self._wall(),
+                created_at=time.time(),
             )
             existing = self._actor(state, 0.0)
             try:

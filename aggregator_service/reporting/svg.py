@@ -130,16 +130,14 @@ def stacked_bars(
     return _svg(title, _HEIGHT, parts) + _legend(series)
 
 
-def range_chart(
-    rows: Sequence[RangeRow], *, title: str, number: Format = format_number, log: bool = False
-) -> str:
+def range_chart(rows: Sequence[RangeRow], *, title: str, number: Format = format_number) -> str:
     """One row per module with its marks on a common axis."""
     if not rows:
         return _empty(title)
     left, row_height, width = 190, 17, 720
     height = _TOP + row_height * len(rows) + 26
     values = [v for row in rows for _, _, v in row.marks]
-    x = Axis.over(values, left, width - 26, log=log, zero=not log)
+    x = Axis.over(values, left, width - 26, zero=True)
     parts = [
         f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{_TOP}" '
         f'y2="{height - 22}"/><text class="tick" x="{x(tick):.1f}" y="{height - 7}" '
@@ -151,7 +149,7 @@ def range_chart(
         places = [x(v) for _, _, v in row.marks]
         parts.append(
             f'<text class="tick" x="{left - 10}" y="{py + 3.5:.1f}" text-anchor="end">'
-            f"{escape(_shortened(row.label, 30))}<title>{escape(row.label)}</title></text>"
+            f"{escape(_shortened(row.label))}<title>{escape(row.label)}</title></text>"
             f'<line class="range" x1="{min(places):.1f}" x2="{max(places):.1f}" {_at(py)}/>'
         )
         for (name, style, value), px in zip(row.marks, places, strict=True):
@@ -188,7 +186,7 @@ def heat_map(
         if row_height >= 11:
             parts.append(
                 f'<text class="tick" x="{left - 10}" y="{py + row_height / 2 + 3.5:.1f}" '
-                f'text-anchor="end">{escape(_shortened(label, 30))}'
+                f'text-anchor="end">{escape(_shortened(label))}'
                 f"<title>{escape(label)}</title></text>"
             )
         for j, value in enumerate(line):
@@ -287,5 +285,5 @@ def _empty(title: str) -> str:
     return f'<p class="empty">{escape(title)}: nothing measured yet.</p>'
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else "…" + text[-(most - 1) :]
+def _shortened(text: str) -> str:
+    return text if len(text) <= 30 else "…" + text[-29:]

@@ -8,7 +8,6 @@ the server goes on with what it has.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -30,15 +29,13 @@ class ServerIdentity:
 
     Args:
         folder: with ca.crt, tls.crt and tls.key.
-        wall: seconds since 1970.
 
     Raises:
         FedLoraError: INVALID_CONFIG unless it is a server's identity, and good.
     """
 
-    def __init__(self, folder: Path, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._wall = wall
         self._stamp = stamp(folder)
         self.files = self._read()
 
@@ -68,7 +65,7 @@ class ServerIdentity:
         return _configuration(self.files)
 
     def _read(self) -> IdentityFiles:
-        files = read_identity(self._folder, now=self._wall())
+        files = read_identity(self._folder, now=time.time())
         if files.identity.role is not AccessRole.SERVER:
             raise FedLoraError(
                 Reason.INVALID_CONFIG,

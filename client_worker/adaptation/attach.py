@@ -75,7 +75,7 @@ def numbers_per_rank(model: nn.Module, spec: AdapterSpec) -> int:
 
 
 def _peft_model(model: Any, spec: AdapterSpec, rank: int) -> Any:
-    _require_modules(model, spec.modules_to_save, "modules_to_save")
+    _require_modules(model, spec.modules_to_save)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft 0.21 asks transformers 5 by the older of two names.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
@@ -118,7 +118,7 @@ def _targets(modules: tuple[str, ...]) -> str | list[str]:
     return list(modules)
 
 
-def _require_modules(model: nn.Module, wanted: tuple[str, ...], option: str) -> None:
+def _require_modules(model: nn.Module, wanted: tuple[str, ...]) -> None:
     """Refuses names that fit nothing, which peft passes over."""
     paths = [path for path, _ in model.named_modules() if path]
     for name in wanted:
@@ -127,7 +127,7 @@ def _require_modules(model: nn.Module, wanted: tuple[str, ...], option: str) -> 
             near = difflib.get_close_matches(name, last, n=1)
             raise FedLoraError(
                 Reason.INVALID_MODEL,
-                f"adapter.{option}: the base model has no module {name!r}",
+                f"adapter.modules_to_save: the base model has no module {name!r}",
                 hint=f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(last)}",
             )
 
