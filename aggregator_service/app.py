@@ -39,7 +39,7 @@ from fedlora.rpc.channel import MAX_CHUNK_BYTES
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.tasks import Limits
-from fedlora.telemetry.torch_device import TorchDevice
+from fedlora.telemetry.torch_device import torch_readings
 
 if TYPE_CHECKING:
     from aggregator_service.metrics import ServerMetrics
@@ -184,7 +184,7 @@ def _metrics(config: AggregatorConfig, engine: AggregationEngine) -> ServerMetri
     from aggregator_service.metrics import ServerMetrics
 
     ends = functools.partial(certificate_end, config.identity_dir)
-    return ServerMetrics(TorchDevice(engine.device), ends)
+    return ServerMetrics(functools.partial(torch_readings, engine.device), ends)
 
 
 def _limits(config: AggregatorConfig) -> Limits:

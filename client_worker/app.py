@@ -16,7 +16,7 @@ import torch
 
 from client_worker.config import WorkerConfig, WorkerRank
 from client_worker.device import capabilities, pinned_uuid, resolve_device, verify_device
-from client_worker.device_figures import OwnDevice
+from client_worker.device_figures import own_readings
 from client_worker.device_watch import DeviceWatch
 from client_worker.memory import free_bytes
 from client_worker.own_name import own_name
@@ -195,7 +195,7 @@ def _metrics(config: WorkerConfig, devices: Devices) -> WorkerMetrics:
     from client_worker.metrics import WorkerMetrics
 
     ends = functools.partial(certificate_end, config.identity_dir)
-    return WorkerMetrics(OwnDevice(devices, pinned_uuid()), ends)
+    return WorkerMetrics(functools.partial(own_readings, devices, pinned_uuid()), ends)
 
 
 def _own_device(config: WorkerConfig) -> AbstractContextManager[None]:

@@ -1,43 +1,25 @@
-"""The figures of the worker's own CUDA device for its metrics, read from NVML at each scrape."""
+"""How the worker's own CUDA device does, read from NVML at each scrape of its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from fedlora.devices import Devices
+from fedlora.devices import Devices, Reading
 from fedlora.errors import FedLoraError
-from fedlora.telemetry.devices import DeviceFigures
 
-__all__ = ["OwnDevice"]
+__all__ = ["own_readings"]
 
 
-class OwnDevice:
-    """A DeviceSource of the one device that this process was given.
+def own_readings(devices: Devices, uuid: str) -> Mapping[str, Reading]:
+    """The one device that this process was given, by its UUID.
+
+    Nothing while it does not answer, which the log tells of.
 
     Args:
         devices: of this machine.
-        uuid: of the worker's; empty for the CPU, which has no figures.
+        uuid: of the worker's; empty for the CPU.
     """
-
-    def __init__(self, devices: Devices, uuid: str) -> None:
-        self._devices = devices
-        self._uuid = uuid
-
-    def read(self) -> Sequence[DeviceFigures]:
-        """See DeviceSource; nothing while the device does not answer, which the log tells of."""
-        if not self._uuid:
-            return ()
-        try:
-            now = self._devices.read(self._uuid)
-        except FedLoraError:
-            return ()
-        percent, celsius = now.utilisation_percent, now.temperature_celsius
-        return (
-            DeviceFigures(
-                uuid=self._uuid,
-                memory_used_bytes=now.memory_used_bytes,
-                memory_total_bytes=now.memory_total_bytes,
-                utilization_ratio=None if percent is None else percent / 100,
-                temperature_celsius=None if celsius is None else float(celsius),
-            ),
-        )
+    try:
+        return {uuid: devices.read(uuid)} if uuid else {}
+    except FedLoraError:
+        return {}

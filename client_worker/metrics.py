@@ -15,9 +15,8 @@ from prometheus_client.registry import Collector
 from client_worker.session import State
 from client_worker.telemetry import RoundTrained, StepDone
 from fedlora.errors import Reason
-from fedlora.telemetry.devices import DeviceSource
 from fedlora.telemetry.endpoint import MetricsEndpoint
-from fedlora.telemetry.process_metrics import Expiry, never, process_registry
+from fedlora.telemetry.process_metrics import DeviceReadings, Expiry, never, process_registry
 
 __all__ = ["WorkerMetrics"]
 
@@ -30,7 +29,7 @@ class WorkerMetrics:
         expires: when its identity ends.
     """
 
-    def __init__(self, devices: DeviceSource, expires: Expiry = never) -> None:
+    def __init__(self, devices: DeviceReadings, expires: Expiry = never) -> None:
         self._registry = process_registry("worker", devices=devices, expires=expires)
         gauge, counter = self._gauge, self._counter
         self._round = gauge("round", "Round that is trained for, or was last.")

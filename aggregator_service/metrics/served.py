@@ -9,9 +9,8 @@ from aggregator_service.metrics.calls import CallMetrics
 from aggregator_service.metrics.rounds import RoundTallies
 from aggregator_service.metrics.runs import RunCollector
 from aggregator_service.metrics.server import ServerCollector
-from fedlora.telemetry.devices import DeviceSource
 from fedlora.telemetry.endpoint import MetricsEndpoint
-from fedlora.telemetry.process_metrics import Expiry, never, process_registry
+from fedlora.telemetry.process_metrics import DeviceReadings, Expiry, never, process_registry
 
 __all__ = ["ServerMetrics"]
 
@@ -24,7 +23,7 @@ class ServerMetrics:
         expires: when the server's identity ends.
     """
 
-    def __init__(self, devices: DeviceSource, expires: Expiry = never) -> None:
+    def __init__(self, devices: DeviceReadings, expires: Expiry = never) -> None:
         self._registry = process_registry("aggregator", devices=devices, expires=expires)
         self.calls = CallMetrics(self._registry)
         """the Telemetry of the server"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -10,9 +10,12 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from fedlora._version import __version__
-from fedlora.telemetry.devices import DeviceSource, NoDevices
+from fedlora.devices import Reading
 
-__all__ = ["Expiry", "never", "process_registry"]
+__all__ = ["DeviceReadings", "Expiry", "never", "process_registry"]
+
+DeviceReadings = Callable[[], Mapping[str, Reading]]
+"""how the GPUs of this process do, by UUID; asked from any thread, at each scrape"""
 
 Expiry = Callable[[], float | None]
 """when the process's identity ends, in seconds since the epoch; None without an identity"""
@@ -24,13 +27,13 @@ def never() -> float | None:
 
 
 def process_registry(
-    service: str, *, devices: DeviceSource | None = None, expires: Expiry = never
+    service: str, *, devices: DeviceReadings = dict, expires: Expiry = never
 ) -> CollectorRegistry:
     """A new registry with what every process shows.
 
     Args:
         service: "aggregator" or "worker".
-        devices: the GPUs it computes on; None for none.
+        devices: the GPUs it computes on.
         expires: read at each scrape, so that a rotated certificate shows without a restart.
     """
     # When each counter was made is nearly a series more for every one, which nobody reads. The
@@ -38,12 +41,12 @@ def process_registry(
     disable_created_metrics()  # type: ignore[no-untyped-call]
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Process(service, devices or NoDevices(), expires))
+    registry.register(_Process(service, devices, expires))
     return registry
 
 
 class _Process(Collector):
-    def __init__(self, service: str, devices: DeviceSource, expires: Expiry) -> None:
+    def __init__(self, service: str, devices: DeviceReadings, expires: Expiry) -> None:
         self._service = service
         self._devices = devices
         self._expires = expires
@@ -68,13 +71,13 @@ class _Process(Collector):
         total = _by_device("memory_total_bytes", "Memory of a GPU.")
         busy = _by_device("utilization_ratio", "Share of the last moment in which a GPU computed.")
         warmth = _by_device("temperature_celsius", "Temperature of a GPU.")
-        for device in self._devices.read():
-            used.add_metric([device.uuid], device.memory_used_bytes)
-            total.add_metric([device.uuid], device.memory_total_bytes)
-            if device.utilization_ratio is not None:
-                busy.add_metric([device.uuid], device.utilization_ratio)
-            if device.temperature_celsius is not None:
-                warmth.add_metric([device.uuid], device.temperature_celsius)
+        for uuid, now in self._devices().items():
+            used.add_metric([uuid], now.memory_used_bytes)
+            total.add_metric([uuid], now.memory_total_bytes)
+            if now.utilisation_percent is not None:
+                busy.add_metric([uuid], now.utilisation_percent / 100)
+            if now.temperature_celsius is not None:
+                warmth.add_metric([uuid], now.temperature_celsius)
         yield from (used, total, busy, warmth)
 
 

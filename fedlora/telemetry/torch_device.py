@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 
-from fedlora.telemetry.devices import DeviceFigures
+from fedlora.devices import Reading
 
-__all__ = ["TorchDevice"]
+__all__ = ["torch_readings"]
 
 
-class TorchDevice:
-    """A DeviceSource of one device.
+def torch_readings(device: torch.device) -> Mapping[str, Reading]:
+    """How a device of this process does, by its UUID.
 
-    Args:
-        device: of this process; a CPU has no figures.
+    Nothing of a CPU, and nothing before the process itself has begun to use CUDA.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def read(self) -> Sequence[DeviceFigures]:
-        """See DeviceSource; nothing before the process itself has begun to use CUDA."""
-        # Asking would take a context's memory on a device that nothing else uses yet.
-        if self._device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            return ()
-        free, total = torch.cuda.mem_get_info(self._device)
-        properties = torch.cuda.get_device_properties(self._device)
-        return (
-            DeviceFigures(
-                uuid=f"GPU-{properties.uuid}",
-                memory_used_bytes=total - free,
-                memory_total_bytes=total,
-            ),
-        )
+    # Asking would take a context's memory on a device that nothing else uses yet.
+    if device.type != "cuda" or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    reading = Reading(
+        memory_used_bytes=total - free,
+        memory_total_bytes=total,
+        utilisation_percent=None,
+        temperature_celsius=None,
+    )
+    return {f"GPU-{torch.cuda.get_device_properties(device).uuid}": reading}

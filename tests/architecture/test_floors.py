@@ -56,7 +56,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "fedlora.rpc": (*SHARED, "fedlora.proto", "fedlora.wire", "fedlora.identity"),
     "fedlora.identity": ERRORS,
     "fedlora.config": SHARED,
-    "fedlora.telemetry": SHARED,
+    "fedlora.telemetry": (*SHARED, "fedlora.devices"),
     "fedlora.devices": ERRORS,
     # the aggregator: pure floors, then the modules of the package itself (coordinator and what it
     # is made of), then the network, then the composition root

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from prometheus_client import REGISTRY
 
 from fedlora import __version__
-from fedlora.telemetry.devices import DeviceFigures
+from fedlora.devices import Reading
 from fedlora.telemetry.process_metrics import process_registry
-from fedlora.telemetry.torch_device import TorchDevice
+from fedlora.telemetry.torch_device import torch_readings
 
-
-class Devices:
-    """A DeviceSource of a test."""
-
-    def __init__(self, *devices: DeviceFigures) -> None:
-        self.devices: Sequence[DeviceFigures] = devices
-
-    def read(self) -> Sequence[DeviceFigures]:
-        return self.devices
-
-
-GPU = DeviceFigures(
-    uuid="GPU-1",
-    memory_used_bytes=3,
-    memory_total_bytes=80,
-    utilization_ratio=0.5,
-    temperature_celsius=61.0,
+GPU = Reading(
+    memory_used_bytes=3, memory_total_bytes=80, utilisation_percent=50, temperature_celsius=61
 )
 
 
@@ -55,22 +40,22 @@ def test_nothing_is_registered_for_the_whole_process():
     ],
 )
 def test_a_device_is_shown_by_its_uuid(name: str, value: float):
-    registry = process_registry("worker", devices=Devices(GPU))
+    registry = process_registry("worker", devices=lambda: {"GPU-1": GPU})
     assert registry.get_sample_value(f"fedlora_device_{name}", {"device": "GPU-1"}) == value
 
 
 def test_what_a_source_does_not_know_is_not_shown():
-    plain = DeviceFigures(uuid="GPU-1", memory_used_bytes=3, memory_total_bytes=80)
-    registry = process_registry("worker", devices=Devices(plain))
+    plain = replace(GPU, utilisation_percent=None, temperature_celsius=None)
+    registry = process_registry("worker", devices=lambda: {"GPU-1": plain})
     device = {"device": "GPU-1"}
     assert registry.get_sample_value("fedlora_device_memory_used_bytes", device) == 3
     assert registry.get_sample_value("fedlora_device_temperature_celsius", device) is None
 
 
 def test_a_device_that_is_gone_is_not_shown_any_more():
-    devices = Devices(GPU)
-    registry = process_registry("worker", devices=devices)
-    devices.devices = ()
+    devices = {"GPU-1": GPU}
+    registry = process_registry("worker", devices=lambda: devices)
+    devices.clear()
     device = {"device": "GPU-1"}
     assert registry.get_sample_value("fedlora_device_memory_used_bytes", device) is None
 
@@ -90,4 +75,4 @@ def test_a_process_without_an_identity_shows_no_end_of_it():
 
 
 def test_a_cpu_has_no_figures():
-    assert TorchDevice(torch.device("cpu")).read() == ()
+    assert torch_readings(torch.device("cpu")) == {}
