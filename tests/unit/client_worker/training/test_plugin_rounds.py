@@ -61,24 +61,6 @@ def test_a_neutral_setting_changes_no_bit_of_training(bert, data, plugin):
     assert furthest(trained(run, data), trained(run, data, plugin)) == 0
 
 
-def products(adapter) -> dict[str, torch.Tensor]:
-    return {
-        a: adapter[a.replace(".lora_A.", ".lora_B.")] @ adapter[a]
-        for a in adapter
-        if ".lora_A." in a
-    }
-
-
-@pytest.mark.parametrize(("space", "measured"), [("factors", dict), ("product", products)])
-def test_fedprox_keeps_training_nearer_to_where_it_began(bert, data, space, measured):
-    run = worker_run(classifier_spec(bert), local_epochs=4.0)
-    begun = measured(trainer_for(run, data).trained_values())
-    free = measured(trained(run, data))
-    plugin = RuleSpec(name="fedprox", options={"mu": 100.0, "space": space})
-    held = measured(trained(run, data, plugin))
-    assert furthest(held, begun) < 0.5 * furthest(free, begun)
-
-
 def test_a_plug_in_sees_what_is_trained_under_the_names_it_is_saved_with(bert, data):
     for kind in AdapterKind:
         run = worker_run(
