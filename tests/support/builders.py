@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from aggregator_service.aggregation.contribution import Contribution
@@ -89,8 +89,6 @@ def write_update(
     ranks: Mapping[str, int] | None = None,
 ) -> Path:
     """A PEFT weights file: random, or near the first components of the file `origin`."""
-    from safetensors.torch import load_file
-
     before = load_file(origin) if origin else {}
     tensors: dict[str, Tensor] = {}
     for i, (module, (d, k)) in enumerate(sorted(modules.items())):
@@ -105,6 +103,13 @@ def write_update(
         tensors[PREFIX + name] = normal(seed * 100 + 90 + i, *shape).to(dtype)
     save_file(tensors, path, metadata={"format": "pt"})
     return path
+
+
+def folded(path: Path, module: str, scaling: float = 1.0) -> LoraFactors:
+    """A module's factors in such a file, in float64, with the scale in B."""
+    tensors = load_file(path)
+    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
+    return LoraFactors.fold(a, b, scaling)
 
 
 def contribution(

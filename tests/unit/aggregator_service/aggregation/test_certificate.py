@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.builders import MODULES, contribution, normal, write_update
+from support.builders import MODULES, contribution, folded, normal, write_update
 from support.recipes import recipe
 from support.reference import ideal, mean_product, tail_norm
 
@@ -47,20 +47,14 @@ def certify(
     )
 
 
-def factors_in(path, module, scaling):
-    tensors = load_file(path)
-    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
-    return LoraFactors.fold(a, b, scaling)
-
-
 def dense_norms(contributions, published, s_out, base, s_base):
     """Numerators and denominators by module, from d x k matrices."""
     rows = {}
     for module in MODULES:
-        cohort = [factors_in(c.path, module, c.scaling) for c in contributions]
+        cohort = [folded(c.path, module, c.scaling) for c in contributions]
         w = torch.tensor([c.weight for c in contributions], dtype=torch.float64)
-        target, sent = ideal(cohort, w), factors_in(published, module, s_out)
-        start = factors_in(base, module, s_base)
+        target, sent = ideal(cohort, w), folded(published, module, s_out)
+        start = folded(base, module, s_base)
         starts = [LoraFactors(start.a_RK[: f.rank], start.b_DR[:, : f.rank]) for f in cohort]
         values = torch.linalg.svdvals(target)
         rows[module] = {
@@ -196,7 +190,7 @@ def test_an_error_planted_in_the_file_is_found(tmp_path):
     aggregate(cohort, recipe("optimal"), output=output, rank=8)
     tensors = {k: v.double() for k, v in load_file(output).items()}
     a, b = (lora_key("x", f) for f in (Factor.LORA_A, Factor.LORA_B))
-    target = ideal([factors_in(c.path, "x", 1.0) for c in cohort], torch.ones(2).double())
+    target = ideal([folded(c.path, "x", 1.0) for c in cohort], torch.ones(2).double())
     for size in (1e-2, 1e-5, 1e-8):
         # Float64 tensors stand for a publication that rounds nothing.
         u, s, vh = torch.linalg.svd(target, full_matrices=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.builders import MODULES, contribution, write_update
+from support.builders import MODULES, contribution, folded, write_update
 from support.recipes import recipe, whole_adapter_methods
 from support.reference import ideal, mean_product, relative_error
 
@@ -46,12 +46,6 @@ def cohort(tmp_path):
 def began(tmp_path) -> RoundContext:
     """A round that began from the file all workers started from."""
     return RoundContext(start=StoredAdapter(path=tmp_path / "start.safetensors", scaling=2.0))
-
-
-def folded(path, module, scaling=1.0) -> LoraFactors:
-    tensors = load_file(path)
-    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
-    return LoraFactors.fold(a, b, scaling)
 
 
 def target(contributions, module):

@@ -5,21 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.builders import MODULES, contribution, write_update
+from support.builders import MODULES, contribution, folded, write_update
 from support.recipes import recipe
 from support.reference import best_of_rank, ideal, relative_error
 
 from aggregator_service.aggregation.adapter_file import AdapterFile
 from aggregator_service.aggregation.driver import aggregate
 from aggregator_service.aggregation.slicing import given_factors, slice_adapter
-from fedlora.adapters.factors import LoraFactors
-from fedlora.adapters.names import PREFIX, Factor, Part, lora_key
-
-
-def folded(path, module, scaling):
-    tensors = load_file(path)
-    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
-    return LoraFactors.fold(a, b, scaling)
+from fedlora.adapters.names import PREFIX, Part
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.builders import MODULES, contribution, write_update
+from support.builders import MODULES, contribution, folded, write_update
 from support.reference import best_of_rank, relative_error
 from torch import Tensor
 
@@ -57,9 +57,7 @@ def late(files: dict[str, Path], u: int, staleness: int, weight: float = 1.0) ->
 
 
 def product(path: Path, module: str) -> Tensor:
-    tensors = load_file(path)
-    a, b = (tensors[lora_key(module, f)].double() for f in (Factor.LORA_A, Factor.LORA_B))
-    return SCALING * b @ a
+    return folded(path, module, SCALING).delta_weight()
 
 
 def freeze_a(files: dict[str, Path]) -> None:
