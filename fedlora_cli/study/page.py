@@ -11,7 +11,7 @@ from fedlora_cli.study.cells import Cell
 from fedlora_cli.study.design import Condition, Study
 from fedlora_cli.study.plots import Line, Panel, draw
 from fedlora_cli.study.results import CellResult, Results
-from fedlora_cli.study.statistics import Difference, compare, holm, summarise
+from fedlora_cli.study.statistics import Difference, compare, deviation, holm
 
 __all__ = ["write_page"]
 
@@ -165,11 +165,11 @@ def _reached(metric: str, level: float, found: _Found) -> str:
 def _mean(metric: str, values: Mapping[int, float]) -> str:
     if not values:
         return ""
-    summary = summarise(list(values.values()))
+    mean = _shown(metric, fmean(values.values()))
     if len(values) == 1:
         # One seed has no spread to tell of.
-        return _shown(metric, summary.mean)
-    return f"{_shown(metric, summary.mean)} ± {_shown(metric, summary.deviation).rstrip(' %')}"
+        return mean
+    return f"{mean} ± {_shown(metric, deviation([*values.values()])).rstrip(' %')}"
 
 
 def _shown(metric: str, value: float) -> str:
@@ -195,7 +195,7 @@ def _curves(study: Study, found: Sequence[_Found]) -> Panel:
     for f in found:
         runs = [result.rounds for result in f.by_seed.values()]
         points = [
-            (number + 1.0, summarise([run[number][metric] for run in runs]))
+            (number + 1.0, [run[number][metric] for run in runs])
             for number in range(min(map(len, runs)))
             if all(
                 metric in run[number] and run[number].get(size) == run[0].get(size) for run in runs
@@ -206,8 +206,8 @@ def _curves(study: Study, found: Sequence[_Found]) -> Panel:
                 Line(
                     name=f.condition.variant,
                     x=[x for x, _ in points],
-                    y=[s.mean for _, s in points],
-                    spread=[s.deviation for _, s in points],
+                    y=[fmean(values) for _, values in points],
+                    spread=[deviation(values) for _, values in points],
                 )
             )
     varied = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in found[0].condition.varied.items())

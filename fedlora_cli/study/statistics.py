@@ -8,27 +8,17 @@ beside one baseline some would differ by chance: their p values are Holm's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["Difference", "Summary", "compare", "holm", "summarise"]
+__all__ = ["Difference", "compare", "deviation", "holm"]
 
 _FEWEST_PAIRS = 2
 _LEVEL = 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """Mean and spread over seeds."""
-
-    count: int
-    mean: float
-    deviation: float
-    """standard deviation of single seeds; 0 for one"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +34,9 @@ class Difference:
     """that so much is seen where there is no difference"""
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean and standard deviation of at least one value."""
-    mean = math.fsum(values) / len(values)
-    squares = math.fsum((v - mean) ** 2 for v in values)
-    deviation = math.sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
-    return Summary(count=len(values), mean=mean, deviation=deviation)
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of single seeds, at least one; 0 for one."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def compare(of: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -58,21 +45,21 @@ def compare(of: Mapping[int, float], baseline: Mapping[int, float]) -> Differenc
     if len(seeds) < _FEWEST_PAIRS:
         return None
     differences = [of[s] - baseline[s] for s in seeds]
-    summary = summarise(differences)
-    if summary.deviation == 0:
+    mean = fmean(differences)
+    if deviation(differences) == 0:
         # Equal differences: none at all, or one that no chance explains.
         return Difference(
             count=len(seeds),
-            mean=summary.mean,
-            low=summary.mean,
-            high=summary.mean,
-            p=0.0 if summary.mean else 1.0,
+            mean=mean,
+            low=mean,
+            high=mean,
+            p=0.0 if mean else 1.0,
         )
     tested = _stats().ttest_1samp(differences, 0.0)
     low, high = tested.confidence_interval(_LEVEL)
     return Difference(
         count=len(seeds),
-        mean=summary.mean,
+        mean=mean,
         low=float(low),
         high=float(high),
         p=float(tested.pvalue),
