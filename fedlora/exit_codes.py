@@ -30,7 +30,7 @@ class ExitCode(enum.IntEnum):
     RUN_FAILED = 7
     """the run ended without its last adapter"""
     INTERRUPTED = 128 + signal.SIGINT.value
-    """stopped by Ctrl-C"""
+    """stopped by Ctrl-C; `fedlora run` and `fedlora study` also by SIGTERM"""
 
 
 _DEVICE = {Reason.DEVICE_UNAVAILABLE, Reason.DEVICE_OUT_OF_MEMORY}

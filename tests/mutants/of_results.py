@@ -102,8 +102,8 @@ RESULTS = (
         name="stretched_beyond_the_bound",
         sentence="what another plug-in makes of an update escapes the bound",
         file="aggregator_service/aggregation/composition.py",
-        old="changes = [norm * c for norm, c in zip(measured, product, strict=True)]",
-        new="changes = measured",
+        old="changes = [measured[u] * c for u, c in zip(present, product, strict=True)]",
+        new="changes = [measured[u] for u in present]",
         killers=(_PLUGIN + "test_what_another_plug_in_stretches_is_bounded_as_stretched[1]",),
     ),
 )
