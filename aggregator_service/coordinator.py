@@ -5,6 +5,7 @@ The servicer in `transport` decodes a request, calls one method here, and encode
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -135,6 +136,10 @@ class Coordinator:
                 INVALID_ARGUMENT for a method, rule, option or adapter kind the server cannot run;
                 INVALID_CONFIG for a package of one that cannot be loaded.
         """
+        # A caller that goes away in the middle must not part the stored runs from ours.
+        return await asyncio.shield(self._create_run(spec, start=start))
+
+    async def _create_run(self, spec: RunSpec, *, start: bool) -> Run:
         existing = next((a for a in self._runs.values() if a.state.spec.name == spec.name), None)
         if existing is None:
             recipe = checked_recipe(spec, has_base_weights=self._engine.has_base_weights)

@@ -150,8 +150,10 @@ class Enrolment:
         """Refuses from now on what was issued to a name until now."""
         role, name = revocation.role, revocation.name
         at = float(math.floor(self._wall()))
-        await self._store.call(lambda s: s.members.revoke(role, name, at=at))
+        # At once: what a busy store makes wait could be renewed meanwhile, for a later second. And
+        # stored whether or not the operator waits for it.
         self._revoked[role, name] = at
+        await asyncio.shield(self._store.call(lambda s: s.members.revoke(role, name, at=at)))
         log.warning("revoked", role=role.value, name=name)
 
     async def _issue(

@@ -1,4 +1,7 @@
-"""What workers report of themselves: a few numbers, under names that can be shown."""
+"""What workers report of themselves: a few numbers and words that can be stored and shown.
+
+Everything here reaches all who look at the run, in messages of at most 2 MiB, and its log.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,45 @@ from collections.abc import Mapping
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.score_names import SHARES
 from fedlora.runs.spec import RunSpec
-from fedlora.runs.tasks import Evaluation
+from fedlora.runs.tasks import Capabilities, Evaluation
 
-__all__ = ["check_metrics", "check_scores"]
+__all__ = ["check_capabilities", "check_metrics", "check_scores", "shown"]
 
 _MOST_SETS = 16
 """of examples that are scored; several times what there is"""
 
+_MOST_WORDS = 256
+"""of each kind that a worker says of itself; several times what there is"""
+
+_MOST_CHARACTERS = 256
+"""of one of them"""
+
 _LARGEST = 1e280
 """so that sums over examples and workers stay finite"""
+
+
+def check_capabilities(capabilities: Capabilities) -> None:
+    """Refuses capabilities that are too many, too long, or move a terminal's cursor."""
+    versions, plugins = capabilities.versions, capabilities.plugins
+    device = (capabilities.device_type, capabilities.device_name, capabilities.device_uuid)
+    enums = (capabilities.wire_dtypes, capabilities.features, capabilities.codecs)
+    if (most := max(map(len, (versions, plugins, *enums)))) > _MOST_WORDS:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"capabilities: expected at most {_MOST_WORDS} of a kind, got {most}",
+        )
+    for word in (*device, *versions, *versions.values(), *plugins):
+        if len(word) > _MOST_CHARACTERS or not word.isprintable():
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"capabilities: expected printable texts of at most {_MOST_CHARACTERS} characters, "
+                f"got one of {len(word)}, {word[:40]!a}",
+            )
+
+
+def shown(text: str) -> str:
+    """A reason that somebody gives, as it is stored: cut, and harmless to print."""
+    return "".join(c if c.isprintable() else " " for c in text[:500])
 
 
 def check_scores(evaluations: tuple[Evaluation, ...], run: RunSpec) -> None:

@@ -76,6 +76,8 @@ class Uploads:
         self._workers = workers
         self._admission = admission
         self._pace = pace
+        self._last_keys: dict[tuple[str, str], str] = {}
+        """by run and worker: of its last upload, whose bytes may still be here"""
 
     async def first(self, messages: AsyncIterator[T]) -> T | None:
         """The first message of a stream, None if there is none.
@@ -210,11 +212,16 @@ class Uploads:
 
     async def _open(self, actor: RunActor, worker: str, header: UpdateHeader) -> UploadWriter:
         key = _upload_key(actor.state.run_id, worker, header.idempotency_key)
+        owner = (actor.state.run_id, worker)
+        before, self._last_keys[owner] = self._last_keys.get(owner, key), key
         # `check_update` has found it to be what was asked for.
         manifest = header.manifest
 
         def open_writer() -> UploadWriter:
             blobs = self._coordinator.blobs
+            if before != key:
+                # A worker that begins another goes on with none: its keys must not fill the disk.
+                blobs.forget_upload(before)
             writer = blobs.open_upload(key, total_bytes=header.total_bytes, manifest=manifest)
             if header.start_offset == 0 and writer.offset > 0:
                 # A worker that does not ask how far it got starts over.

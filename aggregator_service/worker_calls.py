@@ -13,7 +13,12 @@ from aggregator_service.aggregation import registry
 from aggregator_service.caller import check_is_worker
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.engine import AggregationEngine
-from aggregator_service.reported_numbers import check_scores
+from aggregator_service.reported_numbers import (
+    check_capabilities,
+    check_metrics,
+    check_scores,
+    shown,
+)
 from aggregator_service.rounds.assignment import (
     changed_parts,
     check_evaluation,
@@ -80,6 +85,7 @@ class WorkerCalls:
                 Reason.INVALID_ARGUMENT,
                 f"instance_id must have 1 to 128 characters, got {len(instance_id)}",
             )
+        check_capabilities(capabilities)
         actor = self._run_to_join(run_name)
         before = actor.state.workers.get(name)
         token, digest = issue(actor.state.run_id, name, session_epoch(before, instance_id))
@@ -213,13 +219,15 @@ class WorkerCalls:
     def report_progress(self, token: str, progress: Progress) -> None:
         """Tells watchers how far a worker has got."""
         actor, worker = self.session(token)
+        metrics = {k: v for k, v in progress.metrics.items() if math.isfinite(v)}
+        check_metrics(metrics)
         actor.publish_progress(
             worker,
             {
-                "task_id": progress.task_id,
+                "task_id": shown(progress.task_id),
                 "completed_steps": progress.completed_steps,
                 "total_steps": progress.total_steps,
-                **{k: v for k, v in progress.metrics.items() if math.isfinite(v)},
+                **metrics,
             },
         )
 
@@ -233,7 +241,7 @@ class WorkerCalls:
     async def leave(self, token: str, reason: str) -> None:
         """Ends a session in good order."""
         actor, worker = self.session(token)
-        await actor.apply(WorkerLeft(worker, reason[:500]))
+        await actor.apply(WorkerLeft(worker, shown(reason)))
 
     def _run_to_join(self, run_name: str) -> RunActor:
         if run_name:

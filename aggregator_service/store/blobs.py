@@ -167,6 +167,13 @@ class BlobStore:
         except FileNotFoundError:
             return 0
 
+    def forget_upload(self, key: str) -> None:
+        """Takes away what has come of an upload; nothing happens while a stream writes it."""
+        path = self._part(key)
+        with self._lock:
+            if path not in self._open:
+                path.unlink(missing_ok=True)
+
     def _part(self, key: str) -> Path:
         name = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         return self._uploads / f"{name}.{self._owner}.part"

@@ -2,11 +2,18 @@
 
 Whom the server does not know learns that he is not authenticated, and nothing else; a member who
 may not do what he asks for learns that. Everything else is in the log.
+
+A call that never sends its message would hold a place for ever: for that there is a limit. Calls
+that anyone may make, and those of nobody until they are refused, have few places at a time, so that
+some are left for members.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import grpc
@@ -33,10 +40,16 @@ class Guard(grpc.aio.ServerInterceptor):
 
     Args:
         callers: tells who calls; None where nobody needs to say so.
+        message_seconds: longest wait for the one message of a call.
+        most_strangers: calls at a time that anyone may make.
     """
 
-    def __init__(self, callers: Callers | None) -> None:
+    def __init__(
+        self, callers: Callers | None, *, message_seconds: float, most_strangers: int
+    ) -> None:
         self._callers = callers
+        self._message_seconds = message_seconds
+        self._strangers = _Strangers(most_strangers)
         self._guarded: dict[str, tuple[Handler, Handler]] = {}
 
     async def intercept_service(
@@ -54,69 +67,144 @@ class Guard(grpc.aio.ServerInterceptor):
         return known[1]
 
     def _guard(self, handler: Handler, method: str, callers: Callers) -> Handler:
-        """A handler of the same kind that first finds out who calls."""
+        """A handler with the same answers that first finds out who calls."""
         if method not in ROLES:
             raise AssertionError(f"{method} is served, and access_table does not say to whom")
-        gate = _Gate(method, ROLES[method], callers)
+        seconds = 0.0 if handler.request_streaming else self._message_seconds
+        gate = _Gate(method, ROLES[method], callers, self._strangers, seconds)
         behaviour, make = _parts(handler)
 
-        async def answer(request: Any, context: Context) -> Any:
-            caller = await gate.admit(context)
+        async def requested(messages: Any, caller: Caller | None, context: Context) -> Any:
             if handler.request_streaming:
-                request = gate.while_admitted(request, caller, context)
-            with calling(caller):
-                return await behaviour(request, context)
+                return gate.while_admitted(messages, caller, context)
+            return await gate.message(caller, context)
 
-        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def answer(messages: Any, context: Context) -> Any:
             caller = await gate.admit(context)
-            if handler.request_streaming:
-                request = gate.while_admitted(request, caller, context)
-            with calling(caller):
-                async for message in gate.while_admitted(
-                    behaviour(request, context), caller, context
-                ):
-                    yield message
+            with gate.place(caller):
+                request = await requested(messages, caller, context)
+                with calling(caller):
+                    return await behaviour(request, context)
 
+        async def stream(messages: Any, context: Context) -> AsyncIterator[Any]:
+            caller = await gate.admit(context)
+            with gate.place(caller):
+                request = await requested(messages, caller, context)
+                with calling(caller):
+                    async for message in gate.while_admitted(
+                        behaviour(request, context), caller, context
+                    ):
+                        yield message
+
+        # One that writes its messages itself, as gRPC's Health.Watch does, cannot be cut off.
+        yields = inspect.isasyncgenfunction(behaviour)
+        if handler.response_streaming and not yields and ROLES[method] is not ANYONE:
+            raise AssertionError(f"{method} writes messages, and its caller may be revoked")
         return make(
-            stream if handler.response_streaming else answer,
+            stream if yields else answer,
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
+class _Strangers:
+    """Calls under way that anyone may make.
+
+    Args:
+        most: of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.num = 0
+
+
 class _Gate:
     """The check before one method."""
 
-    def __init__(self, method: str, access: Access, callers: Callers) -> None:
+    def __init__(
+        self,
+        method: str,
+        access: Access,
+        callers: Callers,
+        strangers: _Strangers,
+        message_seconds: float,
+    ) -> None:
         self._method = method
+        self._message_seconds = message_seconds
         self._access = access
         self._callers = callers
+        self._strangers = strangers
 
     async def admit(self, context: Context) -> Caller | None:
         """The caller, if he may call the method; otherwise the call ends here."""
         access = self._access
         if access is ANYONE:
+            strangers = self._strangers
+            if strangers.num >= strangers.most:
+                error = FedLoraError(
+                    Reason.SERVER_BUSY, f"{strangers.most} such calls are taken at a time"
+                )
+                await self._refuse(context, error, why="too many of such calls")
             return None
         metadata: Mapping[str, str | bytes] = dict(context.invocation_metadata() or ())
         caller = self._callers.identify(context.auth_context(), metadata)
         if isinstance(caller, str):
+            await self._hear_out(context)
             await self._refuse(context, not_authenticated(), why=caller)
         if caller.role not in access:
             error = FedLoraError(
                 Reason.PERMISSION_DENIED,
                 f"the role {caller.role.value} may not call {self._method.rsplit('/', 1)[1]}",
             )
+            await self._hear_out(context)
             await self._refuse(context, error, why=f"{caller.role.value} {caller.name}")
         return caller
+
+    @contextmanager
+    def place(self, caller: Caller | None) -> Iterator[None]:
+        """Within, the call counts, if nobody knows whose it is."""
+        num = int(caller is None)
+        self._strangers.num += num
+        try:
+            yield
+        finally:
+            self._strangers.num -= num
+
+    async def _hear_out(self, context: Context) -> None:
+        """Takes the message of one who is refused: a client that sends still may not hear why."""
+        if self._message_seconds and self._strangers.num < self._strangers.most:
+            # One that cannot be read is refused as any other.
+            with self.place(None), suppress(Exception):
+                async with asyncio.timeout(self._message_seconds):
+                    await context.read()
+
+    async def message(self, caller: Caller | None, context: Context) -> Any:
+        """The message of a call that has one."""
+        seconds = self._message_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                message = await context.read()
+        except TimeoutError:
+            text = f"a message was expected within {seconds:g} s, got none"
+            await abort(context, FedLoraError(Reason.DEADLINE_EXCEEDED, text))
+        if message is grpc.aio.EOF:
+            await abort(context, FedLoraError(Reason.INVALID_ARGUMENT, "the call has no message"))
+        await self._check(caller, context)
+        return message
 
     async def while_admitted(
         self, messages: AsyncIterator[M], caller: Caller | None, context: Context
     ) -> AsyncIterator[M]:
         """The messages, until the caller is nobody any longer."""
         async for message in messages:
-            if caller is not None and (why := self._callers.refusal(caller)):
-                await self._refuse(context, not_authenticated(), why=why)
+            await self._check(caller, context)
             yield message
+
+    async def _check(self, caller: Caller | None, context: Context) -> None:
+        """Ends the call of one who is nobody any longer."""
+        if caller is not None and (why := self._callers.refusal(caller)):
+            await self._refuse(context, not_authenticated(), why=why)
 
     async def _refuse(self, context: Context, error: FedLoraError, *, why: str) -> NoReturn:
         log.warning("call_refused", method=self._method, peer=context.peer(), why=why)
@@ -124,11 +212,11 @@ class _Gate:
 
 
 def _parts(handler: Handler) -> tuple[Callable[..., Any], Callable[..., Handler]]:
-    """What a handler runs, and what makes a handler of its kind."""
-    kinds: Mapping[tuple[bool, bool], tuple[Any, Any]] = {
-        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
-        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
-        (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
-        (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
-    }
-    return kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+    """What a handler runs, and what makes one of its answers that takes its messages one by one."""
+    kind = f"{_kind(handler.request_streaming)}_{_kind(handler.response_streaming)}"
+    make = getattr(grpc, f"stream_{_kind(handler.response_streaming)}_rpc_method_handler")
+    return getattr(handler, kind), make
+
+
+def _kind(streaming: bool) -> str:
+    return "stream" if streaming else "unary"

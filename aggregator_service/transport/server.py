@@ -40,6 +40,10 @@ ALIVE = "alive"
 """health service by which liveness probes ask (deploy/kubernetes)"""
 
 
+_STRANGERS_SHARE = 8
+"""of all calls at a time, one in so many may be of those that anyone may make"""
+
+
 class GrpcServer:
     """Serves a coordinator.
 
@@ -99,7 +103,11 @@ class GrpcServer:
         address = _bind(self._server, config.address, "server.address", credentials)
         await self._server.start()
         if config.enrolment_address and self._identity is not None:
-            server = grpc.aio.server(options=SERVER_OPTIONS)
+            server = grpc.aio.server(
+                interceptors=(self._guard(self._callers()),),
+                options=SERVER_OPTIONS,
+                maximum_concurrent_rpcs=config.max_concurrent_rpcs,
+            )
             servicer = EnrolmentServicer(self._enrolment)
             identity_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server)
             credentials = self._identity.credentials(asks_for_certificates=False)
@@ -139,7 +147,7 @@ class GrpcServer:
         # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
         measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
         server = grpc.aio.server(
-            interceptors=(*measured, Guard(self._callers())),
+            interceptors=(*measured, self._guard(self._callers())),
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
@@ -164,6 +172,14 @@ class GrpcServer:
             )
             reflection.enable_server_reflection(names, server)
         return server
+
+    def _guard(self, callers: Callers | None) -> Guard:
+        config = self._config
+        return Guard(
+            callers,
+            message_seconds=config.idle_timeout_seconds,
+            most_strangers=max(1, config.max_concurrent_rpcs // _STRANGERS_SHARE),
+        )
 
     def _callers(self) -> Callers | None:
         is_revoked = self._enrolment.is_revoked

@@ -43,6 +43,10 @@ T = TypeVar("T")
 
 _SCALARS = frozenset({bool, int, float, str, bytes})
 
+_MOST_MESSAGES = 2**16
+"""in one field: an empty one takes two bytes on the wire, and here some 10 us to read (measured);
+as many of any use would not fit into a message of gRPC's"""
+
 
 def to_message(value: object, message_type: type[M]) -> M:
     """The message that says what the dataclass `value` says."""
@@ -56,7 +60,8 @@ def from_message(message: Message, domain_type: type[T]) -> T:
 
     Raises:
         FedLoraError: INVALID_ARGUMENT for an enum that is unset or unknown, a required message
-            that is absent, or a value the dataclass itself refuses.
+            that is absent, more items than a message has room for, or a value the dataclass itself
+            refuses.
     """
     fields = _fields(typing.cast("Any", domain_type))
     return domain_type(**{f.name: _read(message, f, domain_type) for f in fields})
@@ -146,6 +151,12 @@ def _read(message: Message, field: _Field, owner: type) -> Any:
     if field.is_repeated:
         if form is _Form.PLAIN:
             return tuple(item)
+        if len(item) > _MOST_MESSAGES:
+            raise FedLoraError(
+                Reason.INVALID_ARGUMENT,
+                f"{owner.__name__}.{name}: expected at most {_MOST_MESSAGES} items, got "
+                f"{len(item)}",
+            )
         return tuple(_value(x, field, message) for x in item)
     if form is _Form.PLAIN:
         is_time = isinstance(item, timestamp_pb2.Timestamp)

@@ -1,0 +1,80 @@
+"""Workers whose words about themselves would cost everybody who looks at the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from support.federation import reason_of, serving
+from support.runs import run_spec
+
+from fedlora.proto.v1 import admin_pb2
+from fedlora.proto.v1 import federation_pb2 as pb
+
+ESCAPES = "\x1b[2J\x9b31m\n\u2028x"
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"device_name": "x" * 1_900_000},
+        {"device_uuid": ESCAPES},
+        {"versions": {"torch": "2" * 257}},
+        {"plugins": ["p"] * 257},
+        {"codecs": [1] * 257},
+    ],
+    ids=["a long name", "escapes", "a long version", "many plug-ins", "many codecs"],
+)
+async def test_capabilities_that_nobody_could_be_shown_are_refused(
+    tmp_path: Path, hostile: dict[str, Any]
+):
+    request = pb.RegisterRequest(
+        worker_name="w-0",
+        instance_id="i",
+        capabilities=pb.Capabilities(role=pb.ROLE_PARTY, **hostile),
+    )
+    async with serving(tmp_path, run_spec()) as served:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.federation.Register(request, timeout=30)
+        assert reason_of(caught.value) == "INVALID_ARGUMENT"
+        runs = await served.admin.ListRuns(admin_pb2.ListRunsRequest(), timeout=30)
+        assert not runs.runs[0].workers
+
+
+async def test_progress_that_no_watcher_could_be_sent_is_refused(tmp_path: Path):
+    many = {f"m{i}": 1.0 for i in range(90_000)}
+    async with serving(tmp_path, run_spec()) as served:
+        worker = await served.worker("w-0")
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test", follow=True))
+        events = aiter(watch)
+        while (await anext(events)).event.type != admin_pb2.EVENT_TYPE_WORKER_READY:
+            pass
+        for hostile in (many, {"m\x1b": 1.0}):
+            progress = pb.Progress(task_id="t", metrics=hostile)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await worker.stub.ReportMetrics(
+                    pb.ReportMetricsRequest(session_token=worker.token, progress=progress),
+                    timeout=30,
+                )
+            assert reason_of(caught.value) == "INVALID_ARGUMENT"
+        progress = pb.Progress(task_id=ESCAPES * 9999, metrics={"loss": 0.5})
+        await worker.stub.ReportMetrics(
+            pb.ReportMetricsRequest(session_token=worker.token, progress=progress), timeout=30
+        )
+        event = (await anext(events)).event
+        assert event.type == admin_pb2.EVENT_TYPE_WORKER_PROGRESS
+        assert event.detail["loss"] == 0.5
+        assert event.detail["task_id"].isprintable()
+
+
+async def test_a_goodbye_moves_no_cursor(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        worker = await served.worker("w-0")
+        await worker.stub.Leave(
+            pb.LeaveRequest(session_token=worker.token, reason=ESCAPES), timeout=30
+        )
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test"))
+        (left,) = [m.event async for m in watch if m.event.type == admin_pb2.EVENT_TYPE_WORKER_LEFT]
+        assert left.detail["reason"] == " [2J 31m  x"
