@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from support.memory_store import InMemoryStateStore
 
 from aggregator_service.enrolment import Enrolment
-from aggregator_service.store.memory import InMemoryStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from fedlora.identity.members import Revocation
 from fedlora.identity.names import AccessRole
