@@ -18,8 +18,9 @@ Readings. One recursion gives every a_u above, steps of unequal rates (a warm-up
 a pull included: a_u is how far a gradient that is 1 throughout would have gone, in units of the
 highest rate. tau_eff is the mean of a_u with a pull too, where the authors' code takes the mean of
 K: equal workers then make FedProx's step. a_u is the worker's own claim: it counts as at most
-max_ratio times the cohort's lower median, and at least as that part of it. test_fednova.py holds
-each of these.
+max_ratio times the lower median of those above 0, and at least as that part of it. A worker whose
+steps were all skipped (float16's gradients overflowed) has gone nowhere, with an a_u of 0; where
+nobody has gone anywhere no update is changed. test_fednova.py holds each of these.
 """
 
 from __future__ import annotations
@@ -79,12 +80,10 @@ class FedNova(PluginDefaults):
     ) -> tuple[float, ...] | None:
         """See `base.Plugin`."""
         claimed = [m[_METRIC] for m in metrics]
-        middle = statistics.median_low(claimed)
-        if not middle > 0:
-            raise FedLoraError(
-                Reason.INVALID_ARGUMENT,
-                f"{_METRIC}: expected the positive lengths of local training, got {claimed}",
-            )
+        gone = [a for a in claimed if a > 0]
+        if not gone:
+            return None
+        middle = statistics.median_low(gone)
         least, most = middle / self.max_ratio, middle * self.max_ratio
         lengths = [min(max(a, least), most) for a in claimed]
         if min(lengths) == max(lengths):

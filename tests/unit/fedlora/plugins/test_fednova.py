@@ -93,8 +93,14 @@ def test_a_claim_counts_as_no_more_than_the_ratio_to_the_median():
     assert small[2] == pytest.approx(7.0)
 
 
-def test_lengths_that_cannot_be_are_refused():
-    with pytest.raises(FedLoraError, match="expected the positive lengths"):
-        FedNova().shares(told(0.0, 0.0), (0.5, 0.5), ())
+@pytest.mark.parametrize("stuck", [0.0, -1e9])
+def test_a_worker_that_has_gone_nowhere_stops_nobody(stuck):
+    assert FedNova().shares(told(stuck), (1.0,), ()) is None
+    shares = FedNova(max_ratio=10.0).shares(told(stuck, stuck, 2.0, 4.0), (0.25,) * 4, ())
+    lengths = (0.2, 0.2, 2.0, 4.0)
+    assert shares == pytest.approx([sum(lengths) / 4 / a for a in lengths])
+
+
+def test_a_ratio_that_cannot_be_is_refused():
     with pytest.raises(FedLoraError, match=r"plugins\.fednova\.max_ratio: .* got 0\.5"):
         FedNova(max_ratio=0.5)
