@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aggregator_service.aggregation.composition import Recipe
+from aggregator_service.aggregation.compression.keep import Keep
 from aggregator_service.aggregation.plugin_checks import check_plugins
 from aggregator_service.aggregation.weighting.examples import NumExamples
 from fedlora.adapters.names import Part
@@ -101,6 +102,15 @@ def check_run(recipe: Recipe, spec: RunSpec, *, has_base_weights: bool) -> None:
     name = recipe.method.name
     check_kind(recipe, spec.adapter.kind, has_base_weights=has_base_weights)
     check_plugins(recipe, spec)
+    if recipe.compression.name == Keep.name != recipe.method.compression.name and (
+        recipe.method.properties.gauge_free
+    ):
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"the compression rule keep publishes a combination as it is, and that of {name} is "
+            "the workers' products side by side, of a higher rank than the run's",
+            hint="Leave the section [compression] out, or take truncate, energy, residual or merge",
+        )
     if spec.rounds.quorum < recipe.properties.min_clients:
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,

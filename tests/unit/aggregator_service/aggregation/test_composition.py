@@ -267,6 +267,17 @@ def test_a_random_b_is_refused_beside_an_a_that_stays_as_it_is(name):
     assert create_recipe(MethodSpec(name="fedit", compression=drawn)).properties.changes_base
 
 
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_stack_of_products_is_no_adapter_of_the_runs_rank_to_keep(name):
+    made = recipe(name, compression="keep")
+    if name in ("optimal", "fedhl", "flora", "flexlora", "florist"):
+        with pytest.raises(FedLoraError, match=f"keep publishes .* that of {name} is") as caught:
+            check_run(made, run_spec(method=name), has_base_weights=False)
+        assert caught.value.reason is Reason.UNSUPPORTED_METHOD
+    else:
+        check_run(made, run_spec(method=name), has_base_weights=False)
+
+
 @pytest.mark.parametrize("rule", ["merge", "residual", "reset"])
 def test_a_part_between_factors_is_not_added_to_the_base_model_and_published_as_well(rule):
     for name in ("fedsa_lora", "fed_sb"):
