@@ -100,11 +100,11 @@ def cohort_of(
         FedLoraError: what `AdapterFile` and `TensorWriter` raise.
     """
     members: list[Contribution] = []
-    left = 0.0
+    discounted: list[float] = []
     with ExitStack() as stack:
         for update in updates:
             given, share = update.contribution, discount.of(update.staleness)
-            left += given.weight * (1 - share)
+            discounted.append(given.weight * (1 - share))
             member = replace(given, weight=given.weight * share)
             if update.staleness and discount.rebases and member.weight > 0:
                 path = temporary()
@@ -112,6 +112,8 @@ def cohort_of(
                 _rebase(update, before, path, in_products=in_products)
                 member = replace(member, path=path, scaling=1.0, coding=None)
             members.append(member)
+        # The same to the last bit, in whichever order the updates came.
+        left = math.fsum(discounted)
         if left > 0:
             members.append(
                 Contribution(

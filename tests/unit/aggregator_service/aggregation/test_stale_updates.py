@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -188,6 +189,19 @@ def test_the_discount_is_one_for_nobody_late_and_never_rises():
         assert shares == sorted(shares, reverse=True)
     assert Discount(exponent=0.0).of(9) == 1.0
     assert Discount(exponent=0.5).of(3) == 0.5
+
+
+def test_what_is_left_to_the_version_before_is_the_same_in_any_order(tmp_path, files):
+    updates = [late(files, 0, 1), late(files, 1, 2, weight=2.0), late(files, 2, 1)]
+    before = StoredAdapter(path=files["v2"], scaling=SCALING)
+    weights = set()
+    for order in itertools.permutations(updates):
+        paths = iter(tmp_path / f"rebased-{i}" for i in range(9))
+        with cohort_of(
+            order, discount=FEDBUFF, before=before, in_products=False, temporary=paths.__next__
+        ) as members:
+            weights.add(members[-1].weight)
+    assert len(weights) == 1
 
 
 def test_an_update_of_no_examples_is_not_read(tmp_path, files):
