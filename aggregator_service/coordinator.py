@@ -102,6 +102,8 @@ class Coordinator:
 
     async def close(self) -> None:
         """Stops driving all runs."""
+        # Without a transport nobody has drained: what is due to work ahead finds no engine.
+        self._draining = True
         for actor in self._runs.values():
             await actor.close()
         await self.disk.close()

@@ -19,6 +19,7 @@ from support.federation import (
     CHUNK_BYTES,
     ScriptedWorker,
     Served,
+    config,
     connected,
     random_adapter,
     reason_of,
@@ -31,6 +32,7 @@ from support.runs import run_spec
 from support.seeds import seeds_for
 from support.waiting import until
 
+from aggregator_service.app import Aggregator
 from fedlora.proto.v1 import admin_pb2
 from fedlora.proto.v1 import federation_pb2 as pb
 from fedlora.runs.tasks import UpdateHeader
@@ -51,6 +53,19 @@ async def terminated(folder: Path, count: int, seed: int) -> None:
     assert max(history.drains) <= GRACE_SECONDS + 1, history.drains
     judge(history, spec, NAMES)
     assert history.adapters == whole.adapters, "bit for bit"
+
+
+async def test_a_server_without_a_transport_works_nothing_ahead_once_it_is_closed(tmp_path: Path):
+    spec = run_spec(method="flora_na")
+    async with serving(tmp_path, spec) as served:
+        first = await served.worker("w-0")
+        await served.worker("w-1")
+        await first.push(await first.task(), random_adapter(4, seed=0), num_examples=0)
+        assert (await first.task()).kind == pb.TASK_KIND_TRAIN
+    async with Aggregator(config(tmp_path), listens=False) as aggregator:
+        (actor,) = aggregator.coordinator.runs()
+    # As an upload asks for a moment after its answer.
+    aggregator.coordinator.prepare(actor)
 
 
 @pytest.mark.parametrize(
