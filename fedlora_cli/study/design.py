@@ -106,7 +106,7 @@ def read_study(file: Path) -> Study:
         FedLoraError: INVALID_CONFIG naming the file and the key.
     """
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         read = _File.model_validate(tree)
     except OSError as error:
         raise _invalid(file, error.strerror or str(error)) from None

@@ -96,6 +96,12 @@ def test_a_wrong_file_is_refused_with_its_name_and_the_place(tmp_path, text, wor
     assert words in caught.value.message
 
 
+def test_a_byte_order_mark_is_left_aside(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(HEAD + VARIANTS, encoding="utf-8-sig")
+    assert read_study(file).name == "s"
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FedLoraError, match=r"none\.toml: No such file"):
         read_study(tmp_path / "none.toml")
