@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedlora.errors import FedLoraError, Reason
+from fedlora_cli.study.metric_names import misspelt
 
 __all__ = ["Condition", "Study", "read_study"]
 
@@ -128,6 +129,9 @@ def read_study(file: Path) -> Study:
         )
     if len({*table.seeds}) < len(table.seeds):
         raise _invalid(file, f"study.seeds has one twice: {list(table.seeds)}")
+    for metric in (*table.metrics, *([table.reach.metric] if table.reach else [])):
+        if meant := misspelt(metric):
+            raise _invalid(file, f"no cell measures {metric!r}; did you mean {meant!r}?")
     return Study(
         name=table.name,
         title=table.title,
