@@ -233,7 +233,9 @@ class WorkerCalls:
     async def leave(self, token: str, reason: str) -> None:
         """Ends a session in good order."""
         actor, worker = self.session(token)
-        await actor.apply(WorkerLeft(worker, reason[:500]))
+        # Shown on terminals, which do what control characters tell them.
+        shown = "".join(c if c.isprintable() else " " for c in reason[:500])
+        await actor.apply(WorkerLeft(worker, shown))
 
     def _run_to_join(self, run_name: str) -> RunActor:
         if run_name:
