@@ -30,6 +30,7 @@ from aggregator_service.store.lock import StateLock
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
 from aggregator_service.telemetry import Silent
+from aggregator_service.transport.access_table import ROLES
 from aggregator_service.transport.server import GrpcServer
 from aggregator_service.uploads import Uploads
 from aggregator_service.worker_calls import WorkerCalls
@@ -184,7 +185,8 @@ def _metrics(config: AggregatorConfig, engine: AggregationEngine) -> ServerMetri
     from aggregator_service.metrics import ServerMetrics
 
     ends = functools.partial(certificate_end, config.identity_dir)
-    return ServerMetrics(functools.partial(torch_readings, engine.device), ends)
+    methods = sorted({path.rpartition("/")[2] for path in ROLES})
+    return ServerMetrics(functools.partial(torch_readings, engine.device), ends, methods=methods)
 
 
 def _limits(config: AggregatorConfig) -> Limits:

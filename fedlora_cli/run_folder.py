@@ -1,13 +1,16 @@
 """The folder of a local run: new, resumable, complete, or another run's.
 
 config.toml   what it is run with        state/   the aggregator's database and adapters
-logs/         output of every process     and what the aggregator writes for people
+logs/         output of every process     .lock    held by the command that runs it
+              and what the aggregator writes for people
 """
 
 from __future__ import annotations
 
+import fcntl
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +61,29 @@ class RunFolder:
         """The adapter that the run has ended with, as a PEFT folder."""
         return self.root / "final"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it lasts, no other command prepares or runs this folder.
+
+        The lock goes with the process, however that ends.
+
+        Raises:
+            FedLoraError: ALREADY_EXISTS for a folder that holds something else, STATE_LOCKED if
+                another process has it.
+        """
+        self._check_ours()
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock_file.open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FedLoraError(
+                    Reason.STATE_LOCKED,
+                    f"another `fedlora run` is at work in {str(self.root)!r}",
+                    hint="Let it end, or stop it; or name another folder with --run-dir",
+                ) from None
+            yield
+
     def prepare(self, config: Config, *, fresh: bool) -> bool:
         """Makes the folder ready for a run of `config`.
 
@@ -72,17 +98,16 @@ class RunFolder:
             FedLoraError: ALREADY_EXISTS for a folder that holds something else, or a run with
                 another configuration.
         """
-        if self.root.exists() and any(self.root.iterdir()):
-            if not self._holds_run():
-                raise FedLoraError(
-                    Reason.ALREADY_EXISTS,
-                    f"{str(self.root)!r} is not empty and holds no fedlora run",
-                    hint="Name another folder with --run-dir",
-                )
+        self._check_ours()
+        if found := self._found():
             if not fresh:
                 self._check_same(config)
                 return True
-            shutil.rmtree(self.root)
+            for path in found:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.config_file.with_suffix(".tmp")
         temporary.write_text(toml_text(_recorded(config)), encoding="utf-8")
@@ -101,11 +126,27 @@ class RunFolder:
 
         return read_rounds(self.root)
 
+    @property
+    def _lock_file(self) -> Path:
+        return self.root / ".lock"
+
+    def _found(self) -> set[Path]:
+        """What is in the folder, but for the lock, which outlives a run that is removed."""
+        return {*self.root.iterdir()} - {self._lock_file} if self.root.exists() else set()
+
+    def _check_ours(self) -> None:
+        if self._found() and not self._holds_run():
+            raise FedLoraError(
+                Reason.ALREADY_EXISTS,
+                f"{str(self.root)!r} is not empty and holds no fedlora run",
+                hint="Name another folder with --run-dir",
+            )
+
     def _holds_run(self) -> bool:
         """Whether a run was begun here: others keep a config.toml, too, beside what is theirs."""
         if not self.config_file.is_file():
             return False
-        if {*self.root.iterdir()} <= {self.config_file, self.log_dir}:
+        if self._found() <= {self.config_file, self.log_dir}:
             return True
         # Of a federation in processes, of one in a single process, and of either once it is shown.
         begun = (self.state_dir, self.log_dir / "cell.log", self.root / "run.json")

@@ -6,6 +6,9 @@ look up is a dictionary's entry.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from aggregator_service.telemetry import CallEnded, UploadEnded, UploadResult
@@ -17,6 +20,9 @@ _CALL_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0)
 
 _OPEN_ENDED = frozenset({"KeepAlive", "WatchRun", "Watch"})
 """methods whose calls last as long as their callers like"""
+
+_OUR_FAULT = ("INTERNAL", "UNKNOWN")
+"""codes that the alert FedloraInternalErrors asks for"""
 
 _COMMIT_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """an fsync of a good disk takes a few milliseconds"""
@@ -34,15 +40,19 @@ class CallMetrics:
 
     Args:
         registry: where the metrics are shown.
+        methods: that are served, without their services.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, methods: Iterable[str] = ()) -> None:
         self._calls = Counter(
             "fedlora_rpcs",
             "Calls that have ended.",
             ("method", "code"),
             registry=registry,
         )
+        # What first appears as a 1 has not increased for Prometheus: the alert would miss it.
+        for method, code in itertools.product(methods, _OUR_FAULT):
+            self._calls.labels(method, code)
         self._call_seconds = Histogram(
             "fedlora_rpc_duration_seconds",
             "From the arrival of a call to its last message; AwaitTask waits for a task. Not of "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aggregator_service.admission import Admission
 from aggregator_service.coordinator import Coordinator
 from aggregator_service.disk_watch import DiskWatch
@@ -21,11 +23,14 @@ class ServerMetrics:
     Args:
         devices: where adapters are combined.
         expires: when the server's identity ends.
+        methods: that are served, without their services.
     """
 
-    def __init__(self, devices: DeviceReadings, expires: Expiry = never) -> None:
+    def __init__(
+        self, devices: DeviceReadings, expires: Expiry = never, *, methods: Iterable[str] = ()
+    ) -> None:
         self._registry = process_registry("aggregator", devices=devices, expires=expires)
-        self.calls = CallMetrics(self._registry)
+        self.calls = CallMetrics(self._registry, methods)
         """the Telemetry of the server"""
         self.rounds = RoundTallies()
         """an Observer of its runs"""

@@ -51,9 +51,11 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(folder.glob(f"{_NAME}.*"))
+        files = [*folder.glob(f"{_NAME}.*")]
         self._written = _scalars_in(folder) if files else set()
-        self._path = folder / f"{_NAME}.{len(files):010}"
+        numbers = [int(file.suffix[1:]) for file in files if file.suffix[1:].isdecimal()]
+        # Not their count: somebody may have removed an older one.
+        self._path = folder / f"{_NAME}.{max(numbers, default=-1) + 1:010}"
         self._end = 0
 
     def write(self, reports: Sequence[RoundReport], times: Mapping[int, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ __all__ += ["experience_chart", "score_chart", "score_of", "spectrum_chart", "ti
 
 # More rows than this do not help anybody; the worst are kept.
 _MOST_LAYERS = 60
+
+# As many columns as a map has room for, with a gap between two.
+_MOST_COLUMNS = 100
 
 _NUM_STYLES = 5
 """colours of the page's style sheet"""
@@ -192,22 +196,27 @@ def layer_chart(report: RoundReport) -> str:
 
 
 def layer_map(rounds: Sequence[RoundReport]) -> str:
-    """Error of every layer in every round."""
-    by_round = [
-        {e.module: e.relative_error_vs_change for e in r.certificate.modules}
-        if r.certificate
-        else {}
-        for r in rounds
-    ]
-    modules = sorted(set[str]().union(*by_round), key=_natural)
+    """Error of every layer in every round; of many rounds the worst of some in each column."""
+    span = math.ceil(len(rounds) / _MOST_COLUMNS)
+    columns = [_worst_by_layer(rounds[i : i + span]) for i in range(0, len(rounds), span)]
+    modules = sorted(set[str]().union(*columns), key=_natural)
     return heat_map(
-        [[column.get(m) for column in by_round] for m in modules],
+        [[column.get(m) for column in columns] for m in modules],
         [short_module(m) for m in modules],
-        _labels(rounds),
+        _labels(rounds[::span]),
         title="Error of each layer over its change, by round",
-        x_title="round",
+        x_title="round" if span == 1 else f"worst of {span} rounds from round",
         number=format_percent,
     )
+
+
+def _worst_by_layer(rounds: Sequence[RoundReport]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for report in rounds:
+        for e in report.certificate.modules if report.certificate else ():
+            if math.isfinite(error := e.relative_error_vs_change):
+                worst[e.module] = max(error, worst.get(e.module, 0.0))
+    return worst
 
 
 def spectrum_chart(report: RoundReport) -> str:

@@ -14,6 +14,12 @@ def finite(values: Iterable[float | None]) -> list[float]:
     return [v for v in values if v is not None and math.isfinite(v)]
 
 
+_SAME = 1e-9
+"""of values: a spread below that share of them is none"""
+_LEAST = 1e-300
+"""a spread whose quarter is still far above the smallest number"""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """A straight axis from `low` to `high` over `pixels`, linear or logarithmic."""
@@ -54,8 +60,11 @@ class Axis:
         low, high = (
             (min(0.0, *numbers), max(0.0, *numbers)) if zero else (min(numbers), max(numbers))
         )
-        if low == high:
-            low, high = (low, high + 1) if zero else (low - 0.5, high + 0.5)
+        size = max(abs(low), abs(high))
+        # Values that differ in their last bits only have no round number between them.
+        if high - low <= max(_SAME * size, _LEAST):
+            room = max(0.5, 0.001 * size)
+            low, high = (low, high + 1) if zero else (low - room, high + room)
         step = _nice_step((high - low) / 4)
         return cls(math.floor(low / step) * step, math.ceil(high / step) * step, start, end)
 
@@ -124,8 +133,9 @@ def format_percent(value: float | None) -> str:
 def format_bytes(value: float) -> str:
     """Bytes in decimal units: kB, MB, GB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
+        # What is rounded to a thousand of the unit below is one of this.
+        if value >= 0.9995 * size:
+            return f"{format_number(value / size)} {unit}"
     return f"{value:.0f} B"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from fedlora.config.keys import did_you_mean, parse_literal
 from fedlora.config.sections import (
@@ -86,13 +86,14 @@ class TreeSource(PydanticBaseSettingsSource):
         return self._values
 
 
-class FileSource(TomlConfigSettingsSource):
+class FileSource(TreeSource):
     """A TOML file; relative paths in it are meant from its own folder."""
 
     def __init__(self, file: Path, sections: Sequence[Section]) -> None:
         self.file = file
         try:
-            super().__init__(BaseSettings, file)
+            # Editors of Windows begin UTF-8 with a mark that TOML does not know.
+            tree = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise FedLoraError(
                 Reason.INVALID_CONFIG, f"{file} is no TOML: {error}", hint="See https://toml.io"
@@ -101,7 +102,6 @@ class FileSource(TomlConfigSettingsSource):
             raise FedLoraError(
                 Reason.INVALID_CONFIG, f"cannot read {file}: {error.strerror}"
             ) from None
-        tree = dict(self.toml_data)
         for name, value in tree.items():
             if name not in _section_names():
                 kind = "section" if isinstance(value, dict) else "key outside any section,"
@@ -110,13 +110,9 @@ class FileSource(TomlConfigSettingsSource):
                     f"{file}: unknown {kind} {name!r}",
                     hint=did_you_mean(name, _section_names()),
                 )
-        self._values = _known(tree, sections, str(file))
+        super().__init__(_known(tree, sections, str(file)))
         for section in sections:
             _resolve_paths(self._values, section, file.parent)
-
-    def __call__(self) -> Tree:
-        """All values; pydantic-settings' interface."""
-        return self._values
 
     def origin(self, _path: tuple[str, ...]) -> Origin:
         """The file, for any key."""

@@ -49,28 +49,29 @@ def run(
     spec = config.need_run()
     check_workers(config)
     folder = RunFolder(run_dir or Path("runs") / spec.name)
-    resuming = folder.prepare(config, fresh=fresh)
-    earlier = folder.run() if resuming else None
-    if earlier is not None and earlier.phase.is_final:
-        if earlier.phase is RunPhase.COMPLETED:
-            print_summary(folder, as_json=as_json, headline="this run is complete already")
+    with folder.held():
+        resuming = folder.prepare(config, fresh=fresh)
+        earlier = folder.run() if resuming else None
+        if earlier is not None and earlier.phase.is_final:
+            if earlier.phase is RunPhase.COMPLETED:
+                print_summary(folder, as_json=as_json, headline="this run is complete already")
+                return
+            raise FedLoraError(
+                Reason.WRONG_PHASE,
+                f"the run in {str(folder.root)!r} has {earlier.phase.value}: {earlier.reason}",
+                hint="Start anew with --fresh",
+            )
+        display = display_for(spec.rounds.num_rounds, plain=plain, as_json=as_json)
+        federation = LocalFederation(config, folder, display)
+        if resuming:
+            display.notice(f"resuming the run in {folder.root}")
+        code = federation.run()
+        if code is ExitCode.OK:
+            print_summary(folder, as_json=as_json, headline="complete")
             return
-        raise FedLoraError(
-            Reason.WRONG_PHASE,
-            f"the run in {str(folder.root)!r} has {earlier.phase.value}: {earlier.reason}",
-            hint="Start anew with --fresh",
-        )
-    display = display_for(spec.rounds.num_rounds, plain=plain, as_json=as_json)
-    federation = LocalFederation(config, folder, display)
-    if resuming:
-        display.notice(f"resuming the run in {folder.root}")
-    code = federation.run()
-    if code is ExitCode.OK:
-        print_summary(folder, as_json=as_json, headline="complete")
-        return
-    if code is ExitCode.INTERRUPTED:
-        errors().print("stopped; the same command resumes the run", highlight=False)
-    else:
-        errors().print("[bold red]the run has failed[/]", highlight=False)
-        errors().print(federation.failure, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
+        if code is ExitCode.INTERRUPTED:
+            errors().print("stopped; the same command resumes the run", highlight=False)
+        else:
+            errors().print("[bold red]the run has failed[/]", highlight=False)
+            errors().print(federation.failure, markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(code)

@@ -101,7 +101,11 @@ def study(
         errors().print(failure, markup=False, highlight=False, soft_wrap=True)
     if code is ExitCode.INTERRUPTED:
         errors().print("stopped; the same command goes on", highlight=False)
-    left = sum(results.find(cell) is None for cell in cells)
+    found = [result for cell in cells if (result := results.find(cell)) is not None]
+    for metric in design.metrics:
+        if found and all(result.value(metric) is None for result in found):
+            errors().print(f"no cell has measured {metric}", markup=False, highlight=False)
+    left = len(cells) - len(found)
     console.print(f"page     {page}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"results  {len(cells) - left} of {len(cells)} cells", highlight=False)
     raise typer.Exit(code)

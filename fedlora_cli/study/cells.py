@@ -1,9 +1,9 @@
 """A cell: one federation of a study, and the key under which its result is kept.
 
 The key is a digest of what decides the result: the keys of the configuration that are written, and
-the contents of the data files. Where they are the same, a cell is not run again, whatever it is
-called and wherever its files lie. Defaults are left out, so that a new key does not make old
-results worthless; each result says which version it was made with.
+the contents of the data files and of a base model's folder. Where they are the same, a cell is not
+run again, whatever it is called and wherever its files lie. Defaults are left out, so that a new
+key does not make old results worthless; each result says which version it was made with.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.config import Config, OriginKind, toml_value
-from fedlora.digests import new_digest
+from fedlora.digests import digest_file, new_digest
 from fedlora.errors import FedLoraError
 from fedlora_cli.configuration import load
 from fedlora_cli.run_folder import decides
@@ -23,7 +23,7 @@ from fedlora_cli.study.design import Condition, Study
 __all__ = ["Cell", "cells_of"]
 
 _NAMES = {"run.name"}
-_PLACES = {"data.path", "data.test_path"}
+_PLACES = {"data.path", "data.test_path", "model.base"}
 _WORKERS = {"workers.count", "workers.max_ranks", "workers.server_data"}
 
 
@@ -111,8 +111,18 @@ def _key(config: Config, digests: dict[str, str]) -> str:
 
 
 def _contents(place: str, digests: dict[str, str]) -> str:
-    """The digest of a file, or the name of something that is none."""
-    path = Path(place)
-    if place and path.is_file() and place not in digests:
-        digests[place] = new_digest(path.read_bytes()).hexdigest()
+    """The digest of a file or of a folder's files, or the name of something that is neither."""
+    path = Path(place).expanduser()
+    if place and path.exists() and place not in digests:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            names = {str(file.relative_to(path)): _digest_of(file) for file in files}
+            digests[place] = new_digest(json.dumps(names).encode()).hexdigest()
+        else:
+            digests[place] = _digest_of(path)
     return digests.get(place, place)
+
+
+def _digest_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return digest_file(opened).hexdigest()

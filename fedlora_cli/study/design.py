@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedlora.errors import FedLoraError, Reason
+from fedlora_cli.study.metric_names import misspelt
 
 __all__ = ["Condition", "Study", "read_study"]
 
@@ -106,7 +107,7 @@ def read_study(file: Path) -> Study:
         FedLoraError: INVALID_CONFIG naming the file and the key.
     """
     try:
-        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+        tree = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         read = _File.model_validate(tree)
     except OSError as error:
         raise _invalid(file, error.strerror or str(error)) from None
@@ -128,6 +129,9 @@ def read_study(file: Path) -> Study:
         )
     if len({*table.seeds}) < len(table.seeds):
         raise _invalid(file, f"study.seeds has one twice: {list(table.seeds)}")
+    for metric in (*table.metrics, *([table.reach.metric] if table.reach else [])):
+        if meant := misspelt(metric):
+            raise _invalid(file, f"no cell measures {metric!r}; did you mean {meant!r}?")
     return Study(
         name=table.name,
         title=table.title,

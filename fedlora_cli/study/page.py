@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _SHARES = ("accuracy", "f1", "match", "gap", "error", "bound", "worst")
 """in the name of a metric: it is shown in percent"""
 
 _MB = 1e6
+
+_UNTESTED = "–: every seed differs by the same amount; without a spread there is no test."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,8 @@ def _table(study: Study, found: Sequence[_Found]) -> list[str]:
         and f is not baseline
         and (difference := compare(f.values(first), baseline.values(first))) is not None
     }
-    adjusted = holm({name: difference.p for name, difference in differences.items()})
+    tested = {name: d.p for name, d in differences.items() if not math.isnan(d.p)}
+    adjusted = holm(tested)
     heads = ["variant", "seeds", _words(first), f"minus {study.baseline}", "p"]
     heads += [_words(metric) for metric in study.metrics[1:]]
     heads += ["MB up", "MB down"]
@@ -143,12 +147,15 @@ def _table(study: Study, found: Sequence[_Found]) -> list[str]:
         row += [_reached(study.reach_metric, level, f) for level in study.reach_levels]
         rows.append(row)
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return lines if len(tested) == len(differences) else [*lines, "", _UNTESTED]
 
 
 def _difference(metric: str, found: Difference | None, p: float | None) -> list[str]:
-    if found is None or p is None:
+    if found is None:
         return ["", ""]
+    if p is None:
+        return [_signed(metric, found.mean), "–"]
     shown = [_signed(metric, v) for v in (found.mean, found.low, found.high)]
     return [f"{shown[0]} [{shown[1]}, {shown[2]}]", f"{p:.3f}" if p >= 0.001 else "< 0.001"]
 

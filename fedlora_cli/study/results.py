@@ -22,21 +22,12 @@ from fedlora import __version__
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport
 from fedlora_cli.study.cells import Cell
+from fedlora_cli.study.metric_names import CERTIFIED, MEAN
 
 __all__ = ["CellResult", "Results", "result_of"]
 
 _DIGITS = 6
 """significant ones that are kept of a figure"""
-
-_MEAN = "mean_"
-
-_CERTIFIED = (
-    "relative_error",
-    "relative_error_vs_change",
-    "factor_mean_error_vs_change",
-    "lower_bound_vs_change",
-    "gap_closed",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +47,9 @@ class CellResult:
 
     def value(self, metric: str) -> float | None:
         """A figure of the last round, or with "mean_" before its name of all; None for none."""
-        if metric in self.rounds[-1] or not metric.startswith(_MEAN):
+        if metric in self.rounds[-1] or not metric.startswith(MEAN):
             return self.rounds[-1].get(metric)
-        name = metric.removeprefix(_MEAN)
+        name = metric.removeprefix(MEAN)
         found = [figures[name] for figures in self.rounds if name in figures]
         return fmean(found) if found else None
 
@@ -89,7 +80,7 @@ def _figures(report: RoundReport) -> dict[str, float]:
     figures = dict(report.metrics)
     if report.certificate is not None:
         overall = report.certificate.overall
-        figures |= {name: getattr(overall, name) for name in _CERTIFIED}
+        figures |= {name: getattr(overall, name) for name in CERTIFIED}
         figures |= overall.measurements
     figures |= {"bytes_up": float(report.bytes_up), "bytes_down": float(report.bytes_down)}
     # NaN stands where there was nothing to measure, and JSON has none.

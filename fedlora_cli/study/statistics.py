@@ -8,6 +8,7 @@ beside one baseline some would differ by chance: their p values are Holm's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -20,10 +21,17 @@ __all__ = ["Difference", "compare", "deviation", "holm"]
 _FEWEST_PAIRS = 2
 _LEVEL = 0.95
 
+_ROUNDING = 1e-12
+"""of values that have six digits: a spread below that share of them is that of subtraction"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A variant minus the baseline, over the seeds that both have."""
+    """A variant minus the baseline, over the seeds that both have.
+
+    `low`, `high` and `p` are NaN where every seed differs by the same amount: what does not spread
+    has no error to hold it against. Two seeds of a score that counts a few rows come to that.
+    """
 
     count: int
     mean: float
@@ -46,15 +54,13 @@ def compare(of: Mapping[int, float], baseline: Mapping[int, float]) -> Differenc
         return None
     differences = [of[s] - baseline[s] for s in seeds]
     mean = fmean(differences)
-    if deviation(differences) == 0:
-        # Equal differences: none at all, or one that no chance explains.
-        return Difference(
-            count=len(seeds),
-            mean=mean,
-            low=mean,
-            high=mean,
-            p=0.0 if mean else 1.0,
-        )
+    largest = max(abs(v) for s in seeds for v in (of[s], baseline[s]))
+    # 0.8 - 0.7 is not 0.7 - 0.6.
+    if deviation(differences) <= _ROUNDING * largest:
+        is_none = abs(mean) <= _ROUNDING * largest
+        low, high, p = (0.0, 0.0, 1.0) if is_none else (math.nan, math.nan, math.nan)
+        mean = 0.0 if is_none else mean
+        return Difference(count=len(seeds), mean=mean, low=low, high=high, p=p)
     tested = _stats().ttest_1samp(differences, 0.0)
     low, high = tested.confidence_interval(_LEVEL)
     return Difference(

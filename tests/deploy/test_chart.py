@@ -47,6 +47,36 @@ def test_another_number_of_workers_brings_their_identities() -> None:
     assert names == [f"fedlora-worker-{index}" for index in range(7)]
 
 
+def test_values_that_yaml_would_read_as_something_else_stay_what_they_are() -> None:
+    objects = charted({
+        "run": "2026",
+        "images": {"pullSecrets": ["1e3"]},
+        "aggregator": {"storageClass": "123", "maxUploads": 2_000_000},
+        "enrolment": {"enabled": True},
+        "gateway": {"enabled": True, "hostname": "*.example.org", "namespace": "42"},
+        "certManager": {"enabled": True, "serverNames": ["*.example.org"]},
+        "monitoring": {"enabled": True, "namespace": "43"},
+    })  # fmt: skip
+    told = json.dumps(objects)
+    for value in ('"name": "2026"', '"name": "1e3"', '"storageClassName": "123"', '"2000000"'):
+        assert value in told
+    assert told.count('"*.example.org"') == 2 + 2 + 1, "listeners, routes, the certificate"
+    assert told.count('"kubernetes.io/metadata.name": "42"') == 1
+    assert told.count('"kubernetes.io/metadata.name": "43"') == 1
+
+
+def test_a_gateway_passes_on_to_ports_that_the_service_has() -> None:
+    """Workers that were given their identities need no invitation, and a gateway all the same."""
+    for enrolment, ports in ((True, {8400, 8401}), (False, {8400})):
+        objects = charted({"gateway": {"enabled": True}, "enrolment": {"enabled": enrolment}})
+        (gateway,) = of_kind(objects, "Gateway")
+        (service,) = of_kind(objects, "Service")
+        assert {listener["port"] for listener in gateway["spec"]["listeners"]} == ports
+        assert {port["port"] for port in service["spec"]["ports"]} == ports
+        routes = of_kind(objects, "TLSRoute")
+        assert {route["spec"]["rules"][0]["backendRefs"][0]["port"] for route in routes} == ports
+
+
 def test_examples_may_lie_on_a_volume_of_ones_own() -> None:
     source = {"persistentVolumeClaim": {"claimName": "my-examples", "readOnly": True}}
     (job,) = of_kind(charted({"examples": source}), "Job")

@@ -401,6 +401,20 @@ async def test_a_heartbeat_says_whether_the_work_still_counts(tmp_path: Path):
         assert (stop.kind, stop.reason) == (federation_pb2.TASK_KIND_STOP, "enough")
 
 
+async def test_what_a_leaving_worker_says_moves_nobodys_terminal(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        worker = await served.worker("w-0")
+        request = federation_pb2.LeaveRequest(
+            session_token=worker.token, reason="bye\x1b]52;c;ZXZpbA==\x07\r\nw-1 über \u202e"
+        )
+        await served.federation.Leave(request, timeout=30)
+        watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test"))
+        events = [m.event async for m in watch]
+        left = admin_pb2.EVENT_TYPE_WORKER_LEFT
+        said = [event.detail["reason"] for event in events if event.type == left]
+        assert said == ["bye ]52;c;ZXZpbA==   w-1 über  "]
+
+
 async def test_who_starts_or_stops_a_run_at_the_same_time_as_another_is_told_how_it_stands(
     tmp_path: Path,
 ):

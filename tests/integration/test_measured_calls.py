@@ -24,7 +24,8 @@ def calls(page: str, method: str) -> dict[str, float]:
     """Ended calls of a method by code."""
     begin = "fedlora_rpcs_total{code="
     found = [line for line in page.splitlines() if line.startswith(begin) and f'"{method}"' in line]
-    return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+    counts = {line.split('"')[1]: float(line.split()[-1]) for line in found}
+    return {code: count for code, count in counts.items() if count}
 
 
 def samples(page: str) -> dict[str, float]:
@@ -76,6 +77,8 @@ async def test_a_call_that_its_deadline_ends_is_counted_so(tmp_path: Path):
 async def test_a_mistake_inside_is_counted_as_internal(tmp_path: Path, monkeypatch):
     async with serving(tmp_path, run_spec("test"), metrics_address="127.0.0.1:0") as served:
         monkeypatch.setattr(served.aggregator.workers, "heartbeat", None)
+        first = 'fedlora_rpcs_total{code="INTERNAL",method="Heartbeat"} 0.0'
+        assert first in (await page(served)).splitlines()
         with pytest.raises(grpc.aio.AioRpcError):
             await served.federation.Heartbeat(pb.HeartbeatRequest(session_token="x"))
         assert calls(await page(served), "Heartbeat") == {"INTERNAL": 1.0}

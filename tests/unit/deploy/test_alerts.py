@@ -165,6 +165,13 @@ def test_the_alert_is_silent_where_nothing_is_wrong(alert: str):
     assert not fires(alert, STORIES[alert][1])
 
 
+def test_one_mistake_fires_where_its_counter_began_at_zero():
+    labels = {"method": "Leave", "code": "INTERNAL"}
+    assert fires("FedloraInternalErrors", story(2, ("fedlora_rpcs_total", labels, after(1.0))))
+    appeared = story(2, ("fedlora_rpcs_total", labels, lambda s: 1.0 if s >= 0 else None))
+    assert not fires("FedloraInternalErrors", appeared)
+
+
 def test_a_server_that_left_no_series_is_down_and_a_workers_end_is_none():
     def ends_with_its_pod(seconds: float) -> float | None:
         return 1.0 if seconds < 0 else None

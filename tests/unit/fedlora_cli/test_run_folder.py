@@ -93,3 +93,27 @@ def test_what_a_killed_run_or_cell_has_left_is_begun_anew(config, folder, left):
 def test_a_folder_in_which_nothing_has_run_has_no_run(folder):
     assert folder.run() is None
     assert folder.rounds() == ()
+
+
+def test_a_folder_that_is_run_is_neither_prepared_nor_removed_by_another_command(config, folder):
+    with folder.held():
+        folder.prepare(config(), fresh=False)
+        with pytest.raises(FedLoraError) as caught, RunFolder(folder.root).held():
+            pass
+        assert caught.value.reason is Reason.STATE_LOCKED
+        (folder.root / "state").mkdir()
+        assert folder.prepare(config("rounds.num_rounds=9"), fresh=True) is False
+        assert not (folder.root / "state").exists()
+        # The lock is the same after the earlier run was removed.
+        with pytest.raises(FedLoraError), RunFolder(folder.root).held():
+            pass
+    with folder.held():
+        assert folder.prepare(config("rounds.num_rounds=9"), fresh=False) is True
+
+
+def test_no_lock_is_left_in_a_folder_that_holds_something_else(folder):
+    folder.root.mkdir(parents=True)
+    (folder.root / "thesis.txt").write_text("precious")
+    with pytest.raises(FedLoraError, match="holds no fedlora run"), folder.held():
+        pass
+    assert [path.name for path in folder.root.iterdir()] == ["thesis.txt"]

@@ -31,7 +31,7 @@ securityContext:
 {{- with .pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- with .nodeSelector }}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry
 
 from aggregator_service.metrics.calls import CallMetrics
-from aggregator_service.telemetry import UploadEnded, UploadResult
+from aggregator_service.telemetry import CallEnded, UploadEnded, UploadResult
 
 RATE = "fedlora_upload_rate_bytes_per_second"
 MIB = 1024**2
@@ -30,6 +30,17 @@ def test_the_rate_of_an_upload_is_its_bytes_over_its_seconds():
     }
     # Between them lies 1 MiB/s: one is below it, both are below 4 MiB/s.
     assert (buckets[MIB], buckets[4 * MIB]) == (1, 2)
+
+
+def test_mistakes_of_ours_are_counted_from_zero():
+    """A counter that is first seen at 1 has not increased, and the alert asks for its increase."""
+    registry = CollectorRegistry()
+    metrics = CallMetrics(registry, methods=["Leave"])
+    internal = {"method": "Leave", "code": "INTERNAL"}
+    assert registry.get_sample_value("fedlora_rpcs_total", internal) == 0
+    assert registry.get_sample_value("fedlora_rpcs_total", {**internal, "code": "UNKNOWN"}) == 0
+    metrics.call_ended(CallEnded(method="Leave", code="INTERNAL", seconds=0.1))
+    assert registry.get_sample_value("fedlora_rpcs_total", internal) == 1
 
 
 def test_what_brought_nothing_at_a_rate_of_its_own_has_none():

@@ -49,6 +49,15 @@ def test_another_process_writes_only_what_is_missing(tmp_path: Path):
     assert [step for step, _ in scalars(tmp_path, "bytes/up")] == [1, 2, 3]
 
 
+def test_a_file_is_never_begun_in_the_place_of_one_that_is_there(tmp_path: Path):
+    """Somebody has removed the first of two: what is in the second is kept."""
+    EventFiles(tmp_path).write([sample_round(1)], TIMES)
+    EventFiles(tmp_path).write([sample_round(2)], TIMES)
+    min(tmp_path.iterdir()).unlink()
+    EventFiles(tmp_path).write([sample_round(3)], TIMES)
+    assert [step for step, _ in scalars(tmp_path, "bytes/up")] == [2, 3]
+
+
 def test_half_a_record_of_a_killed_process_is_written_again(tmp_path: Path):
     EventFiles(tmp_path).write([sample_round(1), sample_round(2)], TIMES)
     (file,) = tmp_path.iterdir()

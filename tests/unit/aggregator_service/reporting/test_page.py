@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 from support.sample_run import sample_certificate, sample_round, sample_run, sample_spec
 
 from aggregator_service.reporting import report_html
+from aggregator_service.reporting.figures import layer_map
 from fedlora.adapters.spec import BaseModel
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import BestRound
@@ -197,6 +199,29 @@ def test_many_layers_are_cut_to_the_worst_in_the_chart_of_layers():
     chart = html.split("<svg")[5]
     assert ">299.q_proj<" in chart
     assert ">10.q_proj<" not in chart
+
+
+def test_scores_that_differ_in_their_last_bit_only_have_an_axis():
+    level = ROUNDS[0].metrics["test_accuracy"]
+    metrics = [{"test_accuracy": v} for v in (level, math.nextafter(level, 1), level)]
+    for few in (metrics, [{"test_loss": 1e17}], [{"test_loss": 5e-324}]):
+        rounds = [replace(r, metrics=m) for r, m in zip(ROUNDS, few, strict=False)]
+        assert "<svg" in report_html(sample_run(), rounds)
+
+
+def test_a_layer_map_of_many_rounds_has_the_worst_of_some_in_each_cell():
+    """A cell for each of them would be narrower than the gap between two, and so not drawn."""
+    rounds = [replace(ROUNDS[0], round=i) for i in range(1, 2001)]
+    entry = ROUNDS[0].certificate.modules[0]
+    worst = replace(entry, relative_error_vs_change=0.75)
+    certificate = replace(ROUNDS[0].certificate, modules=(worst,))
+    rounds[1230] = replace(rounds[1230], certificate=certificate)
+    chart = layer_map(rounds)
+    cells = re.findall(r'class="cell"[^>]* width="([-0-9.]+)"[^>]*><title>([^<]*)', chart)
+    assert len(cells) == 100 * len(ROUNDS[0].certificate.modules)
+    assert min(float(width) for width, _ in cells) > 3
+    (shown,) = [title for _, title in cells if title.endswith("75.0\N{NO-BREAK SPACE}%")]
+    assert "worst of 20 rounds from round 1221:" in shown
 
 
 def test_a_failed_run_says_why():

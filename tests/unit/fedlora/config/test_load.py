@@ -269,6 +269,13 @@ def test_a_file_in_another_encoding_is_named(tmp_path):
         load_config(file, environ={})
 
 
+def test_a_byte_order_mark_before_the_first_section_is_left_aside(write):
+    file = write(RUN)
+    expected = load_config(file, environ={}).run
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_config(file, environ={}).run == expected
+
+
 def test_a_missing_required_key_is_told_with_its_meaning(write):
     message = refused(write("[run]\nname = 'x'\n"))
     assert "model.base is missing" in message

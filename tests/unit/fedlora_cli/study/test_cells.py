@@ -71,6 +71,23 @@ def test_other_data_is_another_cell(config, tmp_path):
     assert keys(config, {}) != [first]
 
 
+def test_a_base_model_in_a_folder_is_known_by_its_files_and_not_by_its_place(config, tmp_path):
+    def key_with(folder):
+        (key,) = keys(config, {"model.base": str(folder)})
+        return key
+
+    here, there = tmp_path / "base", tmp_path / "copied" / "base"
+    for folder in (here, there):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    first = key_with(here)
+    assert key_with(there) == first
+    (there / "model.safetensors").write_bytes(b"1")
+    second = key_with(there)
+    (there / "model.safetensors").write_bytes(b"2")
+    assert len({first, second, key_with(there)}) == 3
+
+
 def test_cells_of_one_key_all_have_their_place_in_the_tables(config):
     """A value that is varied and also the configuration's own: nothing is left out of its table."""
     plain = study(config, {"data.partition.dirichlet_alpha": 0.3}, {"method.name": "optimal"})

@@ -86,6 +86,12 @@ def test_what_is_varied_wins_over_the_variant_and_that_over_the_settings(tmp_pat
         (HEAD + VARIANTS + '[[grid]]\nvariants = ["fedavg"]\n', "there are: fedit, optimal"),
         (HEAD + VARIANTS + '[variants."a b".method]\nname = "fedit"\n', "variant 'a b'"),
         ("[study", "no TOML"),
+        (HEAD.replace("accuracy", "acuracy") + VARIANTS, "did you mean 'test_accuracy'"),
+        (HEAD.replace("test_accuracy", "mean_gap_close") + VARIANTS, "did you mean 'gap_closed'"),
+        (
+            HEAD + 'reach = { metric = "test_acc", levels = [0.5] }\n' + VARIANTS,
+            "no cell measures 'test_acc'",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name_and_the_place(tmp_path, text, words):
@@ -94,6 +100,12 @@ def test_a_wrong_file_is_refused_with_its_name_and_the_place(tmp_path, text, wor
     assert caught.value.reason is Reason.INVALID_CONFIG
     assert "study.toml" in caught.value.message
     assert words in caught.value.message
+
+
+def test_a_byte_order_mark_is_left_aside(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text(HEAD + VARIANTS, encoding="utf-8-sig")
+    assert read_study(file).name == "s"
 
 
 def test_a_missing_file_is_named(tmp_path):

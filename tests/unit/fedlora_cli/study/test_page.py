@@ -84,6 +84,18 @@ def test_means_differences_and_bytes_are_those_worked_by_hand(study, tmp_path):
     assert drawing.count("<polyline") == 2
 
 
+def test_equal_differences_have_neither_interval_nor_p(study, tmp_path):
+    text = page(
+        study,
+        tmp_path,
+        *(result(cell(0, s), 0.5 + 0.1 * s) for s in range(2)),
+        *(result(cell(1, s), 0.52 + 0.1 * s) for s in range(2)),
+    )
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if "| `" in line}
+    assert [word.strip() for word in rows["`new`"].split("|")[4:6]] == ["+2.0", "–"]
+    assert "without a spread there is no test" in text
+
+
 def test_a_figure_is_of_the_last_round_or_of_all():
     found = result(cell(0, 0), 0.25, 0.75)
     assert found.value("test_accuracy") == 0.75

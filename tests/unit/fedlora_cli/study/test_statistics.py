@@ -46,6 +46,24 @@ def test_equal_values_differ_by_nothing():
     assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
 
+@pytest.mark.parametrize("values", [(0.6, 0.7), (0.1, 0.3), (0.7, 0.8, 0.9)])
+def test_differences_without_a_spread_are_not_tested(values):
+    """Their t is infinite, and p would be 0 of two seeds; some differ in their last bit only."""
+    found = compare(
+        {seed: value + 0.1 for seed, value in enumerate(values)}, dict(enumerate(values))
+    )
+    assert found is not None
+    assert found.mean == pytest.approx(0.1)
+    assert [math.isnan(v) for v in (found.low, found.high, found.p)] == [True] * 3
+
+
+def test_a_difference_of_the_last_bit_is_none():
+    assert 0.1 + 0.2 != 0.3
+    found = compare({0: 0.1 + 0.2, 1: 0.5}, {0: 0.3, 1: 0.5})
+    assert found is not None
+    assert (found.mean, found.p) == (0.0, 1.0)
+
+
 def test_holm_as_worked_by_hand():
     # 0.01 * 4; 0.02 * 3; max(0.06, 0.03 * 2); max(0.06, 0.04 * 1)
     adjusted = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
