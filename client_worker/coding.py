@@ -41,8 +41,17 @@ class UpdateCoder:
     def __init__(self, residuals: PrivateParts) -> None:
         self._residuals = residuals
 
-    def update(self, task: Task, loaded: LoadedTrainer, registration: Registration) -> CodedUpdate:
+    def update(
+        self, task: Task, loaded: LoadedTrainer, registration: Registration, *, counts: bool
+    ) -> CodedUpdate:
         """What to send of the adapter in the model, which has begun from the task's version.
+
+        Args:
+            task: in hand.
+            loaded: of the task.
+            registration: of the run.
+            counts: whether it was trained on any example. What is owed stays owed where it was
+                not: the server gives such an update no weight.
 
         Raises:
             FedLoraError: NOT_FINITE for a change that the codec cannot write.
@@ -51,7 +60,7 @@ class UpdateCoder:
         if codec is None:
             return CodedUpdate(tensors=_plain_update(task, loaded), residual={})
         residual: Mapping[str, Tensor] = {}
-        kept = _kept_manifest(task, loaded)
+        kept = _kept_manifest(task, loaded) if counts else None
         if kept is not None:
             before = self._residuals.before(registration.run_id, task, kept)
             residual = before.tensors if before else _zeros(kept)

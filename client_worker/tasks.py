@@ -229,7 +229,8 @@ class TaskWork:
         if loaded.assignment[0].rounds.evaluate and not refines:
             with self._stop.window():
                 scores = loaded.trainer.evaluate(EvaluationScope.LOCAL, round=task.round)
-        coded = self._coder.update(task, loaded, registration)
+        counts = outcome.num_examples > 0
+        coded = self._coder.update(task, loaded, registration, counts=counts)
         update = TrainedUpdate(
             payload=encode({**coded.tensors, **outcome.sent_extras}),
             num_examples=outcome.num_examples,

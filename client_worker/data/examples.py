@@ -9,7 +9,6 @@ from client_worker.data.config import DataConfig
 from client_worker.data.described import described
 from client_worker.data.rows import Row
 from fedlora.adapters.spec import TaskType
-from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["Chat", "Completion", "Example", "LabelledText", "Message", "PlainText", "to_examples"]
 
@@ -131,20 +130,3 @@ def _chat(row: Row, column: str) -> Chat:
     if not any(m.role == "assistant" for m in messages):
         raise row.error("a chat without an assistant's turn has nothing to learn from")
     return Chat(tuple(messages))
-
-
-def require_labels(labels: Sequence[str], task: TaskType) -> None:
-    """Checks the run's labels against its task.
-
-    Raises:
-        FedLoraError: INVALID_CONFIG for classification with fewer than two labels or one twice.
-    """
-    if task is not TaskType.SEQUENCE_CLASSIFICATION:
-        return
-    if len(labels) < 2 or len(set(labels)) != len(labels):
-        raise FedLoraError(
-            Reason.INVALID_CONFIG,
-            "sequence_classification needs at least two different labels in model.labels, "
-            f"got {list(labels)}",
-            hint='List every label of the data, for example labels = ["negative", "positive"]',
-        )

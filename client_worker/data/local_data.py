@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client_worker.data.config import DataConfig
-from client_worker.data.examples import Example, require_labels, to_examples
+from client_worker.data.examples import Example, to_examples
 from client_worker.data.experiences import with_experiences
 from client_worker.data.held_out import split_held_out
 from client_worker.data.partition import partition
@@ -59,7 +59,6 @@ def load_local_data(
     Raises:
         FedLoraError: INVALID_DATA, INVALID_CONFIG or MISSING_EXTRA.
     """
-    require_labels(labels, task)
     train_rows, test_rows = _read(config)
     if not train_rows:
         raise FedLoraError(

@@ -3,10 +3,10 @@
 Classes that join later have their rows in the head from the beginning. A worker trains the rows of
 the classes that it may see in the round, and no other: in the loss, logits of the others are put so
 low that their gradient is exactly 0. So an experience leaves the rows of earlier classes as they
-were, unless these are to compete (Fed-TaLoRA, arXiv:2505.12318; for one learner: Caccia et al.
-2022, "New Insights on Reducing Abrupt Representation Change in Online Continual Learning",
-arXiv:2104.05025, section 4). Scores are taken among the classes that have joined: telling them
-apart is what is asked at that moment.
+were, unless these are to compete or a weight decay shrinks them with the rest (Fed-TaLoRA,
+arXiv:2505.12318; for one learner: Caccia et al. 2022, "New Insights on Reducing Abrupt
+Representation Change in Online Continual Learning", arXiv:2104.05025, section 4). Scores are taken
+among the classes that have joined: telling them apart is what is asked at that moment.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
 from client_worker.device import torch_device
 from client_worker.training.precision import Precision
-from fedlora.adapters.spec import TaskType
-from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.spec import RunSpec
+from fedlora.runs.task_checks import check_task
 from fedlora.runs.tasks import DataSlot
 
 __all__ = ["EncodedData", "load_material"]
@@ -50,19 +49,7 @@ def load_material(
     Arguments and errors are those of `client_worker.training.trainer.LocalTrainer.create`.
     """
     spec, training = run.adapter, run.training
-    if training.packing and spec.task_type is not TaskType.CAUSAL_LM:
-        raise FedLoraError(
-            Reason.INVALID_CONFIG,
-            f"training.packing is for causal_lm, and the task is {spec.task_type.value}",
-            hint="Set training.packing = false",
-        )
-    if training.logit_adjustment and spec.task_type is TaskType.CAUSAL_LM:
-        raise FedLoraError(
-            Reason.INVALID_CONFIG,
-            "training.logit_adjustment is for sequence_classification, and the task is "
-            f"{spec.task_type.value}",
-            hint="Set training.logit_adjustment = 0",
-        )
+    check_task(run)
     if threads:
         torch.set_num_threads(threads)
     # The data first: what is wrong with them shows in a second, a model may take minutes.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedlora.config import Config, OriginKind, toml_value
 from fedlora.digests import digest_file, new_digest
-from fedlora.errors import FedLoraError
+from fedlora.errors import FedLoraError, Reason
 from fedlora_cli.configuration import load
 from fedlora_cli.run_folder import decides
 from fedlora_cli.study.design import Condition, Study
@@ -92,8 +92,16 @@ def _check(config: Config) -> None:
     from aggregator_service.new_run import checked_recipe
     from fedlora_cli.local_federation import check_workers
 
-    check_workers(config)
-    checked_recipe(config.need_run(), has_base_weights=False)
+    workers, spec = check_workers(config), config.need_run()
+    recipe = checked_recipe(spec, has_base_weights=False)
+    ranks = [workers.max_rank_of(index) or spec.adapter.r for index in range(workers.count)]
+    if min(ranks) < spec.adapter.r and not recipe.takes_mixed_ranks:
+        raise FedLoraError(
+            Reason.UNSUPPORTED_METHOD,
+            f"workers.max_ranks has {min(ranks)}, and {recipe.method.name} as configured "
+            f"needs rank {spec.adapter.r} of every worker",
+            hint="Leave workers.max_ranks out, or run a method that takes mixed ranks",
+        )
 
 
 def _key(config: Config, digests: dict[str, str]) -> str:

@@ -32,6 +32,8 @@ REFUSED = {
     "quorum": ("", ("method.name=fedlora_optimizer", "rounds.evaluate=false"), "rounds.evaluate"),
     "codec": ("[codec]\nname = 'int8'\n", ("method.name=lora_a2",), "cannot take updates in a"),
     "sampler": ("[sampler]\nname = 'uniformly'\n", ("rounds.cohort_size=2",), "Did you mean"),
+    "labels": ("", ('model.labels=["a"]',), "two different labels"),
+    "packing": ("", ("training.packing=true",), "training.packing is for causal_lm"),
     "late": ("", ("method.name=rolora", "rounds.late_updates=carry"), "late_updates"),
 }
 

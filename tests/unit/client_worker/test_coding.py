@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.fake_federation import INITIALIZE, FakeFederation, Fault, run_spec, train_task
-from support.tiny_trainer import LAYOUT, STEPS, TinyTrainer, adapter, adapter_file
+from support.tiny_trainer import LAYOUT, STEPS, TinyOutcome, TinyTrainer, adapter, adapter_file
 from support.worker_harness import worker
 from torch import Tensor
 
@@ -131,6 +131,28 @@ def test_parts_that_a_round_does_not_send_keep_what_they_are_owed(tmp_path: Path
     a = {n: t for n, t in trained(3).items() if parse_key(n).part is Part.A}
     third = coded_update(create_codec(SPEC), a, given(3), owed)
     assert sent(server)[2] == bytes_of(third.tensors)
+
+
+class Idle(TinyTrainer):
+    """Has no example of what its second round trains, as in a run whose classes join later."""
+
+    def train(self, work: RoundWork, extras: Mapping[str, Tensor]) -> TinyOutcome:
+        if work.round == 2:
+            return TinyOutcome(num_examples=0, metrics={})
+        return super().train(work, extras)
+
+
+def test_an_update_without_examples_leaves_what_is_owed_to_the_next_one_that_counts(tmp_path: Path):
+    with (
+        FakeFederation(planned(*ROUNDS), run=run_with(), adapters=VERSIONS) as server,
+        worker(server.address, tmp_path, create=Idle) as w,
+    ):
+        assert w.runner.run() == 0
+    first = expected(1, {})
+    nothing = coded_update(create_codec(SPEC), given(2), given(2), {})
+    assert sent(server) == [
+        bytes_of(update.tensors) for update in (first, nothing, expected(3, first.residual))
+    ]
 
 
 # --- crashes ---------------------------------------------------------------------------------

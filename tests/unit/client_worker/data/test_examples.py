@@ -9,7 +9,6 @@ from client_worker.data.examples import (
     LabelledText,
     Message,
     PlainText,
-    require_labels,
     to_examples,
 )
 from client_worker.data.rows import Row
@@ -67,11 +66,3 @@ def test_a_file_with_none_of_the_columns_is_refused_with_those_that_were_looked_
 def test_a_broken_chat_is_refused(messages, complaint):
     with pytest.raises(FedLoraError, match=complaint):
         made({"messages": messages})
-
-
-@pytest.mark.parametrize("labels", [(), ("one",), ("a", "b", "a")])
-def test_a_classification_needs_two_different_labels(labels):
-    require_labels((), CONTINUE)
-    require_labels(("a", "b"), CLASSIFY)
-    with pytest.raises(FedLoraError, match=r"model\.labels"):
-        require_labels(labels, CLASSIFY)

@@ -120,6 +120,7 @@ def test_seeds_come_first_so_that_a_part_of_a_study_is_paired(config):
         ({"training.learning_rat": 1.0}, "learning_rat"),
         ({"server_optimizer.name": "nothing"}, "nothing"),
         ({"rounds.min_workers": 3}, "workers.count"),
+        ({"workers.max_ranks": [0, 1]}, "fedit as configured needs rank 2 of every worker"),
     ],
 )
 def test_a_cell_that_cannot_run_is_refused_before_any_has_begun(config, settings, words):
