@@ -7,7 +7,6 @@ logs/         output of every process     .lock    held by the command that runs
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from fedlora.config import Config, ConfigEntry, OriginKind, toml_text, toml_valu
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport, Run
 from fedlora_cli.configuration import load
+from fedlora_cli.file_lock import locked
 
 __all__ = ["RunFolder", "decides"]
 
@@ -65,23 +65,17 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """While it lasts, no other command prepares or runs this folder.
 
-        The lock goes with the process, however that ends.
-
         Raises:
             FedLoraError: ALREADY_EXISTS for a folder that holds something else, STATE_LOCKED if
                 another process has it.
         """
         self._check_ours()
         self.root.mkdir(parents=True, exist_ok=True)
-        with self._lock_file.open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FedLoraError(
-                    Reason.STATE_LOCKED,
-                    f"another `fedlora run` is at work in {str(self.root)!r}",
-                    hint="Let it end, or stop it; or name another folder with --run-dir",
-                ) from None
+        with locked(
+            self._lock_file,
+            taken=f"another `fedlora run` is at work in {str(self.root)!r}",
+            hint="Let it end, or stop it; or name another folder with --run-dir",
+        ):
             yield
 
     def prepare(self, config: Config, *, fresh: bool) -> bool:

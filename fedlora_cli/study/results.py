@@ -7,7 +7,6 @@ folder. Lines are sorted by key: the same results are the same file, in whatever
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 import platform
@@ -21,6 +20,7 @@ from statistics import fmean
 from fedlora import __version__
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.report import RoundReport
+from fedlora_cli.file_lock import locked
 from fedlora_cli.study.cells import Cell
 from fedlora_cli.study.metric_names import CERTIFIED, MEAN
 
@@ -107,21 +107,17 @@ class Results:
         """While it lasts, no other process runs cells for this file, and all it has is known.
 
         Each would write the file as it knows it, without the other's cells, and begin in folders
-        in which the other's are at work. The lock goes with the process, however that ends.
+        in which the other's are at work.
 
         Raises:
             FedLoraError: STATE_LOCKED if another process does.
         """
-        with self._file.with_name(".lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FedLoraError(
-                    Reason.STATE_LOCKED,
-                    f"another `fedlora study` is running cells for {str(self._file)!r}",
-                    hint="Let it end, or stop it; one command uses all of a machine with --jobs "
-                    "and --devices",
-                ) from None
+        with locked(
+            self._file.with_name(".lock"),
+            taken=f"another `fedlora study` is running cells for {str(self._file)!r}",
+            hint="Let it end, or stop it; one command uses all of a machine with --jobs "
+            "and --devices",
+        ):
             self._by_key = _read(self._file)
             yield
 
