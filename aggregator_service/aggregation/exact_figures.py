@@ -21,7 +21,7 @@ from aggregator_service.aggregation.cohort_frame import CohortFrame
 from aggregator_service.aggregation.module_cohort import ModuleCohort
 from aggregator_service.aggregation.singular_values import Values
 from fedlora.adapters.factors import LoraFactors
-from fedlora.numerics import GRAM_TAIL, gram_core_values, qr_core_svd
+from fedlora.numerics import GRAM_TAIL, gram_core_values, qr_core_svd, terms_norm
 
 __all__ = ["ExactFigures"]
 
@@ -83,11 +83,12 @@ class ExactFigures:
         first = cohort.members[0]
         ranks = torch.tensor([f.rank for f in cohort.members])
         weights_R = cohort.weights_U.repeat_interleave(ranks)
-        values_R = gram_core_values(*self._frame.gram_of_clients(), weights_R)
+        left_RR, right_RR = self._frame.gram_of_clients()
+        values_R = gram_core_values(left_RR, right_RR, weights_R)
         # More values than T can have are rounding noise of the Gram matrices.
         values_N = values_R[: min(first.out_features, first.in_features)]
-        tail, whole = (float(torch.linalg.vector_norm(v)) for v in (values_N[rank:], values_N))
-        if tail <= GRAM_TAIL * whole:
+        tail = float(torch.linalg.vector_norm(values_N[rank:]))
+        if tail <= GRAM_TAIL * terms_norm(left_RR, right_RR, weights_R):
             stack = cohort.stack()
             values_N = qr_core_svd([stack.b_DR], [stack.a_RK], rank=1).values_N
         return Values(values_N)

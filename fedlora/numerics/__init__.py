@@ -20,6 +20,7 @@ from fedlora.numerics.lowrank import (
     gram_core_svd,
     gram_core_values,
     qr_core_svd,
+    terms_norm,
 )
 from fedlora.numerics.norms import product_inner, product_norm
 from fedlora.numerics.randomised import Projection, projection, randomised_svd
@@ -45,5 +46,6 @@ __all__ = [
     "projection",
     "qr_core_svd",
     "randomised_svd",
+    "terms_norm",
     "weighted_sum",
 ]

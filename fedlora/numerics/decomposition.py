@@ -7,10 +7,10 @@
     randomised   8 to 20 R (D + K) rank      below 1e-3 of the least error    estimated
 
 `auto` takes the Gram core up to R = min(D, K) / 4, or 256 where that is more, and looks at what it
-found: where next to nothing is lost, its values are too coarse to say what, and the QR core answers
-again. Above that rank a core of R x R costs more than reading the factors a few times: the
-randomised one, and no Gram matrix at all. Below 4 rank + 32 components the QR core is cheap enough
-to be asked at once.
+found: where next to nothing is lost beside the size of the terms, its values are too coarse to say
+what, and the QR core answers again. Above that rank a core of R x R costs more than reading the
+factors a few times: the randomised one, and no Gram matrix at all. Below 4 rank + 32 components the
+QR core is cheap enough to be asked at once.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from fedlora.numerics.randomised import randomised_svd
 __all__ = ["GRAM_TAIL", "Core", "decompose", "decompose_to", "is_estimated"]
 
 GRAM_TAIL = 1e-5
-"""share of the product's norm; the Gram core knows squares to eps, and a tail of this size to 1e-6
-of itself"""
+"""share of `terms_norm`; the Gram core knows squares to eps, and a tail of this size to 1e-6 of
+itself"""
 
 _SMALL = 256
 """R of cores that take a few milliseconds, whatever the layer"""
@@ -72,7 +72,7 @@ def decompose_to(product: BlockProduct, choose: Callable[[Tensor], int]) -> Prod
     """
     if product.rank <= _core_limit(*product.shape):
         svd = gram_core_svd(product, rank=choose)
-        if svd.tail_norm(choose(svd.values_N)) > GRAM_TAIL * svd.tail_norm(0):
+        if svd.tail_norm(choose(svd.values_N)) > GRAM_TAIL * svd.terms_norm:
             return svd
     svd = _qr(product, product.rank)
     kept = min(choose(svd.values_N), svd.rank)
@@ -102,7 +102,7 @@ def _chosen(product: BlockProduct, rank: int) -> ProductSVD:
     if product.rank <= rank or product.rank > _core_limit(*product.shape):
         return _qr(product, rank)
     svd = gram_core_svd(product, rank=rank)
-    if svd.tail_norm(rank) <= GRAM_TAIL * svd.tail_norm(0):
+    if svd.tail_norm(rank) <= GRAM_TAIL * svd.terms_norm:
         return _qr(product, rank)
     return svd
 

@@ -9,8 +9,9 @@ Gram core   B^T B = V_B L_B V_B^T, A A^T = V_A L_A V_A^T, C = L_B^1/2 V_B^T V_A 
             = U S V^T; T = (B V_A L_A^1/2 V S^-1) S (S^-1 U^T L_B^1/2 V_B^T A).
             Divides by kept singular values only, never by an eigenvalue of a Gram matrix, so
             nearly collinear clients do no harm to T_q. Small singular values are noise below
-            sqrt(eps) * s_1: use the QR core for bounds. Faster where R << D, K. Where both Gram
-            matrices are definite their Cholesky factors do what the eigenvectors do, for less.
+            sqrt(eps) * |B| |A| max w, which is more than s_1 where terms cancel (`terms_norm`):
+            use the QR core for bounds. Faster where R << D, K. Where both Gram matrices are
+            definite their Cholesky factors do what the eigenvectors do, for less.
 
 Signs: the entry of largest magnitude in each left vector is positive, so that results agree
 across BLAS builds (up to ties between singular values).
@@ -38,6 +39,7 @@ __all__ = [
     "numerical_rank",
     "qr_core_svd",
     "signed",
+    "terms_norm",
 ]
 
 
@@ -63,6 +65,8 @@ class ProductSVD:
     """how many equal singular values that is worth"""
     is_estimate: bool = False
     """`values_N` are the leading values only and underestimates, `unseen_*` estimates"""
+    terms_norm: float = 0.0
+    """see the function of that name; 0 where no Gram matrix was asked"""
 
     @property
     def rank(self) -> int:
@@ -118,8 +122,8 @@ def gram_core_svd(product: BlockProduct, *, rank: int | Callable[[Tensor], int])
     """
     d, k = product.shape
     weights_R = product.component_weights
-    root_b = _root(product.gram_b()) * weights_R
-    root_a = _root(product.gram_a())
+    gram_b, gram_a = product.gram_b(), product.gram_a()
+    root_b, root_a = _root(gram_b) * weights_R, _root(gram_a)
     core_RR = root_b @ root_a.T
     # Its squares are known to eps as the Gram matrices are, so they are all that is asked for, at
     # half the price of the values themselves.
@@ -133,7 +137,8 @@ def gram_core_svd(product: BlockProduct, *, rank: int | Callable[[Tensor], int])
     kept, v_RQ = values_N[:keep], vectors_RR.flip(1)[:, :keep]
     left_DQ = product.combine_b(weights_R[:, None] * (root_a.T @ (v_RQ / kept)))
     right_QK = product.combine_a(((core_RR @ v_RQ) / kept.square()).T @ root_b)
-    return signed(ProductSVD(left_DQ, values_N, right_QK))
+    terms = terms_norm(gram_b, gram_a, weights_R)
+    return signed(ProductSVD(left_DQ, values_N, right_QK, terms_norm=terms))
 
 
 def gram_core_values(gram_b: Tensor, gram_a: Tensor, weights_R: Tensor) -> Tensor:
@@ -141,6 +146,15 @@ def gram_core_values(gram_b: Tensor, gram_a: Tensor, weights_R: Tensor) -> Tenso
     core_RR = (_root(gram_b) * weights_R.to(gram_b)) @ _root(gram_a).T
     squares_R: Tensor = torch.linalg.eigvalsh(core_RR.T @ core_RR)
     return squares_R.clamp(min=0).sqrt().flip(0)
+
+
+def terms_norm(gram_b: Tensor, gram_a: Tensor, weights_R: Tensor) -> float:
+    """What |B diag(w) A| cannot exceed; squares are right to a share of it, and not of |T|.
+
+    The terms of T may cancel, and what rounding leaves of a large one has any weight of the others.
+    """
+    sides = float(gram_b.trace()) * float(gram_a.trace())
+    return float(weights_R.abs().max()) * math.sqrt(sides)
 
 
 def _root(gram_RR: Tensor) -> Tensor:

@@ -207,3 +207,14 @@ def test_equal_inputs_give_equal_bits_and_positive_largest_entries(core):
     assert torch.equal(one.right_QK, two.right_QK)
     largest = one.left_DQ.abs().argmax(dim=0)
     assert bool((one.left_DQ[largest, torch.arange(4)] > 0).all())
+
+
+@pytest.mark.parametrize("left", [1e-3, 1e-5, 1e-7])
+def test_what_is_left_of_products_that_cancel_is_told_from_rounding(left):
+    b_DR, rest_RK, a_RK = normal(1, 300, 80), normal(2, 80, 280), normal(3, 80, 280)
+    product = BlockProduct([b_DR, b_DR], [a_RK, left * rest_RK - a_RK], [0.5, 0.5])
+    found = decompose(product, rank=8)
+    target = left / 2 * b_DR @ rest_RK
+    assert found.tail_norm(8) == pytest.approx(tail_norm(target, 8), rel=1e-6)
+    lost = float(torch.linalg.vector_norm(rebuilt(found) - target))
+    assert lost == pytest.approx(tail_norm(target, 8), rel=1e-6)
