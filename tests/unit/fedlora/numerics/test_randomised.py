@@ -96,7 +96,9 @@ def test_a_projection_is_orthonormal_and_contains_what_it_was_told_to(seed, near
     b_DR, a_RK = product.stacked()
     exact = torch.linalg.svdvals(b_DR @ a_RK)
     count = min(found.size, len(exact))
-    assert bool((found.values_M[:count] <= exact[:count] * (1 + 1e-9) + 1e-9).all())
+    # By squares: a value that is 0 may come out as the root of their rounding.
+    slack = math.sqrt(EPS) * float(exact[0])
+    assert bool((found.values_M[:count] <= exact[:count] * (1 + 1e-9) + slack).all())
 
 
 def test_a_value_that_rounding_has_made_zero_has_a_direction_all_the_same():
