@@ -16,21 +16,27 @@ from fedlora.tensors.manifest import DataType
 HEAD = PREFIX + "head.weight"
 
 
+def refined_by(method, combined, refined, parts, *, scaling=2.0):
+    """What the files hold: of the round, of the refiner, and of what is made of both."""
+    output = combined.with_name("out")
+    refine(
+        recipe(method),
+        combined=StoredAdapter(path=combined, scaling=scaling),
+        refined=StoredAdapter(path=refined, scaling=scaling),
+        parts=parts,
+        output=output,
+        dtype=DataType.F32,
+    )
+    return tuple(load_file(path) for path in (combined, refined, output))
+
+
 @pytest.mark.parametrize("parts", [(Part.A,), (Part.B,), (Part.A, Part.B)])
 def test_only_the_parts_named_and_the_modules_trained_in_full_change(parts, tmp_path):
     combined, refined = (
         write_update(tmp_path / str(seed), seed=seed, saved={"head.weight": (2, 3)})
         for seed in (1, 2)
     )
-    refine(
-        recipe("fedit"),
-        combined=StoredAdapter(path=combined, scaling=2.0),
-        refined=StoredAdapter(path=refined, scaling=2.0),
-        parts=parts,
-        output=tmp_path / "out",
-        dtype=DataType.F32,
-    )
-    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    before, after, made = refined_by("fedit", combined, refined, parts)
     assert made.keys() == before.keys()
     for key, tensor in made.items():
         wanted = after if key == HEAD or parse_key(key).part in parts else before
@@ -41,15 +47,7 @@ def test_only_the_parts_named_and_the_modules_trained_in_full_change(parts, tmp_
 
 def test_how_the_refinement_changes_the_adapter_is_the_methods_to_say(tmp_path):
     combined, refined = (write_update(tmp_path / str(seed), seed=seed) for seed in (1, 2))
-    refine(
-        recipe("fedlora_optimizer"),
-        combined=StoredAdapter(path=combined, scaling=2.0),
-        refined=StoredAdapter(path=refined, scaling=2.0),
-        parts=(Part.A,),
-        output=tmp_path / "out",
-        dtype=DataType.F32,
-    )
-    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    before, after, made = refined_by("fedlora_optimizer", combined, refined, (Part.A,))
     for module in MODULES:
         key = part_key(module, Part.A)
         # Directions are the refinement's, lengths are what the round came to.
@@ -65,15 +63,7 @@ def test_components_beyond_the_rank_of_who_refines_stay(tmp_path):
 
     combined = write_update(tmp_path / "combined", seed=1, rank=4)
     refined = write_update(tmp_path / "refined", seed=2, rank=2)
-    refine(
-        recipe("aflora"),
-        combined=StoredAdapter(path=combined, scaling=scaling),
-        refined=StoredAdapter(path=refined, scaling=scaling),
-        parts=(Part.A, Part.B),
-        output=tmp_path / "out",
-        dtype=DataType.F32,
-    )
-    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    before, after, made = refined_by("aflora", combined, refined, (Part.A, Part.B), scaling=scaling)
     for module in MODULES:
         a, b = part_key(module, Part.A), part_key(module, Part.B)
         assert torch.equal(made[a], torch.cat([after[a], before[a][2:]]))
@@ -84,15 +74,7 @@ def test_components_beyond_the_rank_of_who_refines_stay(tmp_path):
 def test_spare_components_of_who_refines_are_not_the_adapters(tmp_path):
     combined = write_update(tmp_path / "combined", seed=1, rank=2)
     refined = write_update(tmp_path / "refined", seed=2, rank=4)
-    refine(
-        recipe("fedit"),
-        combined=StoredAdapter(path=combined, scaling=2.0),
-        refined=StoredAdapter(path=refined, scaling=2.0),
-        parts=(Part.A,),
-        output=tmp_path / "out",
-        dtype=DataType.F32,
-    )
-    before, after, made = (load_file(p) for p in (combined, refined, tmp_path / "out"))
+    before, after, made = refined_by("fedit", combined, refined, (Part.A,))
     for module in MODULES:
         a, b = part_key(module, Part.A), part_key(module, Part.B)
         assert torch.equal(made[a], after[a][:2])
