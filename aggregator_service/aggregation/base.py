@@ -71,6 +71,8 @@ class Properties:
     a worker alone its own product back; a trimmed mean of another package needs more"""
     changes_base: bool = False
     """part of the result goes into the base model"""
+    draws_b: bool = False
+    """then the next round begins from a random B and an A of zeros, and not the reverse"""
     keeps_total: bool = False
     """the method's state holds all that was ever learnt; in the base model it would count twice"""
     needs_start: bool = False

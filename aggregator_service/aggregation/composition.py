@@ -25,8 +25,6 @@ from aggregator_service.aggregation.base import (
     ServerOptimizer,
     Work,
 )
-from aggregator_service.aggregation.compression.merge import Merge
-from aggregator_service.aggregation.draws import Side
 from aggregator_service.aggregation.factor_means import factor_mean
 from aggregator_service.aggregation.gauge import NEAREST, in_gauge
 from aggregator_service.aggregation.module_cohort import GlobalModule, ModuleCohort
@@ -225,7 +223,7 @@ def compose(
     """
     rule = compression or method.compression
     properties = rule.properties(method.properties)
-    if why := _why_not_refactored(method, rule, properties):
+    if why := _why_not_refactored(method, properties):
         raise FedLoraError(
             Reason.UNSUPPORTED_METHOD,
             f"the compression rule {rule.name} makes other factors of a product, or parts it with "
@@ -298,7 +296,7 @@ def _why_not(gauge: Gauge, method: Method, properties: Properties) -> str:
     return ""
 
 
-def _why_not_refactored(method: Method, rule: CompressionRule, properties: Properties) -> str:
+def _why_not_refactored(method: Method, properties: Properties) -> str:
     """Why a method's product cannot be published in new factors; empty where it can."""
     if properties.keeps_basis and not properties.changes_base:
         return ""
@@ -306,7 +304,7 @@ def _why_not_refactored(method: Method, rule: CompressionRule, properties: Prope
         return "has workers train a matrix that goes with the factors they hold"
     stray = _unmoved(method)
     # What goes into the base model leaves zeros, or the start, which any other factor goes with.
-    whole = properties.changes_base and not (isinstance(rule, Merge) and rule.drawn is Side.B)
+    whole = properties.changes_base and not properties.draws_b
     if stray and not (properties.keeps_basis or whole):
         return f"leaves {stray} as it is in some rounds"
     return ""

@@ -50,7 +50,8 @@ class Merge:
     def properties(self, combined: Properties) -> Properties:
         """As exact as the combination, while no cap cuts the stack."""
         exact = combined.exact and self.max_base_rank == 0
-        return replace(with_changed_base(self.name, combined, exact=exact), keeps_basis=False)
+        changed = with_changed_base(self.name, combined, exact=exact)
+        return replace(changed, keeps_basis=False, draws_b=self.drawn is Side.B)
 
     def compress(self, combination: Combination, cohort: ModuleCohort, work: Work) -> ModuleResult:
         """See `base.CompressionRule`."""
