@@ -29,6 +29,7 @@ from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.lock import StateLock
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from aggregator_service.store.threaded import ThreadedStore
+from aggregator_service.sweeper import Sweeper
 from aggregator_service.telemetry import Silent
 from aggregator_service.transport.access_table import ROLES
 from aggregator_service.transport.server import GrpcServer
@@ -95,19 +96,22 @@ class Aggregator:
             blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
             exporter = RunExporter(config.export_dir, blobs, store, tensorboard=config.tensorboard)
             opened.push_async_callback(exporter.close)
+            sweeper = Sweeper(store, blobs, keep_rounds=config.keep_rounds)
+            opened.push_async_callback(sweeper.close)
             engine, disk = _engine(config, blobs), DiskWatch(blobs.probe)
             metrics = _metrics(config, engine) if config.metrics_address else None
             self.coordinator = Coordinator(
                 store=store,
                 blobs=blobs,
                 engine=engine,
-                observer=Observers(exporter, metrics.rounds) if metrics else exporter,
+                observer=Observers(exporter, sweeper, *([metrics.rounds] if metrics else [])),
                 worker_timeout_seconds=config.worker_timeout_seconds,
                 disk=disk,
                 telemetry=metrics.calls if metrics else Silent(),
             )
             opened.push_async_callback(self.coordinator.close)
             await self.coordinator.open()
+            sweeper.start([actor.state for actor in self.coordinator.runs()])
             for actor in self.coordinator.runs():
                 exporter.restore(actor.state)
                 if metrics is not None:

@@ -37,6 +37,9 @@ class AggregatorConfig:
     empty"""
     state_dir: Path = Path("fedlora-state")
     """database and adapters; one process owns it"""
+    keep_rounds: int = 1
+    """updates are kept of so many rounds, the newest, and of those that wait for a certificate;
+    older ones are read by nobody and deleted. 0 keeps every update that was ever sent"""
     take_over: bool = False
     """start although another process holds state_dir: one that is frozen, or of a lost host; should
     it wake, it is refused every write and ends"""
@@ -112,6 +115,7 @@ class AggregatorConfig:
                     f"server.{name} must be positive, got {getattr(self, name)}",
                 )
         for name in (
+            "keep_rounds",
             "shutdown_grace_seconds",
             "threads",
             "memory_bytes",

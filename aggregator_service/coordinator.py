@@ -9,6 +9,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
@@ -253,9 +255,16 @@ class Coordinator:
             + ("" if newest is None else f"; the newest is {newest}"),
         )
 
-    async def servable(self, actor: RunActor, adapter: AdapterRecord) -> tuple[str, int]:
-        """Digest and rank of a version in the form that PEFT loads."""
-        return await self._engine.servable(actor.state.spec, adapter)
+    @asynccontextmanager
+    async def servable(
+        self, actor: RunActor, adapter: AdapterRecord
+    ) -> AsyncIterator[tuple[Path, int]]:
+        """File and rank of a version in the form that PEFT loads; there while the block lasts."""
+        digest, rank = await self._engine.servable(actor.state.spec, adapter)
+        try:
+            yield self.blobs.path(digest), rank
+        finally:
+            self.blobs.release(digest)
 
 
 def _spec_difference(old: RunSpec, new: RunSpec) -> str:

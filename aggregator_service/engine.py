@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import structlog
@@ -107,8 +108,10 @@ class AggregationEngine:
         self._aggregator, self._certifier = own_thread("aggregate"), own_thread("certify")
         self._versions = StoredVersions(blobs)
         self._copies: SharedWork[tuple[str, AdapterSpec, int, frozenset[Part]], WorkerCopy] = (
-            SharedWork(_KEPT_COPIES)
+            SharedWork(_KEPT_COPIES, on_dropped=lambda copy: blobs.release(copy.digest))
         )
+        self._unnamed: dict[str, list[str]] = {}
+        """by run: blobs made for a version that may not be stored yet, each pinned"""
         self._base_weights = base_weights
         self._checked: set[str] = set()
         """runs whose base model the frozen weights are"""
@@ -130,7 +133,10 @@ class AggregationEngine:
         return self._base_weights is not None
 
     async def aggregate(self, state: RunState, store: ThreadedStore) -> AdapterRecord:
-        """Combines the round's updates into the next version and stores it as a blob."""
+        """Combines the round's updates into the next version and stores it as a blob.
+
+        Tell `settled` once the version is in the store, or never will be; after `refine` too.
+        """
         began = {u.base_version for u in state.updates.values()}
         bases = await _versions(store, state.run_id, began)
         return await self._run(self._aggregator, functools.partial(self._aggregate, state, bases))
@@ -139,6 +145,11 @@ class AggregationEngine:
         """Computes ahead, while the round's other updates are awaited; returns at once."""
         if state.phase is RunPhase.TRAINING and self._gains(state):
             self._aggregator.submit(self._prepare, state)
+
+    def settled(self, run_id: str) -> None:
+        """The store names what was made of a run, or nobody ever will."""
+        for digest in self._unnamed.pop(run_id, ()):
+            self._blobs.release(digest)
 
     def forget(self, run_id: str) -> None:
         """Lets go of what was computed ahead for a run that goes no further; returns at once."""
@@ -166,7 +177,10 @@ class AggregationEngine:
     async def copy_for(
         self, spec: RunSpec, adapter: AdapterRecord, rank: int, parts: frozenset[Part]
     ) -> WorkerCopy:
-        """The adapter as one worker is sent it: at its rank, and only the parts it lacks."""
+        """The adapter as one worker is sent it: at its rank, and only the parts it lacks.
+
+        Its blob stays while it is one of the last that were asked for; pin it to read it.
+        """
         work = functools.partial(
             worker_copy, self._blobs, self._versions, spec, adapter, rank=rank, parts=parts
         )
@@ -176,7 +190,7 @@ class AggregationEngine:
         return await asyncio.shield(made)
 
     async def servable(self, spec: RunSpec, adapter: AdapterRecord) -> tuple[str, int]:
-        """Digest and rank of a version in the form that PEFT loads."""
+        """Digest and rank of a version in the form that PEFT loads; pinned, to be released."""
         scaling = spec.adapter.scaling
         work = functools.partial(servable_blob, self._blobs, adapter.digest, scaling)
         return await self._run(self._certifier, work)
@@ -276,8 +290,8 @@ class AggregationEngine:
                     progress=lambda *_: reach(Failpoint.MID_AGGREGATION),
                 )
                 # The state first: a version that is known is whole.
-                kept = self._blobs.adopt(remembered) if outcome.has_state else ""
-                digest = self._blobs.adopt(output)
+                kept = self._adopt(state, remembered) if outcome.has_state else ""
+                digest = self._adopt(state, output)
         finally:
             self._grams.pop(state.run_id, None)
         if grams is not None and spec.rounds.certifies(state.round):
@@ -318,7 +332,7 @@ class AggregationEngine:
                 dtype=spec.wire_dtype,
                 device=self._device,
             )
-            digest = self._blobs.adopt(output)
+            digest = self._adopt(state, output)
         return replace(
             combined,
             version=combined.version + 1,
@@ -326,6 +340,12 @@ class AggregationEngine:
             total_bytes=self._blobs.path(digest).stat().st_size,
             is_refinement=True,
         )
+
+    def _adopt(self, state: RunState, path: Path) -> str:
+        """Makes a file a blob that stays until the run's new version is settled."""
+        digest = self._blobs.adopt(path)
+        self._unnamed.setdefault(state.run_id, []).append(digest)
+        return digest
 
     def _certify(
         self,

@@ -287,7 +287,10 @@ class RunExporter:
         spec = state.spec.adapter
         digest, rank = servable_blob(self._blobs, adapter.digest, spec.scaling)
         name = name or f"rounds/{adapter.round:04d}"
-        directory.export_adapter(name, self._blobs.path(digest), spec, rank)
+        try:
+            directory.export_adapter(name, self._blobs.path(digest), spec, rank)
+        finally:
+            self._blobs.release(digest)
 
     def _ask(self, work: Callable[[StateStore], T]) -> T:
         return asyncio.run_coroutine_threadsafe(self._store.call(work), self._loop).result()

@@ -57,6 +57,8 @@ class Failpoint(enum.StrEnum):
     """the next version is a blob that no transaction names"""
     ROUND_COMMITTED = "round_committed"
     """the round's report is durable"""
+    UPDATES_DROPPED = "updates_dropped"
+    """nobody needs an old round's updates any more, durably; their files are there"""
 
 
 ACTIONS = ("kill", "pause", "ENOSPC", "EIO")

@@ -157,7 +157,11 @@ class RunActor:
     # --- changing ------------------------------------------------------------------------
 
     async def apply(
-        self, event: Event, *, before_commit: Callable[[RunState], None] | None = None
+        self,
+        event: Event,
+        *,
+        before_commit: Callable[[RunState], None] | None = None,
+        afterwards: Callable[[], None] = lambda: None,
     ) -> Transition:
         """Applies an event and makes the result durable before anybody learns of it.
 
@@ -166,12 +170,16 @@ class RunActor:
             before_commit: blocking work that belongs to the same step, such as giving a blob its
                 final name; runs in a thread once the event is known to be acceptable. If it
                 raises, nothing has changed.
+            afterwards: called when the result is durable or never will be, also where the caller
+                has gone away by then.
 
         Raises:
             FedLoraError: as `step` does, or as the store does; the run is unchanged then.
         """
         # A caller that goes away in the middle must not part the stored state from ours.
-        return await asyncio.shield(self._spawn(self._apply(event, before_commit)))
+        applied = self._spawn(self._apply(event, before_commit))
+        applied.add_done_callback(lambda _: afterwards())
+        return await asyncio.shield(applied)
 
     async def _apply(
         self, event: Event, before_commit: Callable[[RunState], None] | None
@@ -340,6 +348,7 @@ class RunActor:
             log.exception("aggregation_failed")
             done = AggregationFailed("internal error, see the server's log")
         await self._disk.insist("a new version", lambda: self.apply_if_possible(done))
+        self._engine.settled(state.run_id)
 
     def _begin_certificate(self, round: int) -> None:
         self._certifying.add(round)

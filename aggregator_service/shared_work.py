@@ -20,10 +20,12 @@ class SharedWork(Generic[K, V]):
 
     Args:
         kept: results that are kept; those asked for last.
+        on_dropped: told of a result that is kept no longer.
     """
 
-    def __init__(self, kept: int) -> None:
+    def __init__(self, kept: int, *, on_dropped: Callable[[V], object] = lambda _: None) -> None:
         self._kept_results = kept
+        self._on_dropped = on_dropped
         self._results: OrderedDict[K, asyncio.Task[V]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -44,9 +46,15 @@ class SharedWork(Generic[K, V]):
             task.add_done_callback(lambda done: self._forget_failed(key, done))
             self._results[key] = task
             if len(self._results) > self._kept_results:
-                self._results.popitem(last=False)
+                _, dropped = self._results.popitem(last=False)
+                # It may still be on its way.
+                dropped.add_done_callback(self._drop)
         self._results.move_to_end(key)
         return task
+
+    def _drop(self, done: asyncio.Task[V]) -> None:
+        if not _has_failed(done):
+            self._on_dropped(done.result())
 
     def _forget_failed(self, key: K, done: asyncio.Task[V]) -> None:
         if _has_failed(done) and self._results.get(key) is done:

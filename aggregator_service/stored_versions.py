@@ -29,8 +29,8 @@ class StoredVersions:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._widened: dict[tuple[str, AdapterSpec], str] = {}
-        """digests of first versions of too low a rank, and of what rounds begin from instead; two
-        runs may have one first version and different ranks"""
+        """digests of first versions of too low a rank, and of what rounds begin from instead, which
+        stay pinned; two runs may have one first version and different ranks"""
 
     def verified(self, digest: str) -> Path:
         """A blob; STATE_CORRUPT if it is damaged: it must never become part of an adapter."""

@@ -147,9 +147,13 @@ class Uploads:
                 metrics=dict(header.metrics),
                 evaluations=header.evaluations,
             )
+            blobs = self._coordinator.blobs
+            # From its name in the file system to its name in the database it is nobody's.
+            blobs.pin(record.digest)
             await actor.apply(
                 UpdateCommitted(record),
                 before_commit=lambda state: self._finish(writer, commit, state, header, record),
+                afterwards=lambda: blobs.release(record.digest),
             )
         except FedLoraError as error:
             self._coordinator.disk.noticed(error)

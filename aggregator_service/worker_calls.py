@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aggregator_service.aggregation import registry
@@ -164,10 +166,13 @@ class WorkerCalls:
             # Only the call itself was a sign of life: its worker may have vanished since.
             self._find_session(token)
 
-    async def open_adapter(
+    @asynccontextmanager
+    async def adapter(
         self, token: str, version: int, start_offset: int, held_version: int | None = None
-    ) -> tuple[AdapterHeader, Path]:
+    ) -> AsyncIterator[tuple[AdapterHeader, Path]]:
         """The file of a published version at the worker's rank, and the header that goes before.
+
+        The file is there while the block lasts.
 
         Args:
             token: of the session.
@@ -205,7 +210,9 @@ class WorkerCalls:
                 f"start_offset is {start_offset}, the adapter has {copy.total_bytes} bytes",
             )
         actor.count_download(copy.total_bytes - start_offset)
-        return header, self._coordinator.blobs.path(copy.digest)
+        blobs = self._coordinator.blobs
+        with blobs.pinned(copy.digest):
+            yield header, blobs.path(copy.digest)
 
     async def report_evaluation(
         self, token: str, task_id: str, evaluations: tuple[Evaluation, ...]

@@ -20,7 +20,7 @@ __all__ = ["WorkerCopy", "servable_blob", "worker_copy"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerCopy:
-    """A version as one worker is sent it, stored as a blob of its own."""
+    """A version as one worker is sent it, as a blob: that of the version or one of its own."""
 
     digest: str
     total_bytes: int
@@ -37,13 +37,18 @@ def worker_copy(
     rank: int,
     parts: frozenset[Part],
 ) -> WorkerCopy:
-    """The adapter as one worker is sent it: at its rank, and only the parts it lacks. Blocks."""
+    """The adapter as one worker is sent it: at its rank, and only the parts it lacks. Blocks.
+
+    The blob is pinned, for the caller to release.
+    """
     source = versions.begun(spec, adapter)
     with AdapterFile(source.path, source.scaling, "the adapter") as file:
         held = {part for module in file.modules for part in file.parts(module)}
         whole = is_at_rank(file, rank) and held <= parts
     digest = source.path.name
-    if not whole:
+    if whole:
+        blobs.pin(digest)
+    else:
         with versions.temporary() as output:
             slice_adapter(source.path, output, rank=rank, scaling=source.scaling, parts=parts)
             digest = blobs.adopt(output)
@@ -59,9 +64,13 @@ def worker_copy(
 def servable_blob(
     blobs: BlobStore, digest: str, scaling: Callable[[int], float]
 ) -> tuple[str, int]:
-    """Digest and rank of a version in the form that PEFT loads; stored where it is another file."""
+    """Digest and rank of a version in the form that PEFT loads; stored where it is another file.
+
+    The blob is pinned, for the caller to release.
+    """
     source = blobs.path(digest)
     if rank := servable_rank(source, scaling):
+        blobs.pin(digest)
         return digest, rank
     temporary = blobs.new_temporary()
     try:

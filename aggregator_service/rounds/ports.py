@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,6 +96,25 @@ class StateStore(Protocol):
 
     def uncertified_rounds(self, run_id: str) -> tuple[int, ...]:
         """Rounds, in order, that have published what they aggregated and have no certificate."""
+        ...
+
+    def kept_rounds(self, run_id: str) -> tuple[int, ...]:
+        """Rounds, in order, whose updates are not dropped; round 0 is the initial adapter's."""
+        ...
+
+    def drop_updates(self, run_id: str, rounds: Collection[int]) -> None:
+        """Writes down, durably, that the files of these rounds' updates are needed no more.
+
+        What the updates were, and their digests, stays.
+        """
+        ...
+
+    def named_blobs(self) -> Collection[str]:
+        """Digests of all files that must be there.
+
+        Raises:
+            FedLoraError: STATE_LOCKED if a newer server owns the state.
+        """
         ...
 
     def close(self) -> None:

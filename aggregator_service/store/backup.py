@@ -3,8 +3,10 @@
 The database comes first, in one step of SQLite's online backup: it is the state after some commit,
 and the server goes on committing meanwhile. Every blob that this state names was durable before it
 was named and never changes, so copying them afterwards, for however long it takes, gives a whole.
-Each is read against its digest on the way. They are copies, not links: one bad sector must not
-damage both. Uploads that are still on their way are left out; workers send them again.
+Only what the server drops meanwhile may be gone by then: the database is copied again then, as it
+is now, which names it no more. Each blob is read against its digest on the way. They are copies,
+not links: one bad sector must not damage both. Uploads that are still on their way are left out;
+workers send them again.
 
 The folder appears under its name once all of it is on disk.
 """
@@ -12,19 +14,18 @@ The folder appears under its name once all of it is on disk.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aggregator_service.store.blobs import blob_path
 from aggregator_service.store.files import mapped_errors
-from aggregator_service.store.migrations import schema_of
+from aggregator_service.store.migrations import SCHEMA_VERSION, schema_of
+from aggregator_service.store.named_blobs import named_blobs
 from aggregator_service.store.sqlite import DATABASE_NAME, mapped_database_errors
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
@@ -33,14 +34,6 @@ from fedlora.folders import sync_folder
 __all__ = ["BackupSummary", "back_up"]
 
 _BLOCK_BYTES = 1024**2
-
-_RECORDS = (
-    "SELECT state FROM runs",
-    "SELECT record FROM state_entries",
-    "SELECT record FROM updates",
-    "SELECT record FROM adapters",
-)
-"""everything that may name a blob"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +59,8 @@ def back_up(
 
     Raises:
         FedLoraError: NOT_FOUND if state_dir holds no state, ALREADY_EXISTS if `out` is not empty,
-            STATE_CORRUPT for a database that is damaged or of a newer program, or a blob that is
-            damaged; OUT_OF_SPACE or DISK_FAILED for the disk. There is no `out` then.
+            STATE_CORRUPT for a database that is damaged or of another program's schema, or a blob
+            that is damaged; OUT_OF_SPACE or DISK_FAILED for the disk. There is no `out` then.
     """
     database = state_dir / DATABASE_NAME
     if not database.is_file():
@@ -87,9 +80,13 @@ def back_up(
     try:
         with mapped_errors():
             making.mkdir(parents=True)
+            (making / "blobs").mkdir()
             runs, digests = _copy_database(database, making / DATABASE_NAME)
-            _copy_blobs(state_dir / "blobs", making / "blobs", digests, on_progress)
-            for folder in (making / "blobs", making):
+            while gone := _copy_blobs(state_dir / "blobs", making / "blobs", digests, on_progress):
+                runs, digests = _copy_database(database, making / DATABASE_NAME)
+                _check_dropped(gone, digests)
+            _remove_others(making / "blobs", digests)
+            for folder in (*(making / "blobs").iterdir(), making / "blobs", making):
                 sync_folder(folder)
             total = sum(p.stat().st_size for p in making.rglob("*") if p.is_file())
             making.replace(out)
@@ -100,11 +97,18 @@ def back_up(
     return BackupSummary(runs=runs, num_blobs=len(digests), total_bytes=total)
 
 
-def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], list[str]]:
+def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], frozenset[str]]:
     """Copies the database; returns the names of its runs and the digests that it names."""
+    target.unlink(missing_ok=True)
     # Read only: neither a writer nor a checkpointer beside the server.
     with mapped_database_errors(source), _connected(f"{source.resolve().as_uri()}?mode=ro") as live:
-        schema_of(live)
+        if (found := schema_of(live)) < SCHEMA_VERSION:
+            raise FedLoraError(
+                Reason.STATE_CORRUPT,
+                f"the state was written by an older fedlora: schema {found}, this program backs up "
+                f"{SCHEMA_VERSION}",
+                hint="Back it up with the program that serves it, or serve it with this one first",
+            )
         with mapped_database_errors(target), _connected(target.as_uri()) as copy:
             # All pages in one step: a commit in between would begin the copy anew each time.
             live.backup(copy, pages=-1)
@@ -116,69 +120,79 @@ def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], list[st
         names = tuple(
             name for (name,) in copy.execute("SELECT name FROM runs ORDER BY created_at, run_id")
         )
-        digests = {
-            digest
-            for query in _RECORDS
-            for (record,) in copy.execute(query)
-            for digest in _digests_in(json.loads(record))
-        }
+        digests = named_blobs(copy)
     with target.open("rb+") as file:
         os.fsync(file.fileno())
-    return names, sorted(digests)
-
-
-def _digests_in(record: Any) -> Iterator[str]:
-    """The digests of blobs in a stored record, at any depth: keys `digest` and `..._digest`."""
-    if isinstance(record, dict):
-        for key, value in record.items():
-            if key.split("_")[-1] != "digest":
-                yield from _digests_in(value)
-            # Empty for a method that remembers nothing; a number where a worker or one of its
-            # metrics has such a name.
-            elif value and isinstance(value, str):
-                yield value
-    elif isinstance(record, list):
-        for value in record:
-            yield from _digests_in(value)
+    return names, digests
 
 
 def _copy_blobs(
-    source: Path, target: Path, digests: list[str], on_progress: Callable[[int, int], None]
-) -> None:
-    target.mkdir()
-    paths = [blob_path(source, digest) for digest in digests]
-    total = sum(path.stat().st_size for path in paths if path.exists())
-    done = 0
-    for digest, path in zip(digests, paths, strict=True):
+    source: Path,
+    target: Path,
+    digests: Collection[str],
+    on_progress: Callable[[int, int], None],
+) -> set[str]:
+    """Copies the blobs that are not there yet; returns those that the source lacks."""
+    sizes = {digest: _size_of(blob_path(source, digest)) for digest in sorted(digests)}
+    total, done, gone = sum(filter(None, sizes.values())), 0, set()
+    for digest in sizes:
         copy = blob_path(target, digest)
         copy.parent.mkdir(exist_ok=True)
-        done += _copy_blob(path, copy, digest)
+        size = _size_of(copy)
+        if size is None and (size := _copy_blob(blob_path(source, digest), copy, digest)) is None:
+            gone.add(digest)
+            continue
+        done += size
         on_progress(done, total)
-    for folder in target.iterdir():
-        sync_folder(folder)
+    return gone
 
 
-def _copy_blob(source: Path, target: Path, digest: str) -> int:
-    """Copies one blob, durably, and returns its size."""
+def _size_of(path: Path) -> int | None:
+    """A file's size, None if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def _copy_blob(source: Path, target: Path, digest: str) -> int | None:
+    """Copies one blob, durably, and returns its size; None if it is not there."""
     copied = new_digest()
     try:
-        with source.open("rb") as original, target.open("xb") as copy:
-            while data := original.read(_BLOCK_BYTES):
-                copied.update(data)
-                copy.write(data)
-            copy.flush()
-            os.fsync(copy.fileno())
-            size = copy.tell()
-        found = copied.hexdigest()
+        original = source.open("rb")
     except FileNotFoundError:
-        found = "no file"
-    if found != digest:
-        raise FedLoraError(
-            Reason.STATE_CORRUPT,
-            f"stored adapter {digest} is damaged: found {found}",
-            hint=f"Put the file {source.parent.name}/{digest} of an earlier backup in its place",
-        )
+        return None
+    with original, target.open("xb") as copy:
+        while data := original.read(_BLOCK_BYTES):
+            copied.update(data)
+            copy.write(data)
+        copy.flush()
+        os.fsync(copy.fileno())
+        size = copy.tell()
+    if (found := copied.hexdigest()) != digest:
+        raise _damaged(digest, found)
     return size
+
+
+def _remove_others(blobs: Path, digests: Collection[str]) -> None:
+    """Takes away what an earlier copy of the database named and the last one does not."""
+    for copy in blobs.glob("*/*"):
+        if copy.name not in digests:
+            copy.unlink()
+
+
+def _check_dropped(gone: Collection[str], digests: Collection[str]) -> None:
+    for digest in sorted(gone):
+        if digest in digests:
+            raise _damaged(digest, "no file")
+
+
+def _damaged(digest: str, found: str) -> FedLoraError:
+    return FedLoraError(
+        Reason.STATE_CORRUPT,
+        f"stored adapter {digest} is damaged: found {found}",
+        hint=f"Put the file {digest[:2]}/{digest} of an earlier backup in its place",
+    )
 
 
 @contextlib.contextmanager

@@ -11,15 +11,23 @@ client has written. All methods block; they are called from threads.
 
 Partial uploads carry the name of the store that writes them, new for each: what a frozen server
 still has open when it wakes is never a file that its successor goes on with.
+
+A blob that the database no longer names is taken away by `sweep`, unless it is pinned: whoever
+makes a blob has a pin on it until the database names it, whoever reads one that is not named has a
+pin until it is read. A pin that nobody releases costs room until the server ends, and nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from aggregator_service.store.files import mapped_errors, rename_durably, sync_file
@@ -29,12 +37,20 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.folders import sync_folder
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["BlobStore", "UploadWriter", "blob_path"]
+__all__ = ["BlobStore", "Swept", "UploadWriter", "blob_path"]
 
 _BLOCK_BYTES = 1024**2
 
 _ABANDONED_SECONDS = 7 * 24 * 3600
 """a partial upload untouched for so long is swept at start: its round is long over"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a sweep has taken away."""
+
+    num_files: int = 0
+    total_bytes: int = 0
 
 
 class BlobStore:
@@ -58,8 +74,11 @@ class BlobStore:
             sync_folder(root)
             sync_folder(root.parent)
         self._owner = secrets.token_hex(4)
-        self._sweep(keep_uploads=keep_uploads)
+        self._take_over(keep_uploads=keep_uploads)
         self._open: set[Path] = set()
+        self._pins: Counter[str] = Counter()
+        self._doomed: set[str] = set()
+        """digests that a sweep under way may take away; none of them is pinned"""
         self._lock = threading.Lock()
 
     # --- finished files ------------------------------------------------------------------
@@ -112,6 +131,8 @@ class BlobStore:
     def adopt(self, path: Path) -> str:
         """Makes a finished file a blob, durable on return; returns its digest, hexadecimal.
 
+        It is pinned, for the caller to release.
+
         Raises:
             FedLoraError: OUT_OF_SPACE or DISK_FAILED.
         """
@@ -119,8 +140,73 @@ class BlobStore:
             with path.open("rb+") as file:
                 digest = digest_file(file).hexdigest()
                 sync_file(file.fileno())
-            rename_durably(path, self.path(digest))
+            self.pin(digest)
+            try:
+                rename_durably(path, self.path(digest))
+            except BaseException:
+                self.release(digest)
+                raise
         return digest
+
+    # --- what is taken away --------------------------------------------------------------
+
+    def pin(self, digest: str) -> None:
+        """Keeps a blob, there or about to be, from being swept until it is released as often."""
+        with self._lock:
+            self._pins[digest] += 1
+            self._doomed.discard(digest)
+
+    def release(self, digest: str) -> None:
+        """Takes one pin away."""
+        with self._lock:
+            if self._pins[digest] < 1:
+                raise AssertionError(f"blob {digest} is not pinned")
+            self._pins[digest] -= 1
+            if not self._pins[digest]:
+                del self._pins[digest]
+
+    @contextlib.contextmanager
+    def pinned(self, digest: str) -> Iterator[None]:
+        """A pin for as long as the block lasts."""
+        self.pin(digest)
+        try:
+            yield
+        finally:
+            self.release(digest)
+
+    def sweep(self, named: Callable[[], Collection[str]]) -> Swept:
+        """Takes away every blob that is neither pinned nor named. One call at a time.
+
+        Args:
+            named: asks the database for the digests that must stay; called once, after the files
+                have been listed. So a blob that came and was named meanwhile is in its answer,
+                and one that comes later is in no list.
+
+        Raises:
+            FedLoraError: DISK_FAILED.
+        """
+        with mapped_errors():
+            listed = {digest for folder in self._blobs.iterdir() for digest in _blobs_in(folder)}
+            with self._lock:
+                self._doomed = listed - self._pins.keys()
+            keep = named()
+            with self._lock:
+                self._doomed.difference_update(keep)
+                left = sorted(self._doomed)
+            sizes = [self._take_away(digest) for digest in left]
+        return Swept(
+            num_files=sum(s is not None for s in sizes), total_bytes=sum(filter(None, sizes))
+        )
+
+    def _take_away(self, digest: str) -> int | None:
+        """Removes a blob and returns its size, unless somebody has pinned it since."""
+        path = self.path(digest)
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            if digest in self._doomed:
+                size = path.stat().st_size
+                path.unlink()
+                return size
+        return None
 
     # --- uploads -------------------------------------------------------------------------
 
@@ -182,7 +268,7 @@ class BlobStore:
         with self._lock:
             self._open.discard(path)
 
-    def _sweep(self, *, keep_uploads: bool) -> None:
+    def _take_over(self, *, keep_uploads: bool) -> None:
         for leftover in self._tmp.iterdir():
             leftover.unlink()
         abandoned = time.time() - _ABANDONED_SECONDS
@@ -198,3 +284,9 @@ def blob_path(blobs: Path, digest: str) -> Path:
     if not is_digest(digest):
         raise AssertionError(f"{digest[:80]!r} is no {DIGEST_NAME}")
     return blobs / digest[:2] / digest
+
+
+def _blobs_in(folder: Path) -> Iterator[str]:
+    """Digests of the blobs in one of the folders; what has no such name is somebody else's."""
+    names = (path.name for path in folder.iterdir())
+    return (name for name in names if is_digest(name) and name[:2] == folder.name)

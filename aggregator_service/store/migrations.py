@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from aggregator_service.store.state_upgrades import (
     name_blobs_by_blake3,
+    name_blobs_in_columns,
     name_tasks_and_bases,
     take_states_apart,
 )
@@ -115,6 +116,17 @@ _VERSIONS: tuple[tuple[Step, ...], ...] = (
             PRIMARY KEY (role, name)
         ) STRICT, WITHOUT ROWID
         """,
+    ),
+    (
+        # Which files must be there is asked after every round, of every row there is.
+        "ALTER TABLE updates ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE updates ADD COLUMN is_dropped INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX kept_updates ON updates (run_id, round, digest) WHERE is_dropped = 0",
+        "ALTER TABLE adapters ADD COLUMN round INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE adapters ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE adapters ADD COLUMN state_digest TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX adapter_files ON adapters (run_id, round, digest, state_digest)",
+        name_blobs_in_columns,
     ),
 )
 

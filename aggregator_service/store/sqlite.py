@@ -3,7 +3,7 @@
 One connection, in one thread, is the only writer there is: SQLite before 3.51.3 can corrupt a WAL
 that two connections write or checkpoint at once. `synchronous=FULL` makes an acknowledged update
 survive a loss of power, not only a kill. Domain objects are stored as JSON, made and read by
-pydantic; the columns beside it are the keys that must be unique.
+pydantic; the columns beside it are the keys that must be unique, and what is asked of all rows.
 
 Whoever opens the file takes the next epoch, and every commit looks in its own transaction whether
 the epoch is still its own. So a server that was frozen while another took its place writes nothing
@@ -13,9 +13,8 @@ when it wakes, and has never two writers beside each other.
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +27,7 @@ from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecor
 from aggregator_service.store.files import mapped_errors
 from aggregator_service.store.members import SqliteMembers
 from aggregator_service.store.migrations import migrate
+from aggregator_service.store.named_blobs import named_blobs
 from aggregator_service.store.records import dump, load
 from aggregator_service.store.run_states import RunStates
 from fedlora.errors import FedLoraError, Reason
@@ -99,7 +99,11 @@ class SqliteStateStore:
                 )
             for update in transaction.updates:
                 db.execute(
-                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
+                    """
+                    INSERT INTO updates
+                        (update_id, run_id, round, worker, idempotency_key, record, digest)
+                    VALUES (?, ?, ?, ?, ?, ?, ?)
+                    """,
                     (
                         update.update_id,
                         run_id,
@@ -107,12 +111,23 @@ class SqliteStateStore:
                         update.worker,
                         update.idempotency_key,
                         dump(_UPDATE, update),
+                        update.digest,
                     ),
                 )
             for adapter in transaction.adapters:
                 db.execute(
-                    "INSERT INTO adapters VALUES (?, ?, ?)",
-                    (run_id, adapter.version, dump(_ADAPTER, adapter)),
+                    """
+                    INSERT INTO adapters (run_id, version, record, round, digest, state_digest)
+                    VALUES (?, ?, ?, ?, ?, ?)
+                    """,
+                    (
+                        run_id,
+                        adapter.version,
+                        dump(_ADAPTER, adapter),
+                        adapter.round,
+                        adapter.digest,
+                        adapter.state_digest,
+                    ),
                 )
             for report in transaction.reports:
                 db.execute(
@@ -193,14 +208,39 @@ class SqliteStateStore:
 
     def uncertified_rounds(self, run_id: str) -> tuple[int, ...]:
         """See StateStore."""
-        rows = self._db.execute("SELECT round FROM certificates WHERE run_id = ?", (run_id,))
-        certified = {round for (round,) in rows.fetchall()}
-        rows = self._db.execute("SELECT record FROM adapters WHERE run_id = ?", (run_id,))
-        # Read as JSON only, since there may be tens of thousands of which none is wanted. SQLite's
-        # own functions will not do: they refuse the NaN that a measurement may be.
-        adapters = (json.loads(record) for (record,) in rows.fetchall())
-        aggregated = {a["round"] for a in adapters if a["round"] and not a["is_refinement"]}
-        return tuple(sorted(aggregated - certified))
+        rows = self._db.execute(
+            """
+            SELECT round FROM adapters WHERE run_id = :run AND round > 0
+            EXCEPT
+            SELECT round FROM certificates WHERE run_id = :run ORDER BY round
+            """,
+            {"run": run_id},
+        )
+        return tuple(round for (round,) in rows.fetchall())
+
+    def kept_rounds(self, run_id: str) -> tuple[int, ...]:
+        """See StateStore."""
+        rows = self._db.execute(
+            "SELECT DISTINCT round FROM updates WHERE run_id = ? AND is_dropped = 0 ORDER BY round",
+            (run_id,),
+        )
+        return tuple(round for (round,) in rows.fetchall())
+
+    def drop_updates(self, run_id: str, rounds: Collection[int]) -> None:
+        """See StateStore."""
+        with self._owned_transaction() as db:
+            db.executemany(
+                "UPDATE updates SET is_dropped = 1 "
+                "WHERE run_id = ? AND round = ? AND is_dropped = 0",
+                [(run_id, round) for round in rounds],
+            )
+
+    def named_blobs(self) -> frozenset[str]:
+        """See StateStore."""
+        # Files are not fenced as commits are: what a newer server has just made, and not named
+        # yet, is not ours to judge.
+        self._check_epoch()
+        return named_blobs(self._db)
 
     def close(self) -> None:
         """See StateStore."""

@@ -110,19 +110,20 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         actor = self._coordinator.run(request.run)
         version = request.adapter_version if request.HasField("adapter_version") else None
         record = await self._coordinator.adapter(actor, version)
-        name, rank = await self._coordinator.servable(actor, record)
-        path, digest = self._coordinator.blobs.path(name), bytes.fromhex(name)
-        total_bytes = path.stat().st_size
-        first = pb.ExportAdapterResponse()
-        first.header.adapter_version = record.version
-        first.header.round = record.round
-        first.header.total_bytes = total_bytes
-        first.header.digest = digest
-        first.header.adapter_config_json = adapter_config_json(actor.state.spec.adapter, rank)
-        yield first
-        async for message in self._files.messages(path, start_offset=0, total_bytes=total_bytes):
-            yield message
-        yield encode_commit(total_bytes, digest)
+        async with self._coordinator.servable(actor, record) as (path, rank):
+            digest, total_bytes = bytes.fromhex(path.name), path.stat().st_size
+            first = pb.ExportAdapterResponse()
+            first.header.adapter_version = record.version
+            first.header.round = record.round
+            first.header.total_bytes = total_bytes
+            first.header.digest = digest
+            first.header.adapter_config_json = adapter_config_json(actor.state.spec.adapter, rank)
+            yield first
+            async for message in self._files.messages(
+                path, start_offset=0, total_bytes=total_bytes
+            ):
+                yield message
+            yield encode_commit(total_bytes, digest)
 
     @answering
     async def Invite(self, request: pb.InviteRequest, context: Context) -> pb.InviteResponse:

@@ -68,18 +68,18 @@ class FederationServicer(federation_pb2_grpc.FederationServiceServicer):
         self, request: pb.PullAdapterRequest, context: Context
     ) -> AsyncIterator[Any]:
         _check_deadline(context)
-        header, path = await self._workers.open_adapter(
+        async with self._workers.adapter(
             request.session_token,
             request.adapter_version,
             request.start_offset,
             request.held_version if request.HasField("held_version") else None,
-        )
-        yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
-        async for message in self._files.messages(
-            path, start_offset=request.start_offset, total_bytes=header.total_bytes
-        ):
-            yield message
-        yield encode_commit(header.total_bytes, header.digest)
+        ) as (header, path):
+            yield pb.PullAdapterResponse(header=to_message(header, pb.AdapterHeader))
+            async for message in self._files.messages(
+                path, start_offset=request.start_offset, total_bytes=header.total_bytes
+            ):
+                yield message
+            yield encode_commit(header.total_bytes, header.digest)
 
     @answering
     async def PushUpdate(

@@ -98,7 +98,7 @@ class DirectFederation:
         held_version: int | None = None,
     ) -> tuple[AdapterHeader, Path]:
         """A version of the global adapter, in the server's own file."""
-        return self._await(self._workers.open_adapter(token, version, 0, held_version))
+        return self._await(self._pull(token, version, held_version))
 
     def upload_status(self, token: str, idempotency_key: str) -> UploadStatus:
         """Whether an update is here, or how much of it."""
@@ -128,6 +128,13 @@ class DirectFederation:
     def leave(self, token: str, reason: str) -> None:
         """Ends the session."""
         self._await(self._workers.leave(token, reason))
+
+    async def _pull(
+        self, token: str, version: int, held_version: int | None
+    ) -> tuple[AdapterHeader, Path]:
+        # The server keeps the copies that were asked for last, and this one is read at once.
+        async with self._workers.adapter(token, version, 0, held_version) as found:
+            return found
 
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -79,11 +79,12 @@ def update(number: int = 0, *, round: int = 1, worker: str = "", key: str = "") 
     )
 
 
-def adapter(version: int, digest: str = "a" * 64) -> AdapterRecord:
+def adapter(version: int, digest: str = "a" * 64, memory: str = "") -> AdapterRecord:
     return AdapterRecord(
         version=version,
         round=version,
         digest=digest,
+        state_digest=memory,
         total_bytes=9,
         rank=4,
         measurements={"encoder.0": {"sweeps": 3.0}},
@@ -116,6 +117,8 @@ def contents(store: StateStore) -> object:
         [repr(store.reports(i)) for i in ids],
         [[repr(store.report(i, r)) for r in range(4)] for i in ids],
         [store.uncertified_rounds(i) for i in ids],
+        [store.kept_rounds(i) for i in ids],
+        sorted(store.named_blobs()),
     )
 
 
@@ -130,6 +133,8 @@ class TestRuns:
         assert store.reports("nobody") == ()
         assert store.report("nobody", 1) is None
         assert store.uncertified_rounds("nobody") == ()
+        assert store.kept_rounds("nobody") == ()
+        assert not store.named_blobs()
 
     def test_a_state_comes_back_equal_with_its_clock(self, store: StateStore, state: RunState):
         full = replace(
@@ -232,6 +237,65 @@ class TestUpdates:
         rounds = [update(r, round=r, worker="w") for r in range(1, 4)]
         commit(store, state, updates=tuple(rounds))
         assert [store.updates(state.run_id, r) for r in range(1, 4)] == [(u,) for u in rounds]
+
+
+class TestFiles:
+    @pytest.fixture
+    def filled(self, store: StateStore, state: RunState) -> StateStore:
+        """Three rounds, each built on a version with memory, and one update carried over."""
+        versions = [adapter(v, f"{v}" * 64, f"m{v}" * 32) for v in range(4)]
+        updates = [update(10 * r + w, round=r) for r in (1, 2, 3) for w in (1, 2)]
+        carried = replace(update(99), round=4)
+        state = replace(
+            state,
+            round=3,
+            adapter=versions[3],
+            updates={"w-31": updates[4]},
+            carried={"w": carried},
+        )
+        commit(store, state, adapters=tuple(versions), updates=tuple(updates))
+        return store
+
+    def test_everything_is_named_until_it_is_dropped(self, filled: StateStore, state: RunState):
+        assert filled.kept_rounds(state.run_id) == (1, 2, 3)
+        assert filled.named_blobs() == {
+            *(f"{v}" * 64 for v in range(4)),
+            *(f"m{v}" * 32 for v in range(4)),
+            *(update(n).digest for n in (11, 12, 21, 22, 31, 32, 99)),
+        }
+
+    def test_a_dropped_round_takes_its_updates_along_and_what_it_was_built_on_remembered(
+        self, filled: StateStore, state: RunState
+    ):
+        before = contents(filled)[:7]
+        filled.drop_updates(state.run_id, [1, 2])
+        assert filled.kept_rounds(state.run_id) == (3,)
+        named = set(filled.named_blobs())
+        assert not named & {update(n).digest for n in (11, 12, 21, 22)}
+        assert {update(n).digest for n in (31, 32, 99)} <= named
+        assert {f"{v}" * 64 for v in range(4)} <= named, "a version stays"
+        assert {d for d in named if d[0] == "m"} == {"m2" * 32, "m3" * 32}
+        assert contents(filled)[:7] == before, "what is said of it stays"
+        filled.drop_updates(state.run_id, [1, 2, 7])
+        filled.drop_updates("nobody", [3])
+        assert set(filled.named_blobs()) == named
+
+    def test_a_round_that_waits_keeps_what_it_was_built_on(
+        self, filled: StateStore, state: RunState
+    ):
+        filled.drop_updates(state.run_id, [1, 3])
+        named = set(filled.named_blobs())
+        assert {update(n).digest for n in (21, 22)} <= named
+        assert {d for d in named if d[0] == "m"} == {"m1" * 32, "m2" * 32, "m3" * 32}
+        assert update(31).digest in named, "the state of the run names it still"
+        assert update(32).digest not in named
+
+    def test_a_file_that_another_row_names_is_named(self, store: StateStore, state: RunState):
+        same = replace(update(2, round=2), digest=update(1).digest)
+        commit(store, state, updates=(update(1), same, replace(update(3), digest="a" * 64)))
+        commit(store, state, adapters=(adapter(1),))
+        store.drop_updates(state.run_id, [1])
+        assert {update(1).digest, "a" * 64} <= set(store.named_blobs())
 
 
 class TestHistory:
@@ -356,7 +420,7 @@ class BothStores(RuleBasedStateMachine):
                 update(number, round=round, worker=f"w-{worker}", key=f"k-{key}")
                 for number, round, worker, key in updates
             ),
-            adapters=tuple(adapter(v) for v in adapters),
+            adapters=tuple(adapter(v, memory=f"{v:063d}m") for v in adapters),
             reports=tuple(sample_round(r, certified=False) for r in reports),
             certificates=tuple((r, sample_certificate(r)) for r in certificates),
         )
@@ -368,6 +432,11 @@ class BothStores(RuleBasedStateMachine):
             except FedLoraError as error:
                 answers.append(error.reason)
         assert answers[0] == answers[1]
+
+    @rule(run=st.integers(0, 1), rounds=st.lists(st.integers(0, 3), max_size=3))
+    def drop(self, run: int, rounds: list[int]) -> None:
+        for store in (self.memory, self.sqlite):
+            store.drop_updates(f"id-{run}", rounds)
 
     @invariant()
     def say_the_same(self) -> None:

@@ -11,9 +11,12 @@ _SQLITE = "tests/unit/aggregator_service/store/test_sqlite.py::"
 _ORDER = "tests/faults/test_durability_order.py::"
 _ACTOR = "tests/unit/aggregator_service/test_run_actor.py::"
 _LAWS = "tests/laws/test_store_laws.py::TestUpdates::"
+_FILES = "tests/laws/test_store_laws.py::TestFiles::"
 _SERVERS = "tests/faults/test_two_servers.py::"
 _CORRUPT = "tests/faults/test_corrupt_state.py::"
 _DISK = "tests/unit/aggregator_service/test_disk_watch.py::"
+_BLOBS = "tests/unit/aggregator_service/store/test_blobs.py::"
+_SWEEPER = "tests/unit/aggregator_service/test_sweeper.py::"
 
 DURABILITY = (
     Mutant(
@@ -140,5 +143,45 @@ DURABILITY = (
         old="if error.reason not in _REFUSALS:",
         new="if True:",
         killers=(_DISK + "test_what_the_disk_refuses_is_tried_again_until_it_is_taken",),
+    ),
+    Mutant(
+        name="swept_before_its_name",
+        sentence="a sweep takes a blob that the next transaction will name",
+        file="aggregator_service/store/blobs.py",
+        old="            self.pin(digest)\n            try:",
+        new="            self._pins[digest] += 1\n            try:",
+        killers=(_BLOBS + "test_what_is_made_or_read_while_a_sweep_asks_stays",),
+    ),
+    Mutant(
+        name="pins_ignored",
+        sentence="a sweep takes a copy that a worker is reading",
+        file="aggregator_service/store/blobs.py",
+        old="self._doomed = listed - self._pins.keys()",
+        new="self._doomed = listed",
+        killers=(_BLOBS + "test_a_sweep_takes_what_is_neither_named_nor_pinned",),
+    ),
+    Mutant(
+        name="dropped_uncertified",
+        sentence="updates go before their round's certificate has read them",
+        file="aggregator_service/sweeper.py",
+        old=" and r not in waiting]",
+        new="]",
+        killers=(_SWEEPER + "test_updates_go_with_their_rounds_certificate_and_versions_stay",),
+    ),
+    Mutant(
+        name="memory_dropped_with_its_version",
+        sentence="what a server optimiser remembered goes while a certificate still needs it",
+        file="aggregator_service/store/named_blobs.py",
+        old="AND round < :oldest",
+        new="AND round <= :oldest",
+        killers=(_FILES + "test_a_round_that_waits_keeps_what_it_was_built_on",),
+    ),
+    Mutant(
+        name="swept_by_a_replaced_server",
+        sentence="a server that was replaced deletes what its successor has not named yet",
+        file="aggregator_service/store/sqlite.py",
+        old="        self._check_epoch()\n        return named_blobs",
+        new="        return named_blobs",
+        killers=(_SQLITE + "test_a_server_that_was_replaced_writes_nothing_more",),
     ),
 )

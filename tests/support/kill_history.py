@@ -308,6 +308,8 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
     try:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         rows = [json.loads(r) for (r,) in database.execute("SELECT record FROM updates")]
+        kept = {d for (d,) in database.execute("SELECT digest FROM updates WHERE NOT is_dropped")}
+        certified = {r for (r,) in database.execute("SELECT round FROM certificates")}
         events = [
             json.loads(e) for (e,) in database.execute("SELECT event FROM events ORDER BY sequence")
         ]
@@ -344,8 +346,12 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
         assert [e["round"] for e in events if e["type"] == once] == list(rounds)
     assert kinds["server_restarted"] == len(history.kills)
     assert [a["version"] for a in adapters] == [0, *rounds]
-    kept = {a["state_digest"] for a in adapters[-1:] if a["state_digest"]}
-    for digest in {r["digest"] for r in (*rows, *adapters)} | kept:
+    newest = {row["digest"] for row in rows if row["round"] == rounds[-1]}
+    uncertified = {row["digest"] for row in rows if row["round"] in {*rounds} - certified}
+    assert newest | uncertified <= kept
+    kept |= {a["digest"] for a in adapters}
+    kept |= {a["state_digest"] for a in adapters[-1:] if a["state_digest"]}
+    for digest in kept:
         blob = state / "blobs" / digest[:2] / digest
         assert new_digest(blob.read_bytes()).hexdigest() == digest
     for left in ("uploads", "quarantine"):

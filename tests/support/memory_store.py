@@ -5,6 +5,7 @@ The SQLite store passes the same tests and is compared with this one step by ste
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 
 from aggregator_service.members import Invitation
@@ -31,10 +32,12 @@ class _Tables:
     """by round"""
     certificates: dict[tuple[str, int], Certificate] = field(default_factory=dict)
     """by round"""
+    dropped: set[tuple[str, int, str]] = field(default_factory=set)
+    """updates, by round and worker"""
 
     def copy(self) -> _Tables:
         """The same contents in dictionaries of their own."""
-        return _Tables(*(dict(getattr(self, f.name)) for f in fields(self)))
+        return _Tables(*(getattr(self, f.name).copy() for f in fields(self)))
 
 
 class InMemoryMembers:
@@ -166,6 +169,31 @@ class InMemoryStateStore:
         aggregated = {a.round for a in self.adapters(run_id) if a.round and not a.is_refinement}
         certified = {round for run, round in self._tables.certificates if run == run_id}
         return tuple(sorted(aggregated - certified))
+
+    def kept_rounds(self, run_id: str) -> tuple[int, ...]:
+        """See StateStore."""
+        kept = self._tables.updates.keys() - self._tables.dropped
+        return tuple(sorted({round for run, round, _ in kept if run == run_id}))
+
+    def drop_updates(self, run_id: str, rounds: Collection[int]) -> None:
+        """See StateStore."""
+        keys = self._tables.updates.keys()
+        self._tables.dropped.update(k for k in keys if k[0] == run_id and k[1] in rounds)
+
+    def named_blobs(self) -> frozenset[str]:
+        """See StateStore."""
+        named: set[str] = set()
+        for run_id, (state, _) in self._tables.runs.items():
+            kept, adapters = self.kept_rounds(run_id), self.adapters(run_id)
+            updates = [u for round in kept for u in self.updates(run_id, round)]
+            updates += [*state.updates.values(), *state.carried.values()]
+            updates += [state.refinement] if state.refinement else []
+            before = max((a.round for a in adapters if kept and a.round < kept[0]), default=0)
+            remembering = [a for a in adapters if kept and a.round >= before]
+            remembering += [state.adapter] if state.adapter else []
+            named |= {u.digest for u in updates} | {a.digest for a in (*adapters, *remembering)}
+            named |= {a.state_digest for a in remembering if a.state_digest}
+        return frozenset(named)
 
     def close(self) -> None:
         """See StateStore."""

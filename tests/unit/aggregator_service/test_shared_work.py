@@ -90,3 +90,29 @@ async def test_one_that_goes_away_stops_the_work_for_nobody():
     first.cancel()
     go.set()
     assert await second == 3
+
+
+async def test_whoever_lets_results_go_is_told_of_each_once_also_where_it_comes_late():
+    dropped: list[str] = []
+    shared: SharedWork[str, str] = SharedWork(kept=1, on_dropped=dropped.append)
+    go_on = asyncio.Event()
+
+    async def slow() -> str:
+        await go_on.wait()
+        return "slow"
+
+    async def quick(key: str) -> str:
+        return key
+
+    async def fails() -> str:
+        raise LookupError
+
+    waiting = shared.begin("slow", slow)
+    await shared.begin("a", lambda: quick("a"))
+    with pytest.raises(LookupError):
+        await shared.begin("b", fails)
+    assert dropped == ["a"]
+    go_on.set()
+    await waiting
+    await asyncio.sleep(0)
+    assert dropped == ["a", "slow"]

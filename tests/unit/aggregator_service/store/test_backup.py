@@ -162,6 +162,60 @@ def refusal(state_dir: Path, out: Path) -> FedLoraError:
     return caught.value
 
 
+def test_what_is_dropped_while_it_is_copied_is_left_out(server: Server, tmp_path: Path):
+    first, second = server.commit(), server.commit()
+    update, memory = (server.blob(f"{kind} 1") for kind in ("update", "memory"))
+    dropped = []
+
+    def drop(*_: int) -> None:
+        if not dropped:
+            dropped.append(True)
+            server.store.drop_updates("r", [1])
+            server.commit()
+            server.blobs.path(update).unlink()
+
+    out = tmp_path / "out"
+    done = back_up(server.root, out, on_progress=drop)
+    third = files(out) - first - second
+    assert len(third) == 4, "the database was copied again, with what came after"
+    assert files(out) == (first | second | third) - {update}
+    assert memory in files(out), "the second round was built on it"
+    assert done.num_blobs == 8
+    restored = SqliteStateStore(out / DATABASE_NAME)
+    assert restored.kept_rounds("r") == (2, 3)
+    assert [u.worker for u in restored.updates("r", 1)] == ["w"]
+    restored.close()
+
+
+def test_what_an_earlier_look_named_is_not_left_in_the_backup(server: Server, tmp_path: Path):
+    server.commit()
+    server.commit()
+    update = {n: server.blob(f"update {n}") for n in (1, 2)}
+    seen = []
+
+    def drop(done: int, total: int) -> None:
+        seen.append(done)
+        # Both are copied or about to be: one of the two copies is too much by then.
+        if len(seen) == 3:
+            server.store.drop_updates("r", [1, 2])
+            server.commit()
+            for digest in update.values():
+                server.blobs.path(digest).unlink()
+
+    back_up(server.root, tmp_path / "out", on_progress=drop)
+    assert not files(tmp_path / "out") & {*update.values()}
+
+
+def test_the_state_of_an_older_program_is_its_own_to_back_up(server: Server, tmp_path: Path):
+    server.commit()
+    db = sqlite3.connect(server.root / DATABASE_NAME)
+    db.execute("PRAGMA user_version = 4")
+    db.close()
+    error = refusal(server.root, tmp_path / "out")
+    assert error.reason is Reason.STATE_CORRUPT
+    assert "schema 4, this program backs up 5" in str(error)
+
+
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_damaged_file_ends_the_backup_by_name(server: Server, tmp_path: Path, damage: str):
     digest = sorted(server.commit())[1]

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save
 from support.adversarial_files import manifest, tensors
 
-from aggregator_service.store.blobs import BlobStore, UploadWriter
+from aggregator_service.store import blobs
+from aggregator_service.store.blobs import BlobStore, Swept, UploadWriter
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 
@@ -183,3 +188,110 @@ def test_a_frozen_servers_uploads_are_never_those_of_its_successor(tmp_path: Pat
     assert writer.commit(len(DATA), DIGEST) == DIGEST.hex()
     successor.verify(DIGEST.hex())
     assert files(tmp_path) == [DIGEST.hex()]
+
+
+# --- sweeping ------------------------------------------------------------------------------
+
+
+def made(store: BlobStore, text: str) -> str:
+    path = store.new_temporary()
+    path.write_text(text)
+    return store.adopt(path)
+
+
+def test_a_sweep_takes_what_is_neither_named_nor_pinned(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    named, pinned, twice, gone, also_gone = (made(store, c * 10) for c in "abcde")
+    store.pin(twice)
+    for digest in (named, twice, gone, also_gone):
+        store.release(digest)
+    foreign = store.path(gone).with_name("notes.txt")
+    foreign.write_text("somebody else's")
+    (tmp_path / "blobs" / "lost+found").mkdir()
+    misplaced = tmp_path / "blobs" / "lost+found" / gone
+    misplaced.write_text("not where a blob lies")
+    assert store.sweep(lambda: {named, "0" * 64}) == Swept(num_files=2, total_bytes=20)
+    assert {p.name for p in (tmp_path / "blobs").rglob("*") if p.is_file()} == {
+        *(named, pinned, twice),
+        *(foreign.name, misplaced.name),
+    }
+    store.release(twice)
+    store.release(pinned)
+    assert store.sweep(lambda: [named]).num_files == 2
+    assert store.sweep(lambda: [named]) == Swept()
+    assert BlobStore(tmp_path).sweep(list).num_files == 1
+
+
+def test_what_is_made_or_read_while_a_sweep_asks_stays(tmp_path: Path):
+    store = BlobStore(tmp_path)
+    again, read, gone, early = (made(store, c) for c in "abcd")
+    for digest in (again, read, gone, early):
+        store.release(digest)
+    with store.pinned(early):
+
+        def asked() -> list[str]:
+            # Made anew with the same bytes, and named after the database was looked at.
+            store.release(made(store, "a"))
+            store.pin(read)
+            made(store, "new")
+            return []
+
+        assert store.sweep(asked).num_files == 1
+    assert not store.path(gone).exists()
+    for digest, text in ((again, "a"), (read, "b"), (early, "d")):
+        assert store.path(digest).read_text() == text
+
+
+def test_nothing_that_is_named_is_swept_however_makers_and_sweeps_interleave(tmp_path: Path):
+    """Four threads commit and drop the same few contents; one sweeps all the time."""
+    store, named, lock = BlobStore(tmp_path), Counter[str](), threading.Lock()
+    done, swept = threading.Event(), []
+
+    def asked() -> list[str]:
+        with lock:
+            return [*+named]
+
+    def sweeps() -> None:
+        while not done.is_set():
+            swept.append(store.sweep(asked).num_files)
+
+    def commits(seed: int) -> None:
+        draw = random.Random(seed)
+        for _ in range(150):
+            digest = made(store, f"content {draw.randrange(6)}")
+            with lock:
+                named[digest] += 1
+            store.release(digest)
+            assert store.path(digest).exists()
+            if draw.random() < 0.9:
+                with lock:
+                    named[digest] -= 1
+
+    with ThreadPoolExecutor(5) as threads:
+        sweeper = threads.submit(sweeps)
+        makers = [threads.submit(commits, seed) for seed in range(4)]
+        try:
+            for maker in makers:
+                maker.result(60)
+        finally:
+            done.set()
+        sweeper.result(60)
+    assert sum(swept) > 0
+    store.sweep(asked)
+    assert {p.name for p in (tmp_path / "blobs").rglob("*") if p.is_file()} == {*+named}
+
+
+def test_a_blob_that_could_not_be_named_is_not_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = BlobStore(tmp_path)
+    digest = made(store, "a")
+    store.release(digest)
+
+    def refuses(path: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(blobs, "rename_durably", refuses)
+    with pytest.raises(FedLoraError):
+        made(store, "a")
+    assert store.sweep(list).num_files == 1

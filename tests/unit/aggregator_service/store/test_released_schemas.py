@@ -127,6 +127,12 @@ def test_a_run_of_schema_1_is_what_it_was(tmp_path: Path):
     assert [u.worker for u in report.updates] == ["w-0", "w-1"]
     assert report.certificate is not None
     assert report.certificate.overall.relative_error == 0.6279521067884576
+    assert store.kept_rounds(run) == (0, 1, 2)
+    assert store.uncertified_rounds(run) == ()
+    assert store.named_blobs() == {
+        *(a.digest for a in store.adapters(run)),
+        *(u.digest for round in range(3) for u in store.updates(run, round)),
+    }
     store.commit(Transaction(state=state, clock=clock))
     store.close()
     assert schema(path) == SCHEMA_VERSION

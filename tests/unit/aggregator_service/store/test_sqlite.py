@@ -173,6 +173,10 @@ def test_a_server_that_was_replaced_writes_nothing_more(tmp_path: Path):
         with pytest.raises(FedLoraError, match=r"epoch 2\) owns .* has epoch 1") as caught:
             old.commit(late)
         assert caught.value.reason is Reason.STATE_LOCKED
+    with pytest.raises(FedLoraError, match="epoch 2"):
+        old.drop_updates("r", [1])
+    with pytest.raises(FedLoraError, match="epoch 2"):
+        old.named_blobs()
     assert (new.load_runs(), new.events("r")) == (((STATE, 1.0),), events(1, 1))
     new.commit(Transaction(state=STATE, clock=2.0, events=events(2, 2)))
     old.close()
