@@ -200,13 +200,14 @@ class BlobStore:
 
     def _take_away(self, digest: str) -> int | None:
         """Removes a blob and returns its size, unless somebody has pinned it since."""
-        path = self.path(digest)
-        with self._lock, contextlib.suppress(FileNotFoundError):
-            if digest in self._doomed:
-                size = path.stat().st_size
-                path.unlink()
-                return size
-        return None
+        moved = self.new_temporary()
+        with self._lock:
+            # Only its name: to remove a large file takes a disk so long that uploads would wait.
+            if digest not in self._doomed or not _rename_if_there(self.path(digest), moved):
+                return None
+        size = moved.stat().st_size
+        moved.unlink()
+        return size
 
     # --- uploads -------------------------------------------------------------------------
 
@@ -290,3 +291,11 @@ def _blobs_in(folder: Path) -> Iterator[str]:
     """Digests of the blobs in one of the folders; what has no such name is somebody else's."""
     names = (path.name for path in folder.iterdir())
     return (name for name in names if is_digest(name) and name[:2] == folder.name)
+
+
+def _rename_if_there(path: Path, target: Path) -> bool:
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        return False
+    return True

@@ -211,8 +211,9 @@ _OF_THE_PROCESS = {
     "serving",
     "stopped",
     "registered",
+    "swept",
 }
-"""lines of before and after there is a run"""
+"""lines of before and after there is a run, and of all runs together"""
 
 
 def test_every_line_of_a_worker_names_it_and_its_run(seen: Observed):
