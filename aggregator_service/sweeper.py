@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 _SHARE = 0.1
 """of the time; listing files takes longer the more there are"""
 
+_ROUNDS_AT_A_TIME = 100
+"""dropped in one call of the store, behind which an update may wait"""
+
 _LEAST_WAIT_SECONDS = 0.1
 _REFUSED_WAIT_SECONDS = 60.0
 
@@ -100,7 +103,9 @@ class Sweeper:
 
     async def _sweep(self) -> None:
         for state in list(self._states.values()):
-            await self._store.call(functools.partial(_drop, state, self._keep_rounds))
+            drop = functools.partial(_drop, state, self._keep_rounds)
+            while await self._store.call(drop):
+                pass
         sweeping = asyncio.ensure_future(asyncio.to_thread(self._blobs.sweep, self._named))
         try:
             swept = await asyncio.shield(sweeping)
@@ -117,14 +122,15 @@ class Sweeper:
         return asyncio.run_coroutine_threadsafe(asked, self._loop).result()
 
 
-def _drop(state: RunState, keep_rounds: int, store: StateStore) -> None:
-    """Drops the updates of rounds that are old enough and wait for no certificate."""
+def _drop(state: RunState, keep_rounds: int, store: StateStore) -> bool:
+    """Drops updates of rounds that are old enough and wait for no certificate; whether any were."""
     if not keep_rounds:
-        return
+        return False
     run_id = state.run_id
     waiting = {round for round in store.uncertified_rounds(run_id) if state.certifies(round)}
     last = state.round - keep_rounds
     done = [r for r in store.kept_rounds(run_id) if r <= last and r not in waiting]
     if done:
-        store.drop_updates(run_id, done)
+        store.drop_updates(run_id, done[:_ROUNDS_AT_A_TIME])
         reach(Failpoint.UPDATES_DROPPED)
+    return bool(done)
