@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Callable
 
 from aggregator_service.store.state_upgrades import (
+    list_files,
     name_blobs_by_blake3,
-    name_blobs_in_columns,
     name_tasks_and_bases,
     take_states_apart,
 )
@@ -118,15 +118,27 @@ _VERSIONS: tuple[tuple[Step, ...], ...] = (
         """,
     ),
     (
-        # Which files must be there is asked after every round, of every row there is.
-        "ALTER TABLE updates ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE updates ADD COLUMN is_dropped INTEGER NOT NULL DEFAULT 0",
-        "CREATE INDEX kept_updates ON updates (run_id, round, digest) WHERE is_dropped = 0",
-        "ALTER TABLE adapters ADD COLUMN round INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE adapters ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE adapters ADD COLUMN state_digest TEXT NOT NULL DEFAULT ''",
-        "CREATE INDEX adapter_files ON adapters (run_id, round, digest, state_digest)",
-        name_blobs_in_columns,
+        # Which files must be there is asked after every round: rows that hold nothing else.
+        """
+        CREATE TABLE update_files (
+            run_id TEXT NOT NULL REFERENCES runs,
+            round INTEGER NOT NULL,
+            worker TEXT NOT NULL,
+            digest TEXT NOT NULL,
+            PRIMARY KEY (run_id, round, worker)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE version_files (
+            run_id TEXT NOT NULL REFERENCES runs,
+            version INTEGER NOT NULL,
+            round INTEGER NOT NULL,
+            digest TEXT NOT NULL,
+            state_digest TEXT NOT NULL,
+            PRIMARY KEY (run_id, version)
+        ) STRICT, WITHOUT ROWID
+        """,
+        list_files,
     ),
 )
 

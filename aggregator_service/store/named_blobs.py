@@ -23,14 +23,15 @@ _STATES = """
 """
 
 _FILES = """
-    SELECT digest FROM adapters
+    SELECT digest FROM version_files
     UNION
-    SELECT digest FROM updates WHERE is_dropped = 0
+    SELECT digest FROM update_files
 """
 
 _MEMORIES = """
-    SELECT state_digest FROM adapters WHERE run_id = :run AND state_digest <> '' AND round >= (
-        SELECT COALESCE(MAX(round), 0) FROM adapters WHERE run_id = :run AND round < :oldest
+    SELECT state_digest FROM version_files
+    WHERE run_id = :run AND state_digest <> '' AND round >= (
+        SELECT COALESCE(MAX(round), 0) FROM version_files WHERE run_id = :run AND round < :oldest
     )
 """
 
@@ -38,7 +39,7 @@ _MEMORIES = """
 def named_blobs(db: sqlite3.Connection) -> frozenset[str]:
     """The digests, hexadecimal, of all blobs that a database of the newest schema needs."""
     found = {digest for (digest,) in db.execute(_FILES)}
-    oldest = "SELECT run_id, MIN(round) FROM updates WHERE is_dropped = 0 GROUP BY run_id"
+    oldest = "SELECT run_id, MIN(round) FROM update_files GROUP BY run_id"
     for run_id, round in db.execute(oldest).fetchall():
         memories = db.execute(_MEMORIES, {"run": run_id, "oldest": round})
         found.update(digest for (digest,) in memories)

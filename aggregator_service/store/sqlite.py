@@ -3,7 +3,7 @@
 One connection, in one thread, is the only writer there is: SQLite before 3.51.3 can corrupt a WAL
 that two connections write or checkpoint at once. `synchronous=FULL` makes an acknowledged update
 survive a loss of power, not only a kill. Domain objects are stored as JSON, made and read by
-pydantic; the columns beside it are the keys that must be unique, and what is asked of all rows.
+pydantic; the columns beside it are the keys that must be unique.
 
 Whoever opens the file takes the next epoch, and every commit looks in its own transaction whether
 the epoch is still its own. So a server that was frozen while another took its place writes nothing
@@ -99,11 +99,7 @@ class SqliteStateStore:
                 )
             for update in transaction.updates:
                 db.execute(
-                    """
-                    INSERT INTO updates
-                        (update_id, run_id, round, worker, idempotency_key, record, digest)
-                    VALUES (?, ?, ?, ?, ?, ?, ?)
-                    """,
+                    "INSERT INTO updates VALUES (?, ?, ?, ?, ?, ?)",
                     (
                         update.update_id,
                         run_id,
@@ -111,23 +107,18 @@ class SqliteStateStore:
                         update.worker,
                         update.idempotency_key,
                         dump(_UPDATE, update),
-                        update.digest,
                     ),
                 )
-            for adapter in transaction.adapters:
                 db.execute(
-                    """
-                    INSERT INTO adapters (run_id, version, record, round, digest, state_digest)
-                    VALUES (?, ?, ?, ?, ?, ?)
-                    """,
-                    (
-                        run_id,
-                        adapter.version,
-                        dump(_ADAPTER, adapter),
-                        adapter.round,
-                        adapter.digest,
-                        adapter.state_digest,
-                    ),
+                    "INSERT INTO update_files VALUES (?, ?, ?, ?)",
+                    (run_id, update.round, update.worker, update.digest),
+                )
+            for adapter in transaction.adapters:
+                key = (run_id, adapter.version)
+                db.execute("INSERT INTO adapters VALUES (?, ?, ?)", (*key, dump(_ADAPTER, adapter)))
+                db.execute(
+                    "INSERT INTO version_files VALUES (?, ?, ?, ?, ?)",
+                    (*key, adapter.round, adapter.digest, adapter.state_digest),
                 )
             for report in transaction.reports:
                 db.execute(
@@ -210,7 +201,7 @@ class SqliteStateStore:
         """See StateStore."""
         rows = self._db.execute(
             """
-            SELECT round FROM adapters WHERE run_id = :run AND round > 0
+            SELECT round FROM version_files WHERE run_id = :run AND round > 0
             EXCEPT
             SELECT round FROM certificates WHERE run_id = :run ORDER BY round
             """,
@@ -221,7 +212,7 @@ class SqliteStateStore:
     def kept_rounds(self, run_id: str) -> tuple[int, ...]:
         """See StateStore."""
         rows = self._db.execute(
-            "SELECT DISTINCT round FROM updates WHERE run_id = ? AND is_dropped = 0 ORDER BY round",
+            "SELECT DISTINCT round FROM update_files WHERE run_id = ? ORDER BY round",
             (run_id,),
         )
         return tuple(round for (round,) in rows.fetchall())
@@ -230,8 +221,7 @@ class SqliteStateStore:
         """See StateStore."""
         with self._owned_transaction() as db:
             db.executemany(
-                "UPDATE updates SET is_dropped = 1 "
-                "WHERE run_id = ? AND round = ? AND is_dropped = 0",
+                "DELETE FROM update_files WHERE run_id = ? AND round = ?",
                 [(run_id, round) for round in rounds],
             )
 

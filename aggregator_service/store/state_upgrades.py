@@ -17,12 +17,7 @@ from typing import Any
 from fedlora.digests import digest_file
 from fedlora.folders import sync_folder
 
-__all__ = [
-    "name_blobs_by_blake3",
-    "name_blobs_in_columns",
-    "name_tasks_and_bases",
-    "take_states_apart",
-]
+__all__ = ["list_files", "name_blobs_by_blake3", "name_tasks_and_bases", "take_states_apart"]
 
 
 def name_tasks_and_bases(db: sqlite3.Connection) -> None:
@@ -110,25 +105,22 @@ def name_blobs_by_blake3(db: sqlite3.Connection) -> None:
             db.execute(statement, (_text(renamed(json.loads(text))), *names))
 
 
-def name_blobs_in_columns(db: sqlite3.Connection) -> None:
-    """Schema 5: the digests of updates and versions stand in columns beside their records."""
-    for update_id, text in db.execute("SELECT update_id, record FROM updates").fetchall():
-        digest = json.loads(text)["digest"]
-        db.execute("UPDATE updates SET digest = ? WHERE update_id = ?", (digest, update_id))
+def list_files(db: sqlite3.Connection) -> None:
+    """Schema 5: the files of updates and versions stand in tables of their own."""
+    rows = db.execute("SELECT run_id, round, worker, record FROM updates").fetchall()
+    db.executemany(
+        "INSERT INTO update_files VALUES (?, ?, ?, ?)",
+        ((*key, json.loads(text)["digest"]) for *key, text in rows),
+    )
     rows = db.execute("SELECT run_id, version, record FROM adapters").fetchall()
-    for run_id, version, text in rows:
-        adapter = json.loads(text)
-        db.execute(
-            "UPDATE adapters SET round = ?, digest = ?, state_digest = ? "
-            "WHERE run_id = ? AND version = ?",
-            (
-                adapter["round"],
-                adapter["digest"],
-                adapter.get("state_digest", ""),
-                run_id,
-                version,
-            ),
-        )
+    adapters = ((*key, json.loads(text)) for *key, text in rows)
+    db.executemany(
+        "INSERT INTO version_files VALUES (?, ?, ?, ?, ?)",
+        (
+            (run_id, version, a["round"], a["digest"], a.get("state_digest", ""))
+            for run_id, version, a in adapters
+        ),
+    )
 
 
 def _renamed_blob(blobs: Path, sha256: str) -> str:

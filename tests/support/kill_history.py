@@ -308,7 +308,7 @@ def judge(history: History, spec: RunSpec, names: Sequence[str], *, cohorts: boo
     try:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         rows = [json.loads(r) for (r,) in database.execute("SELECT record FROM updates")]
-        kept = {d for (d,) in database.execute("SELECT digest FROM updates WHERE NOT is_dropped")}
+        kept = {d for (d,) in database.execute("SELECT digest FROM update_files")}
         certified = {r for (r,) in database.execute("SELECT round FROM certificates")}
         events = [
             json.loads(e) for (e,) in database.execute("SELECT event FROM events ORDER BY sequence")

@@ -24,8 +24,9 @@ def test_a_commit_writes_what_has_changed_however_many_workers_there_are(tmp_pat
         before = store._db.total_changes
         transition = driver.commit(name)
         store.commit(Transaction(state=transition.state, clock=2.0, updates=transition.updates))
-        # The run, the worker, its update in the state and for good, and its task, which is done.
-        assert store._db.total_changes - before == 5
+        # The run, the worker, its update in the state and for good, its file, and its task, which
+        # is done.
+        assert store._db.total_changes - before == 6
     store.close()
     ((again, clock),) = SqliteStateStore(tmp_path / "db").load_runs()
     assert (again, clock) == (driver.state, 2.0)
