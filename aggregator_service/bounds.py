@@ -6,12 +6,12 @@ Memory: a stream holds what has come and is not read yet, at most its flow-contr
 
 from __future__ import annotations
 
-import os
 import shutil
 
 from aggregator_service.admission import AdmissionRules
 from aggregator_service.config import AggregatorConfig
 from aggregator_service.pace import PaceRules
+from fedlora.process_limits import memory_bytes
 from fedlora.rpc.channel import MAX_CHUNK_BYTES, STREAM_WINDOW_BYTES
 
 __all__ = ["admission_rules", "pace_rules"]
@@ -58,6 +58,5 @@ def _waiting(max_uploads: int) -> int:
 
 
 def _uploads_in_memory() -> int:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // _MEMORY_SHARE
-    windows = memory // STREAM_WINDOW_BYTES
+    windows = memory_bytes() // _MEMORY_SHARE // STREAM_WINDOW_BYTES
     return min(_MOST_UPLOADS, max(1, windows * _WAITING_SHARE // (_WAITING_SHARE + 1)))

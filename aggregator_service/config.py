@@ -48,10 +48,11 @@ class AggregatorConfig:
     device: str = "auto"
     """auto, cpu or cuda:N: where adapters are combined"""
     threads: int = 0
-    """modules that are combined at a time on a CPU; 0 for as many as there are cores"""
+    """modules that are combined at a time on a CPU; 0 for as many as there are cores, in the
+    machine or the container"""
     memory_bytes: int = 0
     """what combining, and measuring for a certificate, may take beside the files; 0 for half of the
-    machine's memory"""
+    memory that the machine, or its container, has"""
     base_weights: Path | None = None
     """safetensors files of the base model, a file or a folder, for methods that read the frozen
     weights; read only"""
@@ -78,7 +79,8 @@ class AggregatorConfig:
     """silence within an upload after which it is given up, to be resumed"""
     max_uploads: int = 0
     """uploads received at a time, others wait for their turn; each may hold 4 MiB that are not read
-    yet. 0 for as many as a quarter of the machine's memory has room for, at most 512"""
+    yet. 0 for as many as a quarter of the memory of the machine, or its container, has room for,
+    at most 512"""
     max_upload_bytes: int = 0
     """declared sizes of the uploads received at a time; a larger one is received alone. 0 for half
     of what is free on state_dir's disk at the start"""

@@ -59,7 +59,7 @@ class WorkerConfig:
     """share of an experiment's split data that this worker would have, from 0; if unset, the number
     its name ends with. It gets another where that is taken"""
     threads: int = 0
-    """CPU threads for training; 0 leaves torch's default"""
+    """CPU threads for training; 0 for torch's default, at most the cores of the container"""
     max_rank: int = 0
     """largest LoRA rank this worker trains; 0 for the run's"""
     rank: WorkerRank = WorkerRank.RUN

@@ -19,12 +19,12 @@ from fedlora.devices import Devices, Reading
 from fedlora.devices.base import VISIBLE
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode
+from fedlora.process_limits import available_cores
 from fedlora_cli.console import errors
 from fedlora_cli.device_choice import Place, worker_names
 from fedlora_cli.device_table import WorkerRow, workers_table
 from fedlora_cli.processes import (
     ManagedProcess,
-    available_cores,
     child_environment,
     describe_exit,
     stop_all,

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from fedlora.config import CONFIG_VARIABLE, Config, LocalWorkers
 from fedlora.devices import NvmlDevices, usable
 from fedlora.errors import FedLoraError
+from fedlora.process_limits import available_cores
 from fedlora.runs.tasks import Role
 from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
-from fedlora_cli.processes import ManagedProcess, available_cores, child_environment
+from fedlora_cli.processes import ManagedProcess, child_environment
 from fedlora_cli.run_folder import RunFolder
 
 __all__ = ["LocalProcesses"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.forked import ForkedProcess, ForkServer
 
-__all__ = ["ManagedProcess", "available_cores", "child_environment", "describe_exit", "stop_all"]
+__all__ = ["ManagedProcess", "child_environment", "describe_exit", "stop_all"]
 
 _TAIL_BYTES = 64 * 1024
 
@@ -149,13 +149,6 @@ def stop_all(groups: Sequence[Sequence[ManagedProcess]], grace_seconds: float) -
                 process.send(signal.SIGKILL)
                 process.wait(10.0)
             process.close()
-
-
-def available_cores() -> int:
-    """Cores this process may use, which may be fewer than the machine has."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def child_environment(environ: Mapping[str, str], *, threads: int) -> dict[str, str]:

@@ -16,14 +16,13 @@ Shape suffixes: R sum of the ranks, K in_features, D out_features.
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from aggregator_service.aggregation.cohort_files import CohortFiles
 from aggregator_service.aggregation.composition import Recipe
 from fedlora.errors import FedLoraError, Reason
 from fedlora.numerics import is_estimated
+from fedlora.process_limits import memory_bytes
 
 __all__ = ["measured_at_a_time", "modules_at_a_time"]
 
@@ -45,7 +44,8 @@ def modules_at_a_time(
     Args:
         recipe: what combines them.
         cohort: the updates.
-        budget: bytes; 0 for half of the machine's memory, or of what is free on a GPU.
+        budget: bytes; 0 for half of what the machine, or its container, has, or of
+            what is free on a GPU.
         threads: 0 for as many as torch would use.
         device: where the modules are combined.
 
@@ -95,7 +95,7 @@ def _half(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free // 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return memory_bytes() // 2
 
 
 def _bytes(cohort: CohortFiles, module: str, *, stacks: bool) -> int:

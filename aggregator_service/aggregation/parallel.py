@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import torch
 
+from fedlora.process_limits import available_cores
+
 __all__ = ["in_order", "own_thread"]
 
 T = TypeVar("T")
@@ -67,8 +69,9 @@ def in_order(
 def own_thread(name: str) -> ThreadPoolExecutor:
     """One thread, from which torch uses as many as from where this is called.
 
-    A thread that nobody has told takes the number that was set last in any other: the 1 of
-    `in_order`, if modules have been worked on by then.
+    At most the cores of the container, of which torch does not know. A thread that nobody has told
+    takes the number that was set last in any other: the 1 of `in_order`, if modules have been
+    worked on by then.
     """
-    whole = torch.get_num_threads()
+    whole = min(torch.get_num_threads(), available_cores())
     return ThreadPoolExecutor(1, name, initializer=torch.set_num_threads, initargs=(whole,))

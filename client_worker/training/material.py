@@ -18,6 +18,7 @@ from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
 from client_worker.device import torch_device
 from client_worker.training.precision import Precision
+from fedlora.process_limits import available_cores
 from fedlora.runs.spec import RunSpec
 from fedlora.runs.task_checks import check_task
 from fedlora.runs.tasks import DataSlot
@@ -50,8 +51,7 @@ def load_material(
     """
     spec, training = run.adapter, run.training
     check_task(run)
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
     # The data first: what is wrong with them shows in a second, a model may take minutes.
     examples = load_local_data(
         data,

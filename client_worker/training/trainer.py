@@ -103,7 +103,7 @@ class LocalTrainer:
             slot: its part of an experiment's file; None where all of it is its own.
             device: as `client_worker.device.resolve_device` returned it.
             cache_dir: base models from the hub are kept below it; None for the hub's own place.
-            threads: of torch on the CPU; 0 leaves torch's default.
+            threads: of torch on the CPU; 0 for its default, at most the container's cores.
 
         Raises:
             FedLoraError: INVALID_DATA, INVALID_CONFIG, INVALID_MODEL, BASE_MISMATCH,

@@ -21,11 +21,11 @@ from types import FrameType
 
 from fedlora.config import CONFIG_VARIABLE
 from fedlora.exit_codes import ExitCode
+from fedlora.process_limits import available_cores
 from fedlora_cli.configuration import load
 from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
 from fedlora_cli.processes import (
     ManagedProcess,
-    available_cores,
     child_environment,
     describe_exit,
     stop_all,

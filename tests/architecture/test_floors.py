@@ -18,7 +18,7 @@ PACKAGES = ("fedlora", "aggregator_service", "client_worker", "fedlora_cli")
 
 ERRORS = (
     "fedlora.dataclass_fields", "fedlora.digests", "fedlora.errors", "fedlora.exit_codes",
-    "fedlora.folders", "fedlora._version", "fedlora.__version__",
+    "fedlora.folders", "fedlora.process_limits", "fedlora._version", "fedlora.__version__",
 )  # fmt: skip
 DOMAIN = (
     "fedlora.adapters", "fedlora.codecs", "fedlora.tensors", "fedlora.runs", "fedlora.plugins",

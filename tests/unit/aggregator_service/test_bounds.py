@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aggregator_service import bounds
 from aggregator_service.bounds import admission_rules, pace_rules
 from aggregator_service.config import AggregatorConfig
 from fedlora.errors import FedLoraError
@@ -24,6 +25,14 @@ def test_by_default_the_windows_of_all_streams_fit_into_a_quarter_of_the_memory(
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 1 <= rules.max_uploads <= 512
     assert (rules.max_uploads + rules.max_waiting) * STREAM_WINDOW_BYTES <= memory / 4
+
+
+def test_a_container_has_as_many_as_its_own_memory_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bounds, "memory_bytes", lambda: 80 * STREAM_WINDOW_BYTES)
+    rules = admission_rules(config(tmp_path))
+    assert 10 <= rules.max_uploads + rules.max_waiting <= 20
 
 
 def test_by_default_no_more_is_taken_than_half_of_what_is_free(tmp_path: Path):

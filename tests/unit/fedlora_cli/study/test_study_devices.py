@@ -14,8 +14,9 @@ from support.tiny_run import write_tiny_run
 
 from fedlora.config import CONFIG_VARIABLE
 from fedlora.exit_codes import ExitCode
+from fedlora.process_limits import available_cores
 from fedlora_cli.commands.study import _devices
-from fedlora_cli.processes import ManagedProcess, available_cores
+from fedlora_cli.processes import ManagedProcess
 from fedlora_cli.study import runner
 from fedlora_cli.study.cells import cells_of
 from fedlora_cli.study.design import read_study
