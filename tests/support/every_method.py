@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
+from support.federation import hides_the_answer
 from support.runs import LAYOUT
 
 from aggregator_service.transport.access_table import ANYONE, ROLES
@@ -78,12 +79,18 @@ async def call(
         request_serializer=lambda message: message.SerializeToString(),
         response_deserializer=GetMessageClass(method.output_type).FromString,
     )
-    answer = rpc(iter([request]) if method.client_streaming else request, timeout=wait)
-    if not method.server_streaming:
-        return await answer
-    first = await anext(aiter(answer), None)
-    answer.cancel()
-    return first
+    while True:
+        answer = rpc(iter([request]) if method.client_streaming else request, timeout=wait)
+        try:
+            if not method.server_streaming:
+                return await answer
+            first = await anext(aiter(answer), None)
+        except grpc.aio.AioRpcError as error:
+            if not hides_the_answer(error):
+                raise
+        else:
+            answer.cancel()
+            return first
 
 
 def request_of(path: str, *, token: str = "", name: str = "w-1") -> Any:

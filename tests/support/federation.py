@@ -186,9 +186,7 @@ class ScriptedWorker:
             try:
                 return await self.stub.PushUpdate(iter(messages), timeout=timeout_seconds)
             except grpc.aio.AioRpcError as error:
-                # A write on a stream that the server has ended hides its answer now and then: the
-                # worker asks again, and so does a test.
-                if error.code() is not grpc.StatusCode.INTERNAL or rpc_status.from_call(error):
+                if not hides_the_answer(error):
                     raise
 
     async def upload_status(self, key: str) -> pb.GetUploadStatusResponse:
@@ -241,6 +239,15 @@ def random_adapter(
 
     manifest = layout.manifest(rank, DataType.F32)
     return {t.name: scale * torch.randn(t.shape, generator=generator) for t in manifest.tensors}
+
+
+def hides_the_answer(error: grpc.aio.AioRpcError) -> bool:
+    """Whether gRPC has made an error up in place of the server's answer.
+
+    A write on a stream that the server has ended does so now and then: a worker asks again, and so
+    does a test. An error of the server says more.
+    """
+    return error.code() is grpc.StatusCode.INTERNAL and rpc_status.from_call(error) is None
 
 
 def reason_of(error: grpc.RpcError) -> str:
