@@ -86,7 +86,7 @@ class Sweeper:
         while True:
             await self._due.wait()
             self._due.clear()
-            began = time.monotonic()
+            began, least = time.monotonic(), _LEAST_WAIT_SECONDS
             try:
                 await self._sweep()
             except FedLoraError as error:
@@ -95,11 +95,11 @@ class Sweeper:
                     return
                 log.warning("sweep_refused", reason=error.reason.value, error=str(error))
                 self._due.set()
-                await asyncio.sleep(_REFUSED_WAIT_SECONDS)
+                least = _REFUSED_WAIT_SECONDS
             except Exception:
                 log.exception("sweep_failed")
             took = time.monotonic() - began
-            await asyncio.sleep(max(_LEAST_WAIT_SECONDS, took / _SHARE))
+            await asyncio.sleep(max(least, took / _SHARE))
 
     async def _sweep(self) -> None:
         for state in list(self._states.values()):

@@ -78,13 +78,10 @@ def available_cores(*, groups: Path = _GROUPS, process: Path = _PROCESS) -> int:
     on_linux = sys.platform == "linux"
     cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
     for folder, is_first in _around(groups, process, "cpu"):
-        if is_first:
-            quota = _number(folder / "cpu.cfs_quota_us")
-            period = _number(folder / "cpu.cfs_period_us")
-        else:
-            quota, period = _numbers(folder / "cpu.max")
-        if quota is not None and period:
-            cores = min(cores, max(1, math.ceil(quota / period)))
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_first else ("cpu.max",)
+        match [number for name in files for number in _numbers(folder / name)]:
+            case [int(quota), int(period)]:
+                cores = min(cores, max(1, math.ceil(quota / period)))
     return cores
 
 
@@ -109,16 +106,13 @@ def _statistic(file: Path, name: str) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a file; None where there is none, as in "max" and -1."""
-    text = _text(file).strip()
-    return int(text) if text.isdecimal() else None
+    """The number in a file, None where there is none."""
+    return next(iter(_numbers(file)), None)
 
 
-def _numbers(file: Path) -> tuple[int | None, int | None]:
-    """The two numbers in a file, as `_number`."""
-    words = [*_text(file).split(), "", ""]
-    quota, period = (int(w) if w.isdecimal() else None for w in words[:2])
-    return quota, period
+def _numbers(file: Path) -> list[int | None]:
+    """The numbers in a file, None for words that are none, such as "max" and -1."""
+    return [int(word) if word.isdecimal() else None for word in _text(file).split()]
 
 
 def _text(file: Path) -> str:
