@@ -65,10 +65,12 @@ def kills(point: Failpoint, passages: range, seed: int) -> list[str]:
     return [f"{point.value}=kill@{draw.choice(passages)}" for _ in range(times)]
 
 
-async def killed(folder: Path, rules: list[str], undisturbed: History) -> None:
-    history = await live_through(folder, SPEC, NAMES, rules)
-    assert len(history.kills) == len(rules), rules
-    judge(history, SPEC, NAMES)
+async def killed(
+    folder: Path, words: list[str], undisturbed: History, spec: RunSpec = SPEC
+) -> None:
+    history = await live_through(folder, spec, NAMES, words)
+    assert len(history.kills) == len(words), words
+    judge(history, spec, NAMES)
     assert history.adapters == undisturbed.adapters, "bit for bit"
 
 
@@ -195,16 +197,30 @@ async def test_a_server_whose_rounds_wait_for_no_cohort(
     await killed_out_of_step(tmp_path / "killed", engine, words)
 
 
+# --- killed at any moment ------------------------------------------------------------------
+
+KILLS_IN_A_LIFE = 50
+LIVES = -(-int(os.environ.get("FEDLORA_SOAK_KILLS", "50")) // KILLS_IN_A_LIFE)
+LONG_SPEC = replace(SPEC, rounds=replace(SPEC.rounds, num_rounds=2 * KILLS_IN_A_LIFE + 2))
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> History:
+    return asyncio.run(live_through(tmp_path_factory.mktemp("long") / "whole", LONG_SPEC, NAMES))
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("seed", seeds_for("test_a_server_killed_at_random_moments", 1, fresh=True))
-async def test_a_server_killed_at_random_moments(tmp_path: Path, seed: int):
-    """As many kills as FEDLORA_SOAK_KILLS says, some twenty acknowledged updates apart."""
-    count = int(os.environ.get("FEDLORA_SOAK_KILLS", "50"))
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "seed", seeds_for("test_a_server_killed_at_random_moments", LIVES, fresh=True)
+)
+async def test_a_server_killed_at_random_moments(
+    tmp_path: Path, seed: int, long_undisturbed: History
+):
+    """Some twenty acknowledged updates apart; FEDLORA_SOAK_KILLS says how many kills in all."""
     draw = random.Random(seed)
-    spec = replace(SPEC, rounds=replace(SPEC.rounds, num_rounds=2 * count + 2))
-    words = [f"kill after {draw.randrange(20, 25)}" for _ in range(count)]
-    await as_if_nobody_had_killed_it(tmp_path, spec, words)
+    words = [f"kill after {draw.randrange(20, 25)}" for _ in range(KILLS_IN_A_LIFE)]
+    await killed(tmp_path / "killed", words, long_undisturbed, LONG_SPEC)
 
 
 @pytest.mark.slow
