@@ -21,6 +21,8 @@ from torch import Tensor
 
 __all__ = ["balanced", "concentration", "positive", "proximal_step", "to_blocks", "to_clients"]
 
+_EPS = torch.finfo(torch.float64).eps
+
 
 def concentration(p_U: Tensor, q_U: Tensor) -> float:
     """max_u |p_u q_u| / sum_u |p_u q_u|: 1/U where all count alike, 1 where one client is sent.
@@ -67,11 +69,25 @@ def proximal_step(system_SNN: Tensor, gradient_SN: Tensor, ridge: float) -> Tens
     Scaled to a unit diagonal first, so that blocks of any size are treated alike. M is singular by
     construction, since sum_u w_u X_u = 0.
     """
+    n = system_SNN.shape[-1]
     scale_SN = system_SNN.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     scale_SN = torch.where(scale_SN > 0, scale_SN, 1.0)
     scaled_SNN = system_SNN / (scale_SN[:, :, None] * scale_SN[:, None])
+    scaled_SN = gradient_SN / scale_SN
+    ridged_SNN = scaled_SNN.clone()
+    # Rounding alone may leave eigenvalues of -n^2 eps in a system of unit diagonal.
+    ridged_SNN.diagonal(dim1=1, dim2=2).add_(max(ridge, n * n * _EPS))
+    root_SNN, failed_S = torch.linalg.cholesky_ex(ridged_SNN)
+    if bool(failed_S.any()):
+        # The terms of M cancel, as where one client is much larger than the others, and what is
+        # left has more rounding in it than the ridge makes up for.
+        return _step_by_eigenvalues(scaled_SNN, scaled_SN, ridge) / scale_SN
+    return torch.cholesky_solve(scaled_SN[:, :, None], root_SNN).squeeze(2) / scale_SN
+
+
+def _step_by_eigenvalues(scaled_SNN: Tensor, scaled_SN: Tensor, ridge: float) -> Tensor:
+    """The same where rounding has made M indefinite: what is below 0 counts as 0."""
     values_SN, vectors_SNN = torch.linalg.eigh((scaled_SNN + scaled_SNN.mT) / 2)
-    turned_SN = ((gradient_SN / scale_SN)[:, None] @ vectors_SNN).squeeze(1)
+    turned_SN = (scaled_SN[:, None] @ vectors_SNN).squeeze(1)
     turned_SN = turned_SN / (values_SN.clamp(min=0) + ridge)
-    step_SN: Tensor = (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)
-    return step_SN / scale_SN
+    return (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)

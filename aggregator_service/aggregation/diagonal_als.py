@@ -83,8 +83,7 @@ class DiagonalProblem:
         self._weights_U = centred.weights_U
         self._loss_N = torch.cat([torch.zeros(1, dtype=torch.float64), centred.weights_U])
         self._mean_N = torch.eye(n, dtype=torch.float64)[0]
-        # Rounding alone may leave eigenvalues of -n^2 eps in a system of unit diagonal.
-        self._ridge = max(ridge, (n * r) ** 2 * _EPS)
+        self._ridge = ridge
         weights_NN = torch.outer(self._loss_N, self._loss_N)
         products = (self._b.blocks_RNRN * self._a.blocks_RNRN).sum(dim=(0, 2))
         self._objective_at_mean = max(0.0, float((weights_NN * products).sum()))
@@ -129,19 +128,7 @@ class DiagonalProblem:
     def _step(self, own: _Gram, other: _Gram, x_RN: Tensor, y_RN: Tensor) -> Tensor:
         """The proximal least-squares step of x for fixed y."""
         system, gradient = self._equations(own, other, x_RN, y_RN)
-        scale = system.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(scale > 0, scale, 1.0)
-        # Not by eigenvalues as for scalars: the system is R times as large.
-        scaled = system / torch.outer(scale, scale)
-        scaled.diagonal().add_(self._ridge)
-        root, failed = torch.linalg.cholesky_ex((scaled + scaled.T) / 2)
-        if int(failed):
-            # The terms of A cancel, as where one client is much larger than the others, and what
-            # is left has more rounding in it than the ridge makes up for.
-            found = proximal_step(system[None], gradient[None], self._ridge)
-            return found.reshape_as(x_RN)
-        step = torch.cholesky_solve((gradient / scale)[:, None], root).squeeze(1)
-        return (step / scale).reshape_as(x_RN)
+        return proximal_step(system[None], gradient[None], self._ridge).reshape_as(x_RN)
 
     def _equations(
         self, own: _Gram, other: _Gram, x_RN: Tensor, y_RN: Tensor

@@ -25,11 +25,13 @@ point where the iteration rests is stationary for J itself.
 Starts. Only the half-steps are optimal: J is not jointly convex, and a limit on the sweeps is
 not convergence. So several starts are part of the method; they run side by side as a batch.
 
-Shape suffixes: S starts, U clients, N = U + 1 blocks, R components of each block.
+Shape suffixes: S starts, U clients, N = U + 1 blocks, R components of each block, P = R^2 pairs
+of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,23 +68,27 @@ class _Gram:
     """Gram matrix of one factor's blocks, laid out for the contractions of a half-step."""
 
     def __init__(self, gram: Tensor, n: int, r: int) -> None:
-        blocks_NRNR = gram.reshape(n, r, n, r)
-        self.blocks = blocks_NRNR
-        self.rows = blocks_NRNR.reshape(n, r * n * r)
-        self.pairs = blocks_NRNR.permute(0, 2, 1, 3).reshape(n * n, r * r)
+        blocks_NNRR = gram.reshape(n, r, n, r).transpose(1, 2)
+        self.pairs = blocks_NNRR.reshape(n * n, r * r)
+        self.rows = self.pairs.view(n, n * r * r)
         norms_N = gram.diagonal().clamp(min=0).reshape(n, r).sum(dim=1).sqrt()
         # Blocks are sums of others (`client_grams`): each has the rounding of the largest.
         self.norms_N = torch.cat([norms_N.max()[None], norms_N[1:].max().expand(n - 1)])
 
     def hat(self, x_SN: Tensor) -> Tensor:
-        """(sum_i x_i X_i)^T X_k for every k: S x R x N x R."""
-        n, r = self.blocks.shape[:2]
-        return (x_SN @ self.rows).reshape(-1, r, n, r)
+        """(sum_i x_i X_i)^T X_k for every k, its entries in a row: S x N x R^2."""
+        return (x_SN @ self.rows).view(len(x_SN), x_SN.shape[1], -1)
 
 
-def _contract(hat_SRNR: Tensor, y_SN: Tensor) -> Tensor:
-    """sum_k y_k hat[:, k]: S x R x R."""
-    return (hat_SRNR * y_SN[:, None, :, None]).sum(dim=2)
+def _contract(hat_SNP: Tensor, y_SN: Tensor) -> Tensor:
+    """sum_k y_k hat[:, k]: S x 1 x R^2."""
+    return y_SN[:, None] @ hat_SNP
+
+
+def _trace(matrix_SP: Tensor) -> Tensor:
+    """Of matrices whose entries are in a row."""
+    r = math.isqrt(matrix_SP.shape[1])
+    return matrix_SP[:, :: r + 1].sum(dim=1)
 
 
 class ScalarProblem:
@@ -128,7 +134,7 @@ class ScalarProblem:
         pick_UN = to_blocks(unit_UU)
         left, right = self._b.hat(pick_UN), self._a.hat(pick_UN)
         ideal_N = self._loss_N + self._mean_N
-        with_ideal_U = (left * right).sum(dim=(1, 3)) @ ideal_N
+        with_ideal_U = (left * right).sum(dim=2) @ ideal_N
         squares_U = (_contract(left, pick_UN) * _contract(right, pick_UN)).sum(dim=(1, 2))
         gains_U = torch.where(squares_U > 0, with_ideal_U.square() / squares_U, 0.0)
         best = int(gains_U.argmax())
@@ -180,8 +186,7 @@ class ScalarProblem:
         x_SN = to_blocks(torch.stack([s.p_U for s in found]), self._weights_U)
         y_SN = to_blocks(torch.stack([s.q_U for s in found]), self._weights_U)
         left = self._b.hat(x_SN)
-        along_S = left[:, :, 0].diagonal(dim1=1, dim2=2).sum(dim=1)
-        squares_S = _contract(left, x_SN).diagonal(dim1=1, dim2=2).sum(dim=1)
+        along_S, squares_S = _trace(left[:, 0]), _trace(_contract(left, x_SN)[:, 0])
         near_S = torch.where((along_S > 0) & (squares_S > 0), along_S / squares_S, 1.0)[:, None]
         x_SN, y_SN = x_SN * near_S, y_SN / near_S
         rounding_S = _ROUNDING * self._size_of_terms(x_SN, y_SN).square()
@@ -196,10 +201,10 @@ class ScalarProblem:
         shift_x, shift_y = x_SN - self._mean_N, y_SN - self._mean_N
         left, left_shift = self._b.hat(x_SN), self._b.hat(shift_x)
         right_shift, right_mean = self._a.hat(shift_y), self._a.hat(self._mean_N[None])
-        cross_SN = (left * right_shift + left_shift * right_mean).sum(dim=(1, 3))
+        cross_SN = (left * right_shift + left_shift * right_mean).sum(dim=2)
         squares = _contract(left, x_SN) * _contract(right_shift, shift_y)
-        squares += 2 * _contract(left, shift_x) * right_shift[:, :, 0]
-        squares += _contract(left_shift, shift_x) * right_mean[:, :, 0]
+        squares += 2 * _contract(left, shift_x) * right_shift[:, :1]
+        squares += _contract(left_shift, shift_x) * right_mean[:, :1]
         return squares.sum(dim=(1, 2)) - 2 * (cross_SN @ self._loss_N)
 
     def _size_of_terms(self, x_SN: Tensor, y_SN: Tensor) -> Tensor:
@@ -219,12 +224,11 @@ class ScalarProblem:
         """M, S x N x N, and g, S x N."""
         n = len(self._mean_N)
         hat = other.hat(y_SN)
-        excess = _contract(hat, y_SN - self._mean_N)
-        residual = (
-            hat * self._loss_N[:, None]
-            - excess[:, :, None] * x_SN[:, None, :, None]
-            - hat[:, :, :1] * (x_SN - self._mean_N)[:, None, :, None]
-        )
+        shift_x, shift_y = x_SN - self._mean_N, y_SN - self._mean_N
+        # <T - B A, X_k ..> by its terms: sum_u w_u X_u Y_u, B (A - A~) and (B - B~) A~.
+        residual = hat * self._loss_N[:, None]
+        residual = residual.baddbmm_(x_SN[:, :, None], _contract(hat, shift_y), alpha=-1)
+        residual = residual.baddbmm_(shift_x[:, :, None], hat[:, :1], alpha=-1)
         gradient_SN = residual.flatten(1) @ own.rows.T
-        system_SNN = (_contract(hat, y_SN).flatten(1) @ own.pairs.T).reshape(-1, n, n)
+        system_SNN = (_contract(hat, y_SN)[:, 0] @ own.pairs.T).view(-1, n, n)
         return system_SNN, gradient_SN
