@@ -1,15 +1,17 @@
 """Checks a payload while it arrives: its header, its size, and that every value is finite.
 
 Sans-io: bytes go in, in order; errors come out as soon as they can be known. The finiteness check
-rides on the pass that happens anyway, over a block that is still in cache: smallest and largest
-value, since a NaN becomes both. That costs 0.1 CPU-s/GB, `torch.isfinite` 0.6 to 1.4 (measured).
+rides on the pass that happens anyway, over a chunk that is still in cache. It reads the values'
+bits as integers, where what is not finite lies at an end: of the signed ones infinity and NaN are
+the largest, and of the unsigned ones those with a sign. That costs 0.1 to 0.2 CPU-s/GB where it
+lies in the message, `torch.isfinite` 0.6 to 1.4 (measured).
 """
 
 from __future__ import annotations
 
-import math
-import threading
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from fedlora.errors import FedLoraError, Reason
@@ -26,28 +28,26 @@ from fedlora.tensors.manifest import DataType, TensorManifest
 
 __all__ = ["PayloadVerifier"]
 
-_BLOCK_ELEMENTS = 31 * 1024
-"""checked at once: in a core's cache, and too few for torch to spread over threads of its own, for
-which the other uploads would have to wait"""
+
+class _Bits(NamedTuple):
+    """A floating-point type, read as integers."""
+
+    unsigned: np.dtype[np.unsignedinteger]
+    signed: np.dtype[np.signedinteger]
+    infinity: int
+    """its bits; a sign would be the bit above"""
+
+    def all_finite(self, block: memoryview) -> bool:
+        bits = np.frombuffer(block, self.unsigned)
+        negative = self.infinity + (1 << 8 * self.unsigned.itemsize - 1)
+        return bool(bits.max() < negative and bits.view(self.signed).max() < self.infinity)
 
 
-class _Scratch(threading.local):
-    """A block of memory of each thread's own.
-
-    torch takes no read-only memory, which a received message is: what is checked is copied here.
-    New memory for every block would cost more than the check (its pages are cleared first).
-    """
-
-    def __init__(self) -> None:
-        self.memory = bytearray(_BLOCK_ELEMENTS * max(dtype.item_bytes for dtype in DataType))
-        self.tensor = torch.frombuffer(self.memory, dtype=torch.uint8)
-
-    def tensor_of(self, block: memoryview, dtype: torch.dtype) -> torch.Tensor:
-        self.memory[: len(block)] = block
-        return self.tensor[: len(block)].view(dtype)
-
-
-_scratch = _Scratch()
+_BITS = {
+    DataType.F32: _Bits(np.dtype(np.uint32), np.dtype(np.int32), 0x7F800000),
+    DataType.F16: _Bits(np.dtype(np.uint16), np.dtype(np.int16), 0x7C00),
+    DataType.BF16: _Bits(np.dtype(np.uint16), np.dtype(np.int16), 0x7F80),
+}
 
 
 class PayloadVerifier:
@@ -152,20 +152,20 @@ class PayloadVerifier:
             start += size
             self._carry = b""
         whole = len(taken) - len(taken) % size
-        block = _BLOCK_ELEMENTS * size
-        for begin in range(0, whole, block):
-            self._check_block(span, start + begin, taken[begin : min(whole, begin + block)])
+        if whole:
+            self._check_block(span, start, taken[:whole])
         self._carry = bytes(taken[whole:])
 
     @staticmethod
     def _check_block(span: TensorSpan, start: int, block: memoryview) -> None:
-        values = _scratch.tensor_of(block, span.info.dtype.torch_dtype)
-        lowest, highest = torch.aminmax(values)
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            first = int((~torch.isfinite(values)).nonzero()[0])
-            index = (start - span.begin) // span.info.dtype.item_bytes + first
-            raise FedLoraError(
-                Reason.NOT_FINITE,
-                f"tensor {span.info.name!r} holds {values[first].item()} at element {index}",
-                hint="The training has diverged: lower the learning rate",
-            )
+        dtype = span.info.dtype
+        if dtype not in _BITS or _BITS[dtype].all_finite(block):
+            return
+        values = torch.frombuffer(bytearray(block), dtype=dtype.torch_dtype)
+        first = int((~torch.isfinite(values)).nonzero()[0])
+        index = (start - span.begin) // dtype.item_bytes + first
+        raise FedLoraError(
+            Reason.NOT_FINITE,
+            f"tensor {span.info.name!r} holds {values[first].item()} at element {index}",
+            hint="The training has diverged: lower the learning rate",
+        )
