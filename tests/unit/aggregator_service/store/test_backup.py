@@ -12,11 +12,13 @@ import pytest
 from support.runs import run_spec
 
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord, WorkerRecord
 from aggregator_service.store.backup import back_up
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import WorkerState
+from fedlora.runs.tasks import Capabilities
 
 STATE = RunState(run_id="r", spec=run_spec(), created_at=0.0)
 
@@ -117,6 +119,27 @@ def test_what_workers_call_themselves_and_their_metrics_names_no_blob(
     server.store.commit(Transaction(state=state, clock=2.0, adapters=(adapter,)))
     back_up(server.root, tmp_path / "out")
     assert files(tmp_path / "out") == named | {DATABASE_NAME}
+
+
+def test_sessions_are_left_out(server: Server, tmp_path: Path):
+    worker = WorkerRecord(
+        name="w",
+        state=WorkerState.READY,
+        epoch=3,
+        session_hash="5e" * 32,
+        instance_id="i",
+        capabilities=Capabilities(device_name="cpu"),
+        rank=4,
+        confirmed=True,
+    )
+    state = replace(STATE, workers={"w": worker})
+    server.store.commit(Transaction(state=state, clock=1.0))
+    back_up(server.root, tmp_path / "out")
+    copy = SqliteStateStore(tmp_path / "out" / DATABASE_NAME)
+    ((found, _),) = copy.load_runs()
+    copy.close()
+    assert found == replace(state, workers={"w": replace(worker, session_hash="")})
+    assert server.store.load_runs() == ((state, 1.0),)
 
 
 def test_a_server_that_has_ended_can_be_backed_up_too(server: Server, tmp_path: Path):
