@@ -13,7 +13,7 @@ from support.runs import run_spec
 
 from aggregator_service.rounds.ports import Transaction
 from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord, WorkerRecord
-from aggregator_service.store.backup import back_up
+from aggregator_service.store.backup import _copy_database, back_up
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
@@ -208,6 +208,33 @@ def test_what_is_dropped_while_it_is_copied_is_left_out(server: Server, tmp_path
     assert restored.kept_rounds("r") == (2, 3)
     assert [u.worker for u in restored.updates("r", 1)] == ["w"]
     restored.close()
+
+
+def test_bytes_that_are_dropped_and_sent_again_are_no_damage(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Contents have one name, and a worker that learns nothing sends the same ones each round."""
+    server.commit()
+    server.commit()
+    (first,) = server.store.updates("r", 1)
+    copies = 0
+
+    def copied(source: Path, target: Path) -> object:
+        nonlocal copies
+        copies += 1
+        if copies == 2:
+            server.blob("update 1")
+            again = replace(first, round=3, update_id="again", idempotency_key="again")
+            server.store.commit(Transaction(state=STATE, clock=3.0, updates=(again,)))
+        found = _copy_database(source, target)
+        if copies == 1:
+            server.store.drop_updates("r", [1])
+            server.blobs.path(first.digest).unlink()
+        return found
+
+    monkeypatch.setattr("aggregator_service.store.backup._copy_database", copied)
+    back_up(server.root, tmp_path / "out")
+    BlobStore(tmp_path / "out").verify(first.digest)
 
 
 def test_what_an_earlier_look_named_is_not_left_in_the_backup(server: Server, tmp_path: Path):
