@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -193,7 +193,9 @@ class AggregationEngine:
         """Digest and rank of a version in the form that PEFT loads; pinned, to be released."""
         scaling = spec.adapter.scaling
         work = functools.partial(servable_blob, self._blobs, adapter.digest, scaling)
-        return await self._run(self._certifier, work)
+        return await self._run(
+            self._certifier, work, unused=lambda found: self._blobs.release(found[0])
+        )
 
     def close(self) -> None:
         """Waits for the work in hand."""
@@ -432,13 +434,31 @@ class AggregationEngine:
             self._checked.add(state.run_id)
         return weights
 
-    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    async def _run(
+        self,
+        executor: ThreadPoolExecutor,
+        work: Callable[[], T],
+        *,
+        unused: Callable[[T], object] = lambda _: None,
+    ) -> T:
+        """What work returns; `unused` is told of it where the caller has gone away by then."""
+
         def mapped() -> T:
             # Files are written all along: a disk that refuses is no mistake of ours.
             with mapped_errors():
                 return work()
 
-        return await asyncio.get_running_loop().run_in_executor(executor, mapped)
+        made = executor.submit(mapped)
+        try:
+            return await asyncio.wrap_future(made)
+        except asyncio.CancelledError:
+            # Work that has begun goes on.
+            made.add_done_callback(lambda done: _has_result(done) and unused(done.result()))
+            raise
+
+
+def _has_result(done: Future[T]) -> bool:
+    return not done.cancelled() and done.exception() is None
 
 
 def aggregated_in(store: StateStore, run_id: str, round: int) -> AdapterRecord:

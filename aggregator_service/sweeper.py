@@ -39,7 +39,9 @@ _REFUSED_WAIT_SECONDS = 60.0
 
 
 class Sweeper:
-    """Sweeps whenever rounds have been completed or certified. An Observer, made on the event loop.
+    """Sweeps whenever rounds have begun or been completed or certified.
+
+    An Observer, made on the event loop.
 
     Args:
         store: knows what is named, and is told what is dropped.
@@ -62,8 +64,10 @@ class Sweeper:
         reports: Sequence[RoundReport],
     ) -> None:
         """See Observer."""
+        before = self._states.get(state.run_id)
         self._states[state.run_id] = state
-        if reports:
+        # A round that begins after a wait comes with no report.
+        if reports or before is None or before.round != state.round:
             self._due.set()
 
     def start(self, states: Sequence[RunState]) -> None:

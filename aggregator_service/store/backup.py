@@ -6,7 +6,8 @@ was named and never changes, so copying them afterwards, for however long it tak
 Only what the server drops meanwhile may be gone by then: the database is copied again then, as it
 is now, which names it no more. Each blob is read against its digest on the way. They are copies,
 not links: one bad sector must not damage both. Uploads that are still on their way are left out;
-workers send them again.
+workers send them again. So are sessions: a restored server may give the number of a version twice,
+and what a worker holds of versions is worth no more than the session in which it was given.
 
 The folder appears under its name once all of it is on disk.
 """
@@ -14,6 +15,7 @@ The folder appears under its name once all of it is on disk.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -84,7 +86,7 @@ def back_up(
             runs, digests = _copy_database(database, making / DATABASE_NAME)
             while gone := _copy_blobs(state_dir / "blobs", making / "blobs", digests, on_progress):
                 runs, digests = _copy_database(database, making / DATABASE_NAME)
-                _check_dropped(gone, digests)
+                _check_dropped(state_dir / "blobs", gone & digests)
             _remove_others(making / "blobs", digests)
             for folder in (*(making / "blobs").iterdir(), making / "blobs", making):
                 sync_folder(folder)
@@ -117,6 +119,7 @@ def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], frozens
         (verdict,) = copy.execute("PRAGMA quick_check").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+        _forget_sessions(copy)
         names = tuple(
             name for (name,) in copy.execute("SELECT name FROM runs ORDER BY created_at, run_id")
         )
@@ -124,6 +127,18 @@ def _copy_database(source: Path, target: Path) -> tuple[tuple[str, ...], frozens
     with target.open("rb+") as file:
         os.fsync(file.fileno())
     return names, digests
+
+
+def _forget_sessions(copy: sqlite3.Connection) -> None:
+    """Makes every worker register again with whoever serves the copy."""
+    copy.execute("BEGIN")
+    workers = "SELECT run_id, key, record FROM state_entries WHERE field = 'workers'"
+    for run_id, name, record in copy.execute(workers).fetchall():
+        copy.execute(
+            "UPDATE state_entries SET record = ? WHERE (run_id, field, key) = (?, 'workers', ?)",
+            (json.dumps({**json.loads(record), "session_hash": ""}), run_id, name),
+        )
+    copy.execute("COMMIT")
 
 
 def _copy_blobs(
@@ -181,9 +196,10 @@ def _remove_others(blobs: Path, digests: Collection[str]) -> None:
             copy.unlink()
 
 
-def _check_dropped(gone: Collection[str], digests: Collection[str]) -> None:
+def _check_dropped(source: Path, gone: Collection[str]) -> None:
+    """Looks again for what was gone and is named still, or anew: the same bytes may have come."""
     for digest in sorted(gone):
-        if digest in digests:
+        if _size_of(blob_path(source, digest)) is None:
             raise _damaged(digest, "no file")
 
 

@@ -8,21 +8,28 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from queue import Queue
 
+import grpc
+import pytest
+import torch
 from safetensors.torch import save
-from support.federation import ScriptedWorker, Served, connected, random_adapter, upload
+from support.federation import ScriptedWorker, Served, connected, random_adapter, reason_of, upload
 from support.processes import ServerProcess, free_address
 from support.runs import run_spec
-from support.tiny_trainer import TinyTrainer
+from support.tiny_trainer import LAYOUT, TinyTrainer, adapter
+from support.waiting import until
 from support.worker_harness import worker
+from torch import Tensor
 
 from aggregator_service.store.backup import back_up
 from client_worker.patience import Patience
 from fedlora.exit_codes import ExitCode
 from fedlora.proto.v1 import federation_pb2 as pb
-from fedlora.runs.tasks import Registration
+from fedlora.runs.tasks import Evaluation, EvaluationScope, Registration
 
 NAMES = tuple(f"w-{i}" for i in range(12))
 SPEC = run_spec(method="flora_na", num_rounds=1, num_workers=len(NAMES))
@@ -100,6 +107,13 @@ async def test_a_run_restored_from_a_backup_ends_with_the_same_adapter_bit_for_b
     shutil.copytree(out, state)
     with ServerProcess(tmp_path / "restored", SPEC) as server:
         async with connected(server.address) as served:
+            for each in workers:
+                each.stub = served.federation
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await each.task()
+                assert reason_of(caught.value) == "UNKNOWN_SESSION"
+                await each.register()
+                await each.confirm()
             restored, sent = await finish(served, workers)
         assert server.terminate() == 0
     assert restored == undisturbed
@@ -140,6 +154,59 @@ def test_a_worker_that_had_not_confirmed_yet_confirms_again(tmp_path: Path):
         stack.enter_context(ServerProcess(tmp_path / "restored", spec, address=address))
         assert second.run_in_thread()() == ExitCode.OK
         assert first_ended() == ExitCode.OK
+
+
+class Scoring(TinyTrainer):
+    """Puts aside the published adapters that it scores."""
+
+    def __init__(self, registration: Registration, scored: Queue[dict[str, Tensor]]) -> None:
+        super().__init__(registration)
+        self.scored = scored
+
+    def evaluate(self, scope: EvaluationScope, **shard: int) -> tuple[Evaluation, ...]:
+        if scope is EvaluationScope.GLOBAL:
+            self.scored.put(self.adapter())
+        return super().evaluate(scope, **shard)
+
+
+async def test_a_worker_takes_no_version_of_before_for_one_that_is_made_again(tmp_path: Path):
+    """The same number, and another adapter: another worker's update is not the same twice."""
+    address, spec, scored = free_address(), run_spec(num_rounds=1), Queue[dict[str, Tensor]]()
+
+    async def end_round(served: Served, other: ScriptedWorker, seed: int) -> None:
+        await other.push(await other.task(), adapter(seed=seed))
+        published = await other.pull_tensors((task := await other.task()).adapter_version)
+        held = await asyncio.to_thread(scored.get, timeout=60)
+        assert all(torch.equal(held[key], published[key]) for key in published)
+        if seed == 2:
+            await other.evaluate(task)
+
+    with ExitStack() as stack:
+        first = stack.enter_context(
+            worker(
+                address,
+                tmp_path / "w-0",
+                name="w-0",
+                create=lambda registration: Scoring(registration, scored),
+                patience=Patience(limit_seconds=0, sleep=lambda _: time.sleep(0.05)),
+            )
+        )
+        with ServerProcess(tmp_path / "lost", spec, address=address) as server:
+            ended = first.run_in_thread()
+            await asyncio.to_thread(wait_for_event, server, "worker_ready")
+            async with connected(address) as served:
+                other = await served.worker("w-1", layout=LAYOUT)
+                await other.task()
+                # The first adapter and this round's update.
+                await until(lambda: server.log.count("update_committed") == 2)
+                back_up(tmp_path / "lost" / "state", tmp_path / "restored" / "state")
+                await end_round(served, other, seed=1)
+                await asyncio.to_thread(wait_for_event, server, "evaluation_reported")
+            server.kill()
+        stack.enter_context(ServerProcess(tmp_path / "restored", spec, address=address))
+        async with connected(address) as served:
+            await end_round(served, await served.worker("w-1", layout=LAYOUT), seed=2)
+        assert await asyncio.to_thread(ended) == ExitCode.OK
 
 
 def wait_for_event(server: ServerProcess, name: str) -> None:

@@ -53,8 +53,8 @@ class Server:
         self.blobs.release(self.files[what])
         return self.files[what]
 
-    def round(self, number: int, *, certified: bool = True) -> None:
-        """A round is completed, with two updates, and maybe certified; the next is open."""
+    def round(self, number: int, *, certified: bool = True, next_is_open: bool = True) -> None:
+        """A round is completed, with two updates, and maybe certified; the next may be open."""
         version = AdapterRecord(
             version=number,
             round=number,
@@ -78,7 +78,7 @@ class Server:
             )
             for worker in "ab"
         )
-        self.state = replace(self.state, round=number + 1, adapter=version)
+        self.state = replace(self.state, round=number + next_is_open, adapter=version)
         report = sample_round(number, certified=False)
         self.commit(adapters=(version,), updates=updates, reports=(report,))
         if certified:
@@ -165,6 +165,18 @@ async def test_a_round_that_is_never_certified_is_not_waited_for(opened):
         server.round(number, certified=False)
     await server.swept()
     assert {what for what in server.there if what[0] == "u"} == server.updates(2)
+
+
+async def test_updates_go_with_the_beginning_of_a_round_that_was_waited_for(opened):
+    server = opened()
+    server.sweeper.start([])
+    server.round(1, next_is_open=False)
+    await server.swept()
+    assert server.updates(1) < server.there
+    # Workers have come. Nothing will be reported, should the run be stopped in this round.
+    server.state = replace(server.state, round=2)
+    server.commit()
+    await server.until(lambda: server.there == {"version 1", "memory 1"})
 
 
 async def test_what_an_earlier_server_has_left_goes_at_the_start(opened):

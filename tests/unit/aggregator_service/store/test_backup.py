@@ -12,11 +12,13 @@ import pytest
 from support.runs import run_spec
 
 from aggregator_service.rounds.ports import Transaction
-from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord
-from aggregator_service.store.backup import back_up
+from aggregator_service.rounds.state import AdapterRecord, RunState, UpdateRecord, WorkerRecord
+from aggregator_service.store.backup import _copy_database, back_up
 from aggregator_service.store.blobs import BlobStore
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
+from fedlora.runs.report import WorkerState
+from fedlora.runs.tasks import Capabilities
 
 STATE = RunState(run_id="r", spec=run_spec(), created_at=0.0)
 
@@ -119,6 +121,27 @@ def test_what_workers_call_themselves_and_their_metrics_names_no_blob(
     assert files(tmp_path / "out") == named | {DATABASE_NAME}
 
 
+def test_sessions_are_left_out(server: Server, tmp_path: Path):
+    worker = WorkerRecord(
+        name="w",
+        state=WorkerState.READY,
+        epoch=3,
+        session_hash="5e" * 32,
+        instance_id="i",
+        capabilities=Capabilities(device_name="cpu"),
+        rank=4,
+        confirmed=True,
+    )
+    state = replace(STATE, workers={"w": worker})
+    server.store.commit(Transaction(state=state, clock=1.0))
+    back_up(server.root, tmp_path / "out")
+    copy = SqliteStateStore(tmp_path / "out" / DATABASE_NAME)
+    ((found, _),) = copy.load_runs()
+    copy.close()
+    assert found == replace(state, workers={"w": replace(worker, session_hash="")})
+    assert server.store.load_runs() == ((state, 1.0),)
+
+
 def test_a_server_that_has_ended_can_be_backed_up_too(server: Server, tmp_path: Path):
     named = server.commit()
     server.store.close()
@@ -185,6 +208,33 @@ def test_what_is_dropped_while_it_is_copied_is_left_out(server: Server, tmp_path
     assert restored.kept_rounds("r") == (2, 3)
     assert [u.worker for u in restored.updates("r", 1)] == ["w"]
     restored.close()
+
+
+def test_bytes_that_are_dropped_and_sent_again_are_no_damage(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Contents have one name, and a worker that learns nothing sends the same ones each round."""
+    server.commit()
+    server.commit()
+    (first,) = server.store.updates("r", 1)
+    copies = 0
+
+    def copied(source: Path, target: Path) -> object:
+        nonlocal copies
+        copies += 1
+        if copies == 2:
+            server.blob("update 1")
+            again = replace(first, round=3, update_id="again", idempotency_key="again")
+            server.store.commit(Transaction(state=STATE, clock=3.0, updates=(again,)))
+        found = _copy_database(source, target)
+        if copies == 1:
+            server.store.drop_updates("r", [1])
+            server.blobs.path(first.digest).unlink()
+        return found
+
+    monkeypatch.setattr("aggregator_service.store.backup._copy_database", copied)
+    back_up(server.root, tmp_path / "out")
+    BlobStore(tmp_path / "out").verify(first.digest)
 
 
 def test_what_an_earlier_look_named_is_not_left_in_the_backup(server: Server, tmp_path: Path):
