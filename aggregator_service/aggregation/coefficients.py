@@ -90,4 +90,5 @@ def _step_by_eigenvalues(scaled_SNN: Tensor, scaled_SN: Tensor, ridge: float) ->
     values_SN, vectors_SNN = torch.linalg.eigh((scaled_SNN + scaled_SNN.mT) / 2)
     turned_SN = (scaled_SN[:, None] @ vectors_SNN).squeeze(1)
     turned_SN = turned_SN / (values_SN.clamp(min=0) + ridge)
-    return (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)
+    step_SN: Tensor = (vectors_SNN @ turned_SN[:, :, None]).squeeze(2)
+    return step_SN
