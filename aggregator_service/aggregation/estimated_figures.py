@@ -80,10 +80,12 @@ class EstimatedFigures:
     @property
     def values(self) -> Values:
         """Underestimates of the leading ones."""
-        values = _values(self._found(None))
+        found = self._found(None)
+        values = Values(found.values_M, found.missed_norm, found.missed_count)
         if values.bound(self._published.rank) >= _CANCELLATION * math.sqrt(values.squares()):
             return values
-        return _values(self._found(torch.float64))
+        found = self._found(torch.float64)
+        return Values(found.small_values(), found.missed_norm, found.missed_count)
 
     @functools.cached_property
     def _mean(self) -> LoraFactors:
@@ -109,7 +111,3 @@ class EstimatedFigures:
         if near >= _CANCELLATION * self.ideal():
             return near
         return self._found(torch.float64).distance(other.b_DR, other.a_RK)
-
-
-def _values(found: Projection) -> Values:
-    return Values(found.values_M, found.missed_norm, found.missed_count)

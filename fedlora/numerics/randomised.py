@@ -151,7 +151,7 @@ class Projection:
     back_KL: Tensor
     """T^T times them"""
     values_M: Tensor
-    """S, descending: underestimates of T's"""
+    """S, descending: underestimates of T's, and by squares: noise below 1e-8 of the first"""
     missed_norm: float
     """|T - T W W^T|, estimated"""
     missed_count: float
@@ -205,6 +205,11 @@ class Projection:
     def know(self, left_DL: Tensor, back_KL: Tensor) -> None:
         """Takes what `leading` gave, and T^T times it."""
         self.left_DL, self.back_KL = left_DL, back_KL
+
+    def small_values(self) -> Tensor:
+        """S without squares, right to rounding; D M^2 flops."""
+        values_M: Tensor = torch.linalg.svdvals(self._image_DM)
+        return values_M
 
     def distance(self, b_DR: Tensor, a_RK: Tensor) -> float:
         """|T - B A|: exact on the basis, estimated beside it."""

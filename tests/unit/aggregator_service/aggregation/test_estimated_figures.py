@@ -130,3 +130,11 @@ def test_a_bound_below_float32_lies_below_the_error(monkeypatch):
     assert exact.lower_bound < 1e-6
     assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1)
     assert estimate.lower_bound <= estimate.relative_error
+
+
+def test_a_bound_of_updates_that_hardly_moved_lies_below_the_factor_means_error(monkeypatch):
+    cohort = cohort_of(drifted(40, d=300, k=260, r=8, drift=1e-6))
+    estimate, exact = both(monkeypatch, cohort, published(cohort, "optimal"))
+    assert exact.lower_bound < 1e-11
+    assert estimate.lower_bound == pytest.approx(exact.lower_bound, rel=0.1)
+    assert estimate.lower_bound <= estimate.factor_mean_error
