@@ -231,10 +231,10 @@ class WorkerCalls:
         actor.publish_progress(
             worker,
             {
+                **metrics,
                 "task_id": shown(progress.task_id),
                 "completed_steps": progress.completed_steps,
                 "total_steps": progress.total_steps,
-                **metrics,
             },
         )
 

@@ -84,13 +84,16 @@ async def test_progress_that_no_watcher_could_be_sent_is_refused(tmp_path: Path)
                     timeout=30,
                 )
             assert reason_of(caught.value) == "INVALID_ARGUMENT"
-        progress = pb.Progress(task_id=ESCAPES * 9999, metrics={"loss": 0.5})
+        # Metrics that are called as what the server says itself take the place of nothing.
+        metrics = {"loss": 0.5, "task_id": 3.0, "completed_steps": 1e280}
+        progress = pb.Progress(task_id=ESCAPES * 9999, completed_steps=2, metrics=metrics)
         await worker.stub.ReportMetrics(
             pb.ReportMetricsRequest(session_token=worker.token, progress=progress), timeout=30
         )
         event = (await anext(events)).event
         assert event.type == admin_pb2.EVENT_TYPE_WORKER_PROGRESS
         assert event.detail["loss"] == 0.5
+        assert event.detail["completed_steps"] == 2
         assert event.detail["task_id"].isprintable()
 
 
