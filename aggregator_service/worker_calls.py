@@ -157,7 +157,7 @@ class WorkerCalls:
         while True:
             self._coordinator.check_serving()
             if not (actor.state.workers[worker].confirmed or actor.state.phase.is_final):
-                raise unknown_session()
+                raise _unconfirmed()
             task = task_for(actor.state, worker, actor.now())
             left = until - time.monotonic()
             if task.kind is not TaskKind.WAIT or left <= 0:
@@ -270,3 +270,11 @@ class WorkerCalls:
                 hint="Create one: fedlora serve --config FILE with a [run] section",
             )
         return candidates[0]
+
+
+def _unconfirmed() -> FedLoraError:
+    return FedLoraError(
+        Reason.UNKNOWN_SESSION,
+        "a session that has confirmed the adapter was expected, this one has not",
+        hint="Register again, and call ConfirmAdapter before AwaitTask",
+    )

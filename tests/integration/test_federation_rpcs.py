@@ -318,6 +318,16 @@ async def test_a_retried_registration_of_one_process_fences_nobody(tmp_path: Pat
         assert reason_of(caught.value) == "UNKNOWN_SESSION", "it registers again, and goes on"
 
 
+async def test_who_asks_for_a_task_before_confirming_is_told_to_confirm(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        worker = ScriptedWorker(served.federation, "w-0")
+        await worker.register()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.task()
+        assert reason_of(caught.value) == "UNKNOWN_SESSION"
+        assert "ConfirmAdapter" in str(caught.value.details())
+
+
 async def test_an_adapter_is_pulled_whole_or_from_an_offset(tmp_path: Path):
     async with serving(tmp_path, run_spec(num_rounds=1)) as served:
         parts = await start_round(served, "w-0", "w-1")
