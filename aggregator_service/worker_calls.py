@@ -147,9 +147,10 @@ class WorkerCalls:
         """The worker's next task, as soon as there is one.
 
         Raises:
-            FedLoraError: UNAVAILABLE once the server is leaving; UNKNOWN_SESSION for a session that
-                has not confirmed the adapter. A worker asks only after that, so this state was
-                restored from before it: the worker must tell again who it is and what it holds.
+            FedLoraError: UNAVAILABLE once the server is leaving; SERVER_BUSY where too many calls
+                of the worker's wait; UNKNOWN_SESSION for a session that has not confirmed the
+                adapter. A worker asks only after that, so this state was restored from before it:
+                the worker must tell again who it is and what it holds.
         """
         budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
         until = time.monotonic() + budget
