@@ -106,3 +106,10 @@ async def test_a_goodbye_moves_no_cursor(tmp_path: Path):
         watch = served.admin.WatchRun(admin_pb2.WatchRunRequest(run="test"))
         (left,) = [m.event async for m in watch if m.event.type == admin_pb2.EVENT_TYPE_WORKER_LEFT]
         assert left.detail["reason"] == " [2J 31m  x"
+
+
+async def test_the_reason_of_a_stop_moves_no_cursor(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        request = admin_pb2.StopRunRequest(run="test", reason=ESCAPES)
+        stopped = await served.admin.StopRun(request, timeout=30)
+        assert stopped.run.reason == " [2J 31m  x"
