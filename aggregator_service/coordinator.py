@@ -16,6 +16,7 @@ from aggregator_service.disk_watch import DiskWatch
 from aggregator_service.engine import AggregationEngine
 from aggregator_service.new_run import checked_recipe
 from aggregator_service.observers import Observer
+from aggregator_service.reported_numbers import shown
 from aggregator_service.rounds.events import (
     RunStarted,
     RunStopped,
@@ -181,7 +182,7 @@ class Coordinator:
     async def stop_run(self, run: str, reason: str) -> Run:
         """Ends a run; one that has ended stays as it is."""
         actor = self.run(run)
-        await actor.apply_if_possible(RunStopped(reason or "stopped by an operator"))
+        await actor.apply_if_possible(RunStopped(shown(reason) or "stopped by an operator"))
         return describe(actor.state)
 
     def runs(self) -> tuple[RunActor, ...]:

@@ -1,6 +1,6 @@
 """What workers report of themselves: a few numbers and words that can be stored and shown.
 
-Everything here reaches all who look at the run, in messages of at most 2 MiB, and its log.
+Everything here reaches all who look at the run, and its log.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _MOST_WORDS = 256
 _MOST_CHARACTERS = 256
 """of one of them"""
 
+_MOST_BYTES = 16 * 1024
+"""of all of them, in UTF-8; ListRuns tells what every worker of every run has said"""
+
 _LARGEST = 1e280
 """so that sums over examples and workers stay finite"""
 
@@ -37,7 +40,13 @@ def check_capabilities(capabilities: Capabilities) -> None:
             Reason.INVALID_ARGUMENT,
             f"capabilities: expected at most {_MOST_WORDS} of a kind, got {most}",
         )
-    for word in (*device, *versions, *versions.values(), *plugins):
+    words = (*device, *versions, *versions.values(), *plugins)
+    if (size := sum(len(word.encode()) for word in words)) > _MOST_BYTES:
+        raise FedLoraError(
+            Reason.INVALID_ARGUMENT,
+            f"capabilities: expected texts of at most {_MOST_BYTES} bytes together, got {size}",
+        )
+    for word in words:
         if len(word) > _MOST_CHARACTERS or not word.isprintable():
             raise FedLoraError(
                 Reason.INVALID_ARGUMENT,

@@ -146,7 +146,7 @@ class RunActor:
                 await self.next_change.wait()
 
     async def wait_for_task(self, worker: str, timeout_seconds: float) -> None:
-        """Returns once the worker may have a task or its record has changed, or after the time."""
+        """See `TaskWaits.wait`."""
         await self._task_waits.wait(worker, self._state, timeout_seconds)
 
     def wake(self) -> None:

@@ -147,9 +147,10 @@ class WorkerCalls:
         """The worker's next task, as soon as there is one.
 
         Raises:
-            FedLoraError: UNAVAILABLE once the server is leaving; UNKNOWN_SESSION for a session that
-                has not confirmed the adapter. A worker asks only after that, so this state was
-                restored from before it: the worker must tell again who it is and what it holds.
+            FedLoraError: UNAVAILABLE once the server is leaving; SERVER_BUSY where too many calls
+                of the worker's wait; UNKNOWN_SESSION for a session that has not confirmed the
+                adapter. A worker asks only after that, so this state was restored from before it:
+                the worker must tell again who it is and what it holds.
         """
         budget = min(max(0.0, max_wait_seconds), MAX_TASK_WAIT_SECONDS)
         until = time.monotonic() + budget
@@ -157,7 +158,7 @@ class WorkerCalls:
         while True:
             self._coordinator.check_serving()
             if not (actor.state.workers[worker].confirmed or actor.state.phase.is_final):
-                raise unknown_session()
+                raise _unconfirmed()
             task = task_for(actor.state, worker, actor.now())
             left = until - time.monotonic()
             if task.kind is not TaskKind.WAIT or left <= 0:
@@ -231,10 +232,10 @@ class WorkerCalls:
         actor.publish_progress(
             worker,
             {
+                **metrics,
                 "task_id": shown(progress.task_id),
                 "completed_steps": progress.completed_steps,
                 "total_steps": progress.total_steps,
-                **metrics,
             },
         )
 
@@ -270,3 +271,11 @@ class WorkerCalls:
                 hint="Create one: fedlora serve --config FILE with a [run] section",
             )
         return candidates[0]
+
+
+def _unconfirmed() -> FedLoraError:
+    return FedLoraError(
+        Reason.UNKNOWN_SESSION,
+        "a session that has confirmed the adapter was expected, this one has not",
+        hint="Register again, and call ConfirmAdapter before AwaitTask",
+    )

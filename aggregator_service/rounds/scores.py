@@ -61,7 +61,8 @@ def _weighted_means(group: str, members: list[Evaluation]) -> dict[str, float]:
     if not total:
         return {}
     means: dict[str, float] = {f"{group}_num_examples": float(total)}
-    names = sorted(set[str]().union(*(e.metrics for e in members)))
+    # What a worker calls so is not its number of examples.
+    names = sorted(set[str]().union(*(e.metrics for e in members)) - {"num_examples"})
     for name in names:
         mean = pooled_metric(members, name)
         if mean is not None:

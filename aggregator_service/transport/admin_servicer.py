@@ -47,7 +47,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     @answering
     async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
-        run = await self._coordinator.stop_run(request.run, request.reason[:500])
+        run = await self._coordinator.stop_run(request.run, request.reason)
         return pb.StopRunResponse(run=to_message(run, pb.Run))
 
     @answering

@@ -11,6 +11,7 @@ import structlog
 
 from fedlora.errors import FedLoraError, Reason
 from fedlora.rpc.status import to_status
+from fedlora.wire.payload import Unreadable
 
 __all__ = ["Context", "abort", "answering", "streaming"]
 
@@ -52,6 +53,11 @@ def streaming(method: Callable[..., AsyncIterator[R]]) -> Callable[..., AsyncIte
 async def _abort(context: Context, error: Exception, method: str) -> NoReturn:
     if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
         raise error
+    if isinstance(error, Unreadable):
+        # Of a stream; that of a call with one message gRPC refuses itself, as UNKNOWN.
+        error = FedLoraError(
+            Reason.INVALID_ARGUMENT, f"a message of this stream cannot be read: {error}"
+        )
     if isinstance(error, FedLoraError):
         log.info("refused", method=method, reason=error.reason.value, error=str(error))
     else:

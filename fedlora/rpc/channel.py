@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fedlora.rpc.services import FEDERATION_SERVICE
 
 __all__ = [
+    "MAX_ANSWER_BYTES",
     "MAX_CHUNK_BYTES",
     "MAX_MESSAGE_BYTES",
     "SERVER_OPTIONS",
@@ -23,14 +24,18 @@ MAX_CHUNK_BYTES = 1024**2
 """payload bytes in one message"""
 
 MAX_MESSAGE_BYTES = 2 * 1024**2
-"""a whole message: a chunk and room for its envelope; enforced after decompression"""
+"""a whole message to the server: a chunk and room for its envelope; enforced after decompression"""
+
+MAX_ANSWER_BYTES = 64 * 1024**2
+"""a whole message from the server: a run with all its workers (some 0.3 KB each), all runs, or a
+round with its certificate (some 2.4 MB for 560 layers at rank 128)"""
 
 STREAM_WINDOW_BYTES = 4 * MAX_CHUNK_BYTES
 """what a client may send of a stream before the server has read it"""
 
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     # What one stream may have in flight is fixed: grpc's own estimate of it grows with the delay of
     # a busy server, so that uploads take most memory when it is scarcest.
     ("grpc.http2.bdp_probe", 0),
@@ -69,7 +74,7 @@ def client_options() -> list[tuple[str, int | str]]:
         ]
     }
     return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         # As at the server; the estimate also costs it a ping for every answer to a heartbeat.
         ("grpc.http2.bdp_probe", 0),

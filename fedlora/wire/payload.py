@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from fedlora.proto.v1 import tensor_pb2
 from fedlora.wire.stream import Chunk, Commit
 
-__all__ = ["encode_chunk", "encode_commit", "reader_of", "serialize"]
+__all__ = ["Unreadable", "encode_chunk", "encode_commit", "reader_of", "serialize"]
 
 M = TypeVar("M", bound=Message)
+
+Unreadable = DecodeError
+"""bytes that are no message of the kind that was expected, of a payload or not"""
 
 # `chunk` and `commit` have one number in every message that carries a payload.
 _CHUNK_TAG = 2 << 3 | 2

@@ -318,6 +318,16 @@ async def test_a_retried_registration_of_one_process_fences_nobody(tmp_path: Pat
         assert reason_of(caught.value) == "UNKNOWN_SESSION", "it registers again, and goes on"
 
 
+async def test_who_asks_for_a_task_before_confirming_is_told_to_confirm(tmp_path: Path):
+    async with serving(tmp_path, run_spec()) as served:
+        worker = ScriptedWorker(served.federation, "w-0")
+        await worker.register()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.task()
+        assert reason_of(caught.value) == "UNKNOWN_SESSION"
+        assert "ConfirmAdapter" in str(caught.value.details())
+
+
 async def test_an_adapter_is_pulled_whole_or_from_an_offset(tmp_path: Path):
     async with serving(tmp_path, run_spec(num_rounds=1)) as served:
         parts = await start_round(served, "w-0", "w-1")
@@ -381,6 +391,24 @@ async def test_a_task_is_there_as_soon_as_it_exists(tmp_path: Path):
         await served.worker("w-1")
         task = await asyncio.wait_for(waiting, timeout=30)
         assert task.kind == federation_pb2.TASK_KIND_INITIALIZE
+
+
+async def test_calls_of_one_worker_that_wait_for_a_task_leave_the_others_their_places(
+    tmp_path: Path,
+):
+    run = run_spec(num_workers=3)
+    async with serving(tmp_path, run, max_concurrent_rpcs=20) as served:
+        greedy, honest = await served.worker("greedy"), await served.worker("honest")
+        calls = [asyncio.ensure_future(greedy.task(60.0)) for _ in range(20)]
+        refused, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        while len(refused) < 12:
+            more, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            refused |= more
+        errors = [call.exception() for call in refused]
+        assert [reason_of(error) for error in errors] == ["SERVER_BUSY"] * 12
+        assert (await honest.task(0.01)).kind == federation_pb2.TASK_KIND_WAIT
+        for call in waiting:
+            call.cancel()
 
 
 async def test_a_heartbeat_says_whether_the_work_still_counts(tmp_path: Path):

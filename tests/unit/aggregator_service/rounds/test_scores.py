@@ -29,6 +29,11 @@ def test_scores_are_means_over_examples_not_over_workers():
     assert pooled["test_num_examples"] == 40
 
 
+def test_no_metric_takes_the_place_of_the_number_of_examples():
+    scored = replace(score("global", "test", 30), metrics={"num_examples": 7.0})
+    assert pool_scores({}, {"a": (scored,)})["test_num_examples"] == 30
+
+
 def test_the_gap_compares_the_same_workers_on_the_same_data():
     local = {
         "a": (score("local", "held_out", 10, accuracy=0.9),),

@@ -53,6 +53,16 @@ def test_a_refusal_arrives_with_reason_text_hint_and_when_to_come_back(retry_sec
     assert told == (error.reason, error.message, error.hint, retry_seconds)
 
 
+@pytest.mark.parametrize("letter", ["x", "字", "🦙"])
+def test_a_refusal_with_more_to_say_than_grpc_lets_through_keeps_its_reason(letter: str):
+    error = FedLoraError(Reason.NOT_FOUND, f"no run; there are: {letter * 5000}", hint=letter * 500)
+    again = from_rpc_error(asyncio.run(caught_from(error)), peer="the server")
+    assert again.reason is Reason.NOT_FOUND
+    assert again.message.startswith(f"no run; there are: {letter * 200}")
+    assert again.message.endswith("…")
+    assert again.hint.startswith(letter * 50)
+
+
 def test_the_time_to_come_back_is_googles_retry_info_which_other_clients_know():
     caught = asyncio.run(
         caught_from(FedLoraError(Reason.SERVER_BUSY, "all is taken", retry_seconds=2.5))
