@@ -18,9 +18,12 @@ from aggregator_service.rounds.ports import Transaction
 from aggregator_service.store.sqlite import DATABASE_NAME, SqliteStateStore
 from fedlora.errors import FedLoraError, Reason
 from fedlora.exit_codes import ExitCode, exit_code_of
+from fedlora.proto.v1 import run_pb2
+from fedlora.rpc.channel import MAX_MESSAGE_BYTES
 from fedlora.runs.method import RuleSpec
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType
+from fedlora.wire.convert import to_message
 from fedlora_cli.admin_client import AdminClient
 from fedlora_cli.app import app
 from fedlora_cli.server_error import ServerError
@@ -98,7 +101,7 @@ def test_plain_text_to_another_machine_is_warned_of_in_one_line(address):
             )
 
 
-def test_a_run_of_any_length_is_listed(tmp_path):
+def test_a_run_of_any_length_is_listed(tmp_path, monkeypatch):
     with aggregator(tmp_path) as address, AdminClient(address) as client:
         client.create_run(run_spec("one"), start=True)
     store = SqliteStateStore(config(tmp_path).state_dir / DATABASE_NAME)
@@ -106,6 +109,9 @@ def test_a_run_of_any_length_is_listed(tmp_path):
     rounds = tuple(sample_round(n) for n in range(1, 601))
     store.commit(Transaction(state=state, clock=clock, reports=rounds))
     store.close()
+    length = sum(to_message(r, run_pb2.RoundReport).ByteSize() for r in rounds)
+    assert length > MAX_MESSAGE_BYTES
+    monkeypatch.setattr("fedlora.rpc.channel.MAX_ANSWER_BYTES", MAX_MESSAGE_BYTES)
     with aggregator(tmp_path) as address, AdminClient(address) as client:
         assert [r.round for r in client.list_rounds("one")] == [r.round for r in rounds]
 
