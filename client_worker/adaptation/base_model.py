@@ -148,7 +148,8 @@ def _refusing(spec: AdapterSpec) -> Iterator[None]:
             Reason.INVALID_MODEL,
             f"the base model {spec.base_model.model_id!r} cannot be loaded for "
             f"{spec.task_type.value}: {str(error).strip()}",
-            hint="Name a folder or package on this machine, or a model of the hub that it reaches",
+            hint="Name a folder or package on this machine, or a model of the hub that it reaches; "
+            "in a configuration file, a folder beside it begins with ./",
         ) from error
 
 

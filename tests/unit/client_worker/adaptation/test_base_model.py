@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from support.tiny_models import save_tiny_bert, save_tiny_llama
 from support.worker_runs import causal_spec, classifier_spec
 from transformers import BertForSequenceClassification
@@ -99,6 +100,13 @@ def test_a_tokenizer_without_padding_borrows_a_token(llama, tmp_path):
     loaded = load_base(causal_spec(tmp_path), seed=5)
     assert loaded.tokenizer.pad_token == "</s>"
     assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id
+
+
+def test_a_folder_that_was_read_as_an_id_of_the_hub_is_told_how_to_write_it(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FedLoraError, match="'models/mine' cannot be loaded") as caught:
+        load_base(causal_spec("models/mine"), seed=5)
+    assert "begins with ./" in caught.value.hint
 
 
 def test_a_folder_with_no_weights_is_refused(bert, tmp_path):
