@@ -62,9 +62,17 @@ def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) ->
             model, tokenizer = random_model(family, spec.task_type, _head(spec))
         else:
             model, tokenizer = _pretrained(spec, hub_cache)
+    _require_tokens(spec, tokenizer)
     if tokenizer.pad_token_id is None:
         # Padding is masked and has no loss, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the tokenizer of the base model {base.model_id!r} names no token to pad with: "
+            "neither a pad_token, nor an eos_token or unk_token that it knows",
+            hint='Set one of those it has, such as tokenizer.eos_token = "</s>", and save it again',
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     # A cache of keys and values is for generation; it also stands against packing.
     model.config.use_cache = False
@@ -176,6 +184,17 @@ def _head(spec: AdapterSpec) -> dict[str, Any]:
         "id2label": dict(enumerate(spec.labels)),
         "label2id": {label: i for i, label in enumerate(spec.labels)},
     }
+
+
+def _require_tokens(spec: AdapterSpec, tokenizer: Any) -> None:
+    """Refuses what transformers makes up where a folder has no tokenizer: it knows no word."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the base model {spec.base_model.model_id!r} brings no tokenizer: the one there is "
+            f"knows {len(tokenizer)} tokens, all of them special",
+            hint="Save it beside the model: tokenizer.save_pretrained(folder)",
+        )
 
 
 def _require_no_frozen_noise(spec: AdapterSpec, info: dict[str, Any]) -> None:

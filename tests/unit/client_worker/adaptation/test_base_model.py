@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import constants
 from support.tiny_models import save_tiny_bert, save_tiny_llama
 from support.worker_runs import causal_spec, classifier_spec
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
 from client_worker.adaptation.base_model import load_base
 from fedlora.adapters.spec import BaseModel
@@ -100,6 +100,23 @@ def test_a_tokenizer_without_padding_borrows_a_token(llama, tmp_path):
     loaded = load_base(causal_spec(tmp_path), seed=5)
     assert loaded.tokenizer.pad_token == "</s>"
     assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(llama, tmp_path):
+    base = load_base(causal_spec(llama), seed=5)
+    base.model.save_pretrained(tmp_path)
+    core = base.tokenizer.backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match="names no token to pad with") as caught:
+        load_base(causal_spec(tmp_path), seed=5)
+    assert caught.value.reason is Reason.INVALID_MODEL
+
+
+def test_a_folder_without_a_tokenizer_is_refused(bert, tmp_path):
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match="brings no tokenizer") as caught:
+        load_base(classifier_spec(tmp_path), seed=5)
+    assert "tokenizer.save_pretrained" in caught.value.hint
 
 
 def test_a_folder_that_was_read_as_an_id_of_the_hub_is_told_how_to_write_it(monkeypatch):
