@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
             **_head(spec),
             **options,
         )
-    _require_no_frozen_noise(spec, info)
+    _require_no_frozen_noise(spec, info, model.state_dict())
     return model, tokenizer
 
 
@@ -197,15 +197,35 @@ def _require_tokens(spec: AdapterSpec, tokenizer: Any) -> None:
         )
 
 
-def _require_no_frozen_noise(spec: AdapterSpec, info: dict[str, Any]) -> None:
+def _require_no_frozen_noise(
+    spec: AdapterSpec, info: dict[str, Any], names: Collection[str]
+) -> None:
     """Weights that the checkpoint lacks are random; frozen, they would stay so."""
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     missing = sorted({*info["missing_keys"], *mismatched})
     if frozen := [name for name in missing if not is_inside(name, spec.modules_to_save)]:
-        modules = sorted({name.split(".")[-2] for name in frozen if "." in name})
+        brought = {*names} - {*missing}
+        random = {_outermost(name, brought) for name in frozen if "." in name}
+        modules = sorted({*spec.modules_to_save, *random})
         raise FedLoraError(
             Reason.INVALID_MODEL,
             f"the base model {spec.base_model.model_id!r} brings no weights for "
             f"{', '.join(frozen[:4])}, which would stay random and frozen",
             hint=f"Train them: adapter.modules_to_save = {modules}".replace("'", '"'),
         )
+
+
+def _outermost(name: str, brought: Collection[str]) -> str:
+    """The largest module around a tensor that has none of those brought, as peft may be told it."""
+    path = name.rpartition(".")[0]
+    while (outer := path.rpartition(".")[0]) and not any(
+        other.startswith(f"{outer}.") for other in brought
+    ):
+        path = outer
+    ends = path.split(".")
+    for n in range(1, len(ends)):
+        # A shorter end may be that of other modules, such as each "dense" of an encoder.
+        end = ".".join(ends[-n:])
+        if not any(is_inside(other, [end]) for other in brought):
+            return end
+    return path

@@ -7,7 +7,12 @@ import torch
 from huggingface_hub import constants
 from support.tiny_models import save_tiny_bert, save_tiny_llama
 from support.worker_runs import causal_spec, classifier_spec
-from transformers import BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from client_worker.adaptation.base_model import load_base
 from fedlora.adapters.spec import BaseModel
@@ -65,6 +70,18 @@ def test_a_head_that_would_stay_random_is_refused_with_the_way_out(bert):
         load_base(spec, seed=5)
     assert caught.value.reason is Reason.INVALID_MODEL
     assert 'modules_to_save = ["classifier"]' in caught.value.hint
+
+
+def test_the_way_out_names_the_whole_random_module_and_nothing_that_was_brought(bert, tmp_path):
+    spec = classifier_spec(tmp_path)
+    model = BertForMaskedLM.from_pretrained(bert)
+    model.save_pretrained(tmp_path)
+    load_base(classifier_spec(bert), seed=5).tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match=r"bert\.pooler\.dense\.weight") as caught:
+        load_base(spec, seed=5)
+    # Not "dense", which is every feed-forward layer, and not without what was there.
+    assert 'modules_to_save = ["classifier", "pooler"]' in caught.value.hint
+    load_base(replace(spec, modules_to_save=("classifier", "pooler")), seed=5)
 
 
 def test_a_head_for_other_labels_is_replaced(bert, tmp_path):
