@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,17 @@ def load_base(spec: AdapterSpec, *, seed: int, hub_cache: Path | None = None) ->
             model, tokenizer = random_model(family, spec.task_type, _head(spec))
         else:
             model, tokenizer = _pretrained(spec, hub_cache)
+    _require_tokens(spec, tokenizer)
     if tokenizer.pad_token_id is None:
         # Padding is masked and has no loss, so which token it is does not matter.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the tokenizer of the base model {base.model_id!r} names no token to pad with: "
+            "neither a pad_token, nor an eos_token or unk_token that it knows",
+            hint='Set one of those it has, such as tokenizer.eos_token = "</s>", and save it again',
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     # A cache of keys and values is for generation; it also stands against packing.
     model.config.use_cache = False
@@ -118,7 +126,7 @@ def _pretrained(spec: AdapterSpec, hub_cache: Path | None) -> tuple[Any, Any]:
             **_head(spec),
             **options,
         )
-    _require_no_frozen_noise(spec, info)
+    _require_no_frozen_noise(spec, info, model.state_dict())
     return model, tokenizer
 
 
@@ -148,7 +156,8 @@ def _refusing(spec: AdapterSpec) -> Iterator[None]:
             Reason.INVALID_MODEL,
             f"the base model {spec.base_model.model_id!r} cannot be loaded for "
             f"{spec.task_type.value}: {str(error).strip()}",
-            hint="Name a folder or package on this machine, or a model of the hub that it reaches",
+            hint="Name a folder or package on this machine, or a model of the hub that it reaches; "
+            "in a configuration file, a folder beside it begins with ./",
         ) from error
 
 
@@ -177,15 +186,46 @@ def _head(spec: AdapterSpec) -> dict[str, Any]:
     }
 
 
-def _require_no_frozen_noise(spec: AdapterSpec, info: dict[str, Any]) -> None:
+def _require_tokens(spec: AdapterSpec, tokenizer: Any) -> None:
+    """Refuses what transformers makes up where a folder has no tokenizer: it knows no word."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise FedLoraError(
+            Reason.INVALID_MODEL,
+            f"the base model {spec.base_model.model_id!r} brings no tokenizer: the one there is "
+            f"knows {len(tokenizer)} tokens, all of them special",
+            hint="Save it beside the model: tokenizer.save_pretrained(folder)",
+        )
+
+
+def _require_no_frozen_noise(
+    spec: AdapterSpec, info: dict[str, Any], names: Collection[str]
+) -> None:
     """Weights that the checkpoint lacks are random; frozen, they would stay so."""
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
     missing = sorted({*info["missing_keys"], *mismatched})
     if frozen := [name for name in missing if not is_inside(name, spec.modules_to_save)]:
-        modules = sorted({name.split(".")[-2] for name in frozen if "." in name})
+        brought = {*names} - {*missing}
+        random = {_outermost(name, brought) for name in frozen if "." in name}
+        modules = sorted({*spec.modules_to_save, *random})
         raise FedLoraError(
             Reason.INVALID_MODEL,
             f"the base model {spec.base_model.model_id!r} brings no weights for "
             f"{', '.join(frozen[:4])}, which would stay random and frozen",
             hint=f"Train them: adapter.modules_to_save = {modules}".replace("'", '"'),
         )
+
+
+def _outermost(name: str, brought: Collection[str]) -> str:
+    """The largest module around a tensor that has none of those brought, as peft may be told it."""
+    path = name.rpartition(".")[0]
+    while (outer := path.rpartition(".")[0]) and not any(
+        other.startswith(f"{outer}.") for other in brought
+    ):
+        path = outer
+    ends = path.split(".")
+    for n in range(1, len(ends)):
+        # A shorter end may be that of other modules, such as each "dense" of an encoder.
+        end = ".".join(ends[-n:])
+        if not any(is_inside(other, [end]) for other in brought):
+            return end
+    return path

@@ -192,8 +192,12 @@ def _csv(file: Path) -> Iterator[Row]:
                     )
                 yield Row(values, place, columns_may_be_content=True)
         except csv.Error as error:
+            # Of what was read in full; the row that is broken begins behind it.
+            place = f"{file.name}, line {reader.line_num + 1}"
             raise FedLoraError(
-                Reason.INVALID_DATA, f"{file.name}, line {reader.line_num}: {error}"
+                Reason.INVALID_DATA,
+                f"{place}: {error}",
+                hint='Write a quoted field as "...", and each quote within it twice',
             ) from error
 
 

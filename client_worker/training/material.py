@@ -17,6 +17,7 @@ from client_worker.data.config import DataConfig
 from client_worker.data.encoding import EncodedExample, encode_examples
 from client_worker.data.local_data import load_local_data
 from client_worker.device import torch_device
+from client_worker.training.input_limits import InputLimits
 from client_worker.training.precision import Precision
 from fedlora.process_limits import available_cores
 from fedlora.runs.spec import RunSpec
@@ -62,6 +63,7 @@ def load_material(
         stream=run.continual,
     )
     base = load_base(spec, seed=run.seed, hub_cache=cache_dir / "hub" if cache_dir else None)
+    limits = InputLimits.of(base.model)
     model = attach_adapter(base, spec, rank=rank, seed=run.seed, dtype=run.wire_dtype)
     encoded = EncodedData(
         **{
@@ -73,6 +75,7 @@ def load_material(
             for name in ("train", "held_out", "test")
         }
     )
+    limits.check((*encoded.train, *encoded.held_out, *encoded.test), training, pad_id=model.pad_id)
     precision = Precision.of(torch_device(device), training.precision)
     model.module.to(precision.device)
     compute_in(model.module, precision.autocast_dtype or torch.float32)

@@ -129,6 +129,12 @@ def parse_key(key: str) -> ParsedKey:
     for factor in Factor:
         if factor.value and rest.endswith(factor.value):
             return ParsedKey(rest.removesuffix(factor.value), factor)
+    if ".lora_embedding_" in rest:
+        raise FedLoraError(
+            Reason.INVALID_PAYLOAD,
+            f"expected adapted linear layers, got an embedding: {key[:200]!r}",
+            hint="Leave embeddings out of target_modules; in modules_to_save they are averaged",
+        )
     for mark in ("lora_", "hira_"):
         if f".{mark}" in rest:
             raise FedLoraError(

@@ -358,7 +358,11 @@ def _module_ranks(folder: Path, weights: Path) -> dict[str, int]:
         raise _bad(folder, f"{WEIGHTS_NAME} cannot be read: {error}") from error
     ranks = {}
     for key, shape in shapes.items():
-        parsed = parse_key(key)
+        try:
+            parsed = parse_key(key)
+        except FedLoraError as error:
+            text = f"adapter {str(folder)!r}: {error.message}"
+            raise FedLoraError(error.reason, text, hint=error.hint) from error
         if parsed.part is Part.A:
             ranks[parsed.path] = int(shape[0])
     if not ranks:

@@ -26,7 +26,8 @@ same file and each takes the sections that are its own. A value comes from, late
 4. flags: `--set rounds.num_rounds=4`.
 
 Lists are written `a,b` or `["a", "b"]` in variables and flags. Relative paths in the file are
-meant from the file's own folder, those in variables and flags from the current one. A key that
+meant from the file's own folder, those in variables and flags from the current one; `model.base` is
+one where it begins with `./` or `../`, else a name. A key that
 does not exist is an error that names the nearest one. `fedlora config check FILE` shows every value
 and where it came from; [examples/quickstart.toml](../examples/quickstart.toml) is a whole file to
 start from.

@@ -91,7 +91,7 @@ BAD_ROWS = (
     _of_labels("control", f'{{"text": "{SECRET}\t"}}\n', "line 1: not JSON at column"),
     _of_labels("latin", f'{{"text": "{SECRET} é"}}\n', "not UTF-8 text", encoding="latin-1"),
     _of_labels("fields", f"text,label\na,no\n{SECRET},no,x\n", "line 3: exp", suffix=".csv"),
-    _of_labels("quote", f'text,label\n"{SECRET}"x,no\n', "line 1: ',' expected", suffix=".csv"),
+    _of_labels("quote", f'text,label\n"{SECRET}"x,no\n', "line 2: ',' expected", suffix=".csv"),
     _of_labels("open", f'text,label\n"{SECRET},no\n', "unexpected end of data", suffix=".csv"),
     _of_labels("headless", f"{SECRET},no\na,yes\n", "line 2: no column 'text'", suffix=".csv"),
     _of_labels("near", f"{SECRET},txt\na,yes\n", "line 2: no column 'text'", suffix=".csv"),

@@ -4,9 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from support.tiny_models import save_tiny_bert, save_tiny_llama
 from support.worker_runs import causal_spec, classifier_spec
-from transformers import BertForSequenceClassification
+from transformers import (
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from client_worker.adaptation.base_model import load_base
 from fedlora.adapters.spec import BaseModel
@@ -66,6 +72,18 @@ def test_a_head_that_would_stay_random_is_refused_with_the_way_out(bert):
     assert 'modules_to_save = ["classifier"]' in caught.value.hint
 
 
+def test_the_way_out_names_the_whole_random_module_and_nothing_that_was_brought(bert, tmp_path):
+    spec = classifier_spec(tmp_path)
+    model = BertForMaskedLM.from_pretrained(bert)
+    model.save_pretrained(tmp_path)
+    load_base(classifier_spec(bert), seed=5).tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match=r"bert\.pooler\.dense\.weight") as caught:
+        load_base(spec, seed=5)
+    # Not "dense", which is every feed-forward layer, and not without what was there.
+    assert 'modules_to_save = ["classifier", "pooler"]' in caught.value.hint
+    load_base(replace(spec, modules_to_save=("classifier", "pooler")), seed=5)
+
+
 def test_a_head_for_other_labels_is_replaced(bert, tmp_path):
     model = BertForSequenceClassification.from_pretrained(bert, num_labels=7)
     model.save_pretrained(tmp_path)
@@ -99,6 +117,30 @@ def test_a_tokenizer_without_padding_borrows_a_token(llama, tmp_path):
     loaded = load_base(causal_spec(tmp_path), seed=5)
     assert loaded.tokenizer.pad_token == "</s>"
     assert loaded.model.config.pad_token_id == loaded.tokenizer.pad_token_id
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused(llama, tmp_path):
+    base = load_base(causal_spec(llama), seed=5)
+    base.model.save_pretrained(tmp_path)
+    core = base.tokenizer.backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match="names no token to pad with") as caught:
+        load_base(causal_spec(tmp_path), seed=5)
+    assert caught.value.reason is Reason.INVALID_MODEL
+
+
+def test_a_folder_without_a_tokenizer_is_refused(bert, tmp_path):
+    BertModel.from_pretrained(bert).save_pretrained(tmp_path)
+    with pytest.raises(FedLoraError, match="brings no tokenizer") as caught:
+        load_base(classifier_spec(tmp_path), seed=5)
+    assert "tokenizer.save_pretrained" in caught.value.hint
+
+
+def test_a_folder_that_was_read_as_an_id_of_the_hub_is_told_how_to_write_it(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FedLoraError, match="'models/mine' cannot be loaded") as caught:
+        load_base(causal_spec("models/mine"), seed=5)
+    assert "begins with ./" in caught.value.hint
 
 
 def test_a_folder_with_no_weights_is_refused(bert, tmp_path):

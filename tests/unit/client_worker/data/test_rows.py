@@ -49,6 +49,12 @@ def test_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path):
     assert rows[1].place == "a.csv, line 4"
 
 
+def test_a_broken_csv_row_is_told_by_the_line_in_which_it_begins(tmp_path):
+    before = 'text,label\n"two\nlines",y\n'
+    for row in ('"he said "no"",y\n', '"never closed,y\nnext,y\n'):
+        assert "a.csv, line 4: " in refusal(tmp_path / "a.csv", before + row)
+
+
 @pytest.mark.parametrize("line", ["only-one", "a,b,c"])
 def test_a_csv_line_with_another_number_of_fields_is_named(tmp_path, line):
     message = refusal(tmp_path / "a.csv", f"text,label\nd,y\n{line}\n")

@@ -254,6 +254,14 @@ def test_missing_files_are_named(tmp_path):
         read_peft_folder(folder)
 
 
+def test_an_adapted_embedding_is_refused_with_its_folder_and_the_way_out(tmp_path):
+    model = adapted(causal_lm(), seed=1, r=2, target_modules=["q_proj", "embed_tokens"])
+    model.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
+    with pytest.raises(FedLoraError, match=r"theirs.*got an embedding.*embed_tokens") as caught:
+        read_peft_folder(tmp_path / "theirs")
+    assert "modules_to_save" in caught.value.hint
+
+
 def test_files_that_are_neither_json_nor_safetensors_are_refused(tmp_path):
     folder = write_folder(tmp_path / "f", seed=1)
     (folder / WEIGHTS_NAME).write_bytes(b"junk")

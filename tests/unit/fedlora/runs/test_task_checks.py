@@ -44,3 +44,29 @@ def test_those_of_another_are_refused(task, labels, training, named):
     with pytest.raises(FedLoraError, match=named) as caught:
         check_task(run(task, labels, **training))
     assert caught.value.reason is Reason.INVALID_CONFIG
+
+
+def aimed(*targets):
+    spec = run(CONTINUE, ())
+    return replace(spec, adapter=replace(spec.adapter, target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    "targets", [("q_proj", "v_proj"), ("all-linear",), (".*(q|v)_proj",), ("layers.0.q_proj",)]
+)
+def test_names_or_one_expression_are_taken(targets):
+    check_task(aimed(*targets))
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [
+        (("*attn",), r"'\*attn' is no regular expression: nothing to repeat"),
+        (("q_proj", ".*dense"), r"expected '\.\*dense' alone or names only, got 2 entries"),
+        (("all-linear", "score"), "expected 'all-linear' alone"),
+    ],
+)
+def test_what_peft_would_take_for_the_name_of_nothing_is_refused(targets, named):
+    with pytest.raises(FedLoraError, match=named) as caught:
+        check_task(aimed(*targets))
+    assert caught.value.reason is Reason.INVALID_CONFIG
