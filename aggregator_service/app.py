@@ -87,10 +87,12 @@ class Aggregator:
             self._lock = StateLock(config.state_dir, take_over=config.take_over)
             opened.callback(self._lock.release)
             opened.callback(self._remove_port_file)
+            disk = DiskWatch(lambda: blobs.probe())
             # The epoch first: from then on nothing that another server does can be acknowledged.
             store = ThreadedStore(
                 lambda: SqliteStateStore(config.state_dir / DATABASE_NAME),
                 on_fenced=functools.partial(loop.call_soon_threadsafe, self._fenced.set),
+                on_error=disk.noticed,
             )
             opened.push_async_callback(asyncio.to_thread, store.close)
             blobs = BlobStore(config.state_dir, keep_uploads=not self._lock.took_over)
@@ -98,7 +100,7 @@ class Aggregator:
             opened.push_async_callback(exporter.close)
             sweeper = Sweeper(store, blobs, keep_rounds=config.keep_rounds)
             opened.push_async_callback(sweeper.close)
-            engine, disk = _engine(config, blobs), DiskWatch(blobs.probe)
+            engine = _engine(config, blobs)
             metrics = _metrics(config, engine) if config.metrics_address else None
             self.coordinator = Coordinator(
                 store=store,

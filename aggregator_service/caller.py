@@ -34,11 +34,13 @@ _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 @contextmanager
 def calling(caller: Caller | None) -> Iterator[None]:
     """Within, the call is `caller`'s; None where nobody needs to prove anything."""
-    token = _CALLER.set(caller)
+    before = _CALLER.get()
+    _CALLER.set(caller)
     try:
         yield
     finally:
-        _CALLER.reset(token)
+        # By no token: a stream that is not read to its end is closed in another context.
+        _CALLER.set(before)
 
 
 def current_caller() -> Caller | None:

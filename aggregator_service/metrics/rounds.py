@@ -86,9 +86,8 @@ class Tally:
         counted = {**self.events, event.type: self.events.get(event.type, 0) + 1}
         return replace(self, events=counted)
 
-    def with_certificate(self, report: RoundReport) -> Tally:
+    def with_certificate(self, seconds: float) -> Tally:
         """With the time that a round's certificate took."""
-        seconds = report.certificate.seconds if report.certificate else 0.0
         return replace(self, certificates=self.certificates.plus(seconds))
 
     def with_round(self, report: RoundReport) -> Tally:
@@ -128,5 +127,6 @@ class RoundTallies:
             if event.type is EventType.ROUND_COMPLETED:
                 tally = tally.with_round(by_round[event.round])
             elif event.type is EventType.CERTIFICATE_READY:
-                tally = tally.with_certificate(by_round[event.round])
+                # Its round has no report yet while workers evaluate.
+                tally = tally.with_certificate(float(str(event.detail["seconds"])))
         self._tallies[state.run_id] = tally

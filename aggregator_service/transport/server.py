@@ -104,7 +104,7 @@ class GrpcServer:
         await self._server.start()
         if config.enrolment_address and self._identity is not None:
             server = grpc.aio.server(
-                interceptors=(self._guard(self._callers()),),
+                interceptors=self._interceptors(),
                 options=SERVER_OPTIONS,
                 maximum_concurrent_rpcs=config.max_concurrent_rpcs,
             )
@@ -144,10 +144,8 @@ class GrpcServer:
 
     def _main_server(self, workers: WorkerCalls, uploads: Uploads) -> grpc.aio.Server:
         config = self._config
-        # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
-        measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
         server = grpc.aio.server(
-            interceptors=(*measured, self._guard(self._callers())),
+            interceptors=self._interceptors(),
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=config.max_concurrent_rpcs,
         )
@@ -173,13 +171,16 @@ class GrpcServer:
             reflection.enable_server_reflection(names, server)
         return server
 
-    def _guard(self, callers: Callers | None) -> Guard:
+    def _interceptors(self) -> tuple[grpc.aio.ServerInterceptor, ...]:
         config = self._config
-        return Guard(
-            callers,
+        # Outermost: what the guard refuses is counted too. Each call pays, so only if asked for.
+        measured = [MeasuredCalls(self._coordinator.telemetry)] if config.metrics_address else []
+        guard = Guard(
+            self._callers(),
             message_seconds=config.idle_timeout_seconds,
             most_strangers=max(1, config.max_concurrent_rpcs // _STRANGERS_SHARE),
         )
+        return (*measured, guard)
 
     def _callers(self) -> Callers | None:
         is_revoked = self._enrolment.is_revoked

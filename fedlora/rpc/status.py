@@ -91,6 +91,13 @@ _ENCRYPTION_HINT = (
     "authorities: see docs/security.md, and FEDLORA_IDENTITY_DIR or worker.identity_dir"
 )
 
+# What gRPC says where the certificate is good, and names other hosts than the one that was dialled.
+_NAME_SIGN = "Hostname Verification Check failed"
+_NAME_HINT = (
+    "The server's certificate does not name this host: dial one that `fedlora pki init` was given "
+    "with --server-name (--server HOST:PORT, worker.server, or the invitation's --enrolment)"
+)
+
 
 def to_status(error: FedLoraError) -> grpc.Status:
     """The status that tells a peer about `error`, as much of its text as gRPC lets through."""
@@ -143,5 +150,11 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str) -> FedLoraError:
     code = error.code() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else _C.UNKNOWN
     reason = _REASON_OF_BARE_STATUS.get(code, Reason.INTERNAL)
     text = error.details() if isinstance(error, grpc.Call | grpc.aio.AioRpcError) else str(error)
-    hint = _ENCRYPTION_HINT if any(words in (text or "") for words in _ENCRYPTION_SIGNS) else ""
-    return FedLoraError(reason, f"{peer} answered {code.name}: {text or 'no detail'}", hint=hint)
+    said = f"{peer} answered {code.name}: {text or 'no detail'}"
+    return FedLoraError(reason, said, hint=_hint_of(text or ""))
+
+
+def _hint_of(text: str) -> str:
+    if _NAME_SIGN in text:
+        return _NAME_HINT
+    return _ENCRYPTION_HINT if any(words in text for words in _ENCRYPTION_SIGNS) else ""

@@ -110,6 +110,8 @@ def token(
     own = SECURITY.get().identity_dir
     if own is None:
         raise _no_identity()
+    if out.exists():
+        raise _is_there(out)
     authorities = read_authorities(own).decode()
     with connect(server) as client:
         invited = client.invite(role, name, seconds=hours * 3600)
@@ -191,6 +193,16 @@ def _day(seconds: float) -> str:
     import datetime as dt
 
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _is_there(out: Path) -> Exception:
+    from fedlora.errors import FedLoraError, Reason
+
+    return FedLoraError(
+        Reason.ALREADY_EXISTS,
+        f"{out} is there, and may be an invitation that is good still",
+        hint="Name another file with --out, or remove that one",
+    )
 
 
 def _no_identity() -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +26,11 @@ PLACES = {
     Failpoint.BEFORE_RENAME: 9,
     Failpoint.BEFORE_COMMIT: 35,
 }
+
+
+def limit_pages(store: Any, pages: int) -> None:
+    """SQLite takes no more than these, or than there are, as on a full disk."""
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +87,25 @@ async def test_health_says_not_serving_until_the_disk_takes_writes_again(tmp_pat
         is_full.clear()
         assert (await anext(statuses)).status == status.SERVING
         watch.cancel()
+
+
+async def test_a_step_that_the_database_has_no_room_for_is_noticed(tmp_path: Path):
+    async with serving(tmp_path, run_spec("first")) as served:
+        coordinator = served.aggregator.coordinator
+        await coordinator.store.call(lambda s: limit_pages(s, 1))
+
+        async def create_more() -> None:
+            while True:
+                await coordinator.create_run(run_spec(f"r-{len(coordinator.runs())}"), start=True)
+
+        with pytest.raises(FedLoraError) as caught:
+            await create_more()
+        assert caught.value.reason is Reason.OUT_OF_SPACE
+        assert not coordinator.disk.takes_writes
+        await coordinator.store.call(lambda s: limit_pages(s, 2**30))
+        while not coordinator.disk.takes_writes:
+            await coordinator.disk.wait_for_change()
+        await coordinator.create_run(run_spec("last"), start=True)
 
 
 @pytest.mark.parametrize("reason", [Reason.UNAVAILABLE, Reason.NOT_FINITE])

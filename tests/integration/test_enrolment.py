@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from support.federation import Served, reason_of, serving
 from support.identities import Federation, channel_of, moment, names
+from support.observed_federation import scrape
 from support.runs import run_spec
 from support.tiny_trainer import TinyTrainer
 from support.waiting import until
@@ -106,6 +107,14 @@ async def test_an_invitation_becomes_an_identity_that_the_server_knows(federatio
         state = (tmp_path / "state" / "fedlora.sqlite").read_bytes()
         wal = (tmp_path / "state" / "fedlora.sqlite-wal").read_bytes()
         assert invitation.join_token.encode() not in state + wal, "only its digest is kept"
+
+
+async def test_enrolment_is_counted_as_every_call_is(federation, tmp_path: Path):
+    async with enrolling(federation, tmp_path, metrics_address="127.0.0.1:0") as served:
+        invitation = await invited(served, federation)
+        await asyncio.to_thread(enrol, invitation, tmp_path / "own")
+        page = await asyncio.to_thread(scrape, served.aggregator.metrics_address)
+    assert 'fedlora_rpcs_total{code="OK",method="Enrol"} 1.0' in page.splitlines()
 
 
 async def test_of_fifty_that_redeem_one_token_one_is_certified(federation, tmp_path: Path):

@@ -21,6 +21,9 @@ from fedlora.identity.names import AccessRole
 from fedlora.proto.v1 import admin_pb2, admin_pb2_grpc, federation_pb2_grpc
 from fedlora.rpc.security import ClientSecurity
 from fedlora.runs.tasks import Capabilities
+from fedlora_cli.admin_client import AdminClient
+from fedlora_cli.commands.pki import token
+from fedlora_cli.connection import SECURITY
 
 
 async def refusal(tmp_path: Path, **settings: Any) -> str:
@@ -43,6 +46,34 @@ async def test_plain_text_beyond_this_machine_is_served_only_when_asked_for(tmp_
 async def test_an_identity_that_is_no_servers_is_not_served_with(tmp_path: Path):
     worker = Federation(tmp_path).member(AccessRole.WORKER, "w-1")
     assert "a server needs one of the role server" in await refusal(tmp_path, identity_dir=worker)
+
+
+async def test_who_dials_a_host_that_the_certificate_does_not_name_is_told_so(tmp_path: Path):
+    federation = Federation(tmp_path / "federation")
+    elsewhere = federation.member(AccessRole.SERVER, "aggregator", hosts=["aggregator.example"])
+    security = ClientSecurity(identity_dir=federation.member(AccessRole.OPERATOR, "o"))
+    async with serving(tmp_path, None, identity_dir=elsewhere) as served:
+        client = AdminClient(served.aggregator.address, security)
+        with client, pytest.raises(FedLoraError) as caught:
+            await asyncio.to_thread(client.list_runs)
+    assert caught.value.reason is Reason.UNAVAILABLE
+    assert "does not name this host" in caught.value.hint
+    assert "--server-name" in caught.value.hint
+
+
+def test_an_invitation_never_takes_a_files_place_and_none_is_made(tmp_path: Path):
+    out = tmp_path / "a.json"
+    out.write_text("an invitation")
+    own = Federation(tmp_path / "federation").member(AccessRole.OPERATOR, "o")
+    asked = SECURITY.set(ClientSecurity(identity_dir=own))
+    try:
+        with pytest.raises(FedLoraError, match="Name another file with --out") as caught:
+            # There is no server: it is not asked.
+            token("hospital-a", "127.0.0.1:1", out, server="127.0.0.1:1")
+    finally:
+        SECURITY.reset(asked)
+    assert caught.value.reason is Reason.ALREADY_EXISTS
+    assert out.read_text() == "an invitation"
 
 
 @pytest.mark.parametrize("missing", ["identity_dir", "authority_dir"])

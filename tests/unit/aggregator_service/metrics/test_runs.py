@@ -13,6 +13,7 @@ from support.sample_run import sample_certificate, sample_round
 from aggregator_service.metrics.rounds import RoundTallies
 from aggregator_service.metrics.runs import RunCollector
 from aggregator_service.rounds.events import RunStopped, WorkerLost
+from aggregator_service.rounds.history import as_events, certificate_ready
 from aggregator_service.rounds.state import RunState
 from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import EventType, RoundReport, RunEvent
@@ -53,6 +54,12 @@ def ended(name: str, created_at: float = 0.0) -> RunState:
 
 def event(type_: EventType, round: int, sequence: int = 1) -> RunEvent:
     return RunEvent(sequence=sequence, type=type_, time=0.0, round=round)
+
+
+def ready(report: RoundReport) -> Sequence[RunEvent]:
+    assert report.certificate is not None
+    fact = certificate_ready(report.round, report.certificate)
+    return as_events((fact,), after=0, time=0.0)
 
 
 def told(*steps: tuple[Sequence[RunEvent], Sequence[RoundReport]]) -> tuple[RunState, RoundTallies]:
@@ -141,7 +148,7 @@ def test_a_certificate_that_comes_after_the_next_round_is_its_own_rounds():
     late = replace(sample_round(1), certificate=sample_certificate(1))
     state, tallies = told(
         ([event(EventType.ROUND_COMPLETED, 2)], [bare]),
-        ([event(EventType.CERTIFICATE_READY, 1)], [late]),
+        (ready(late), [late]),
     )
     registry = collected(Watched(state), tallies=tallies)
     run = {"run": "r"}
@@ -151,6 +158,19 @@ def test_a_certificate_that_comes_after_the_next_round_is_its_own_rounds():
     assert registry.get_sample_value("fedlora_round_duration_seconds_count", run) == 1
     up = {"run": "r", "direction": "up"}
     assert registry.get_sample_value("fedlora_round_payload_bytes", up) == bare.bytes_up
+
+
+def test_a_certificate_that_is_ready_while_its_round_is_evaluated_is_counted():
+    report = sample_round(1)
+    state, tallies = told((ready(report), []), ([event(EventType.ROUND_COMPLETED, 1)], [report]))
+    registry = collected(Watched(state), tallies=tallies)
+    run = {"run": "r"}
+    seconds = sample_certificate(1).seconds
+    assert registry.get_sample_value("fedlora_certificate_duration_seconds_count", run) == 1
+    assert registry.get_sample_value("fedlora_certificate_duration_seconds_sum", run) == seconds
+    assert registry.get_sample_value("fedlora_certificate_round", run) == 1
+    of_type = {"run": "r", "type": "certificate_ready"}
+    assert registry.get_sample_value("fedlora_run_events_total", of_type) == 1
 
 
 def test_the_training_loss_weighs_workers_by_their_examples():
