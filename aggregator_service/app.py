@@ -8,7 +8,6 @@ import functools
 import gc
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -218,18 +217,12 @@ def _engine(config: AggregatorConfig, blobs: BlobStore) -> AggregationEngine:
     )
 
 
-async def serve(
-    config: AggregatorConfig,
-    run: RunSpec | None = None,
-    *,
-    ready: Callable[[str], None] | None = None,
-) -> int:
+async def serve(config: AggregatorConfig, run: RunSpec | None = None) -> int:
     """Serves until SIGTERM or SIGINT, or until the run has ended if the config says so.
 
     Args:
         config: settings of the process.
         run: run to create and start if it is not there.
-        ready: called with the address once calls are accepted.
 
     Returns:
         0; 5 if another server has taken the state directory; 7 if `exit_when_done` is set and the
@@ -243,8 +236,6 @@ async def serve(
     async with Aggregator(config, run) as aggregator:
         # What is here now stays: the collector need not look at it again and again.
         gc.freeze()
-        if ready is not None:
-            ready(aggregator.address)
         replaced = asyncio.ensure_future(aggregator.wait_until_fenced())
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(stopping.wait()), replaced]
         if run is not None and config.exit_when_done:

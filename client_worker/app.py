@@ -44,7 +44,6 @@ from fedlora.telemetry import bind_context
 
 if TYPE_CHECKING:
     from client_worker.metrics import WorkerMetrics
-    from client_worker.training.trainer import LocalTrainer
 
 __all__ = ["GOODBYE_SECONDS", "offered", "run_worker"]
 
@@ -55,18 +54,12 @@ GOODBYE_SECONDS = LEAVE_SECONDS + 5 * JOIN_SECONDS
 goodbye, and ends its threads (progress, heartbeats, metrics, renewal, the look at the device)"""
 
 
-def run_worker(
-    config: WorkerConfig,
-    *,
-    create_trainer: TrainerFactory | None = None,
-    devices: Devices | None = None,
-) -> int:
+def run_worker(config: WorkerConfig, *, create_trainer: TrainerFactory | None = None) -> int:
     """Works for a server until the run is over, a signal comes, or something ends it.
 
     Args:
         config: settings of the process.
         create_trainer: what is trained; `LocalTrainer` by default.
-        devices: of this machine; NVML's if None.
 
     Returns:
         The exit code (docs/worker.md).
@@ -75,7 +68,7 @@ def run_worker(
     # Python lets only the main thread take signals; in another they are the caller's business.
     ours = threading.current_thread() is threading.main_thread()
     try:
-        devices = devices or NvmlDevices()
+        devices = NvmlDevices()
         # First of all: from here on the process sees its one device and no other.
         device = resolve_device(config.device, devices)
         with ExitStack() as stack:
@@ -132,7 +125,9 @@ def _work(
     create_trainer: TrainerFactory | None,
 ) -> int:
     def create(registration: Registration) -> Trainer:
-        return _local_trainer().create(
+        with _needing_the_extra():
+            from client_worker.training.trainer import LocalTrainer
+        return LocalTrainer.create(
             registration.run,
             rank=registration.rank,
             data=config.data,
@@ -212,12 +207,6 @@ def _watched(devices: Devices, worker: str) -> AbstractContextManager[object]:
     if not uuid:
         return nullcontext()
     return DeviceWatch(lambda: devices.read(uuid), worker=worker)
-
-
-def _local_trainer() -> type[LocalTrainer]:
-    with _needing_the_extra():
-        from client_worker.training.trainer import LocalTrainer
-    return LocalTrainer
 
 
 def _rank_limit(config: WorkerConfig, device: str) -> RankLimit:

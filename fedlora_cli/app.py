@@ -128,7 +128,3 @@ def _tell(kind: str, message: str, hint: str) -> None:
     console.print(message, markup=False, highlight=False, soft_wrap=True)
     if hint:
         console.print(hint, markup=False, highlight=False, soft_wrap=True, style="cyan")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fedlora.exit_codes import ExitCode
 
@@ -45,7 +45,7 @@ class Backoff:
     draw: Callable[[], float] = random.random
     num_restarts: int = 0
     """in a row"""
-    _resume_at: float | None = field(default=None)
+    _resume_at: float | None = None
 
     def next_delay(self, lifetime_seconds: float) -> float | None:
         """Begins a pause after a death and returns its seconds; None if there were too many.

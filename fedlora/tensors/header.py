@@ -66,9 +66,6 @@ class TensorSpan:
 class ParsedHeader:
     """A header that declares exactly what it should."""
 
-    data_begin: int
-    """first byte after the header"""
-    total_bytes: int
     spans: tuple[TensorSpan, ...]
     """in the order of their data"""
     metadata: Mapping[str, str]
@@ -141,7 +138,7 @@ def parse_header(header: bytes, manifest: TensorManifest, total_bytes: int) -> P
         position = span.end
     if position != total_bytes:
         raise _invalid(f"the tensors end at byte {position}, the file at {total_bytes}")
-    return ParsedHeader(data_begin, total_bytes, tuple(spans), _check_metadata(metadata))
+    return ParsedHeader(tuple(spans), _check_metadata(metadata))
 
 
 def data_order(manifest: TensorManifest) -> tuple[TensorInfo, ...]:

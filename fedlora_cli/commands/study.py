@@ -73,8 +73,7 @@ def study(
         for cell in reversed(cells)
         if results.find(cell) is None and (not only or cell.condition.variant in only)
     }
-    missing = list(reversed(wanted.values()))
-    missing = missing[: limit or None]
+    missing = list(reversed(wanted.values()))[: limit or None]
     console = output()
     if dry_run:
         for cell in cells:
@@ -105,9 +104,8 @@ def study(
     for metric in design.metrics:
         if found and all(result.value(metric) is None for result in found):
             errors().print(f"no cell has measured {metric}", markup=False, highlight=False)
-    left = len(cells) - len(found)
     console.print(f"page     {page}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"results  {len(cells) - left} of {len(cells)} cells", highlight=False)
+    console.print(f"results  {len(found)} of {len(cells)} cells", highlight=False)
     raise typer.Exit(code)
 
 

@@ -15,7 +15,7 @@ import itertools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Study:
     reach_metric: str = ""
     reach_levels: tuple[float, ...] = ()
     """how many bytes, until the metric is first that high"""
-    conditions: tuple[Condition, ...] = field(default=())
+    conditions: tuple[Condition, ...]
 
 
 def read_study(file: Path) -> Study:
