@@ -17,10 +17,7 @@ from aggregator_service.engine import AggregationEngine
 from aggregator_service.new_run import checked_recipe
 from aggregator_service.observers import Observer
 from aggregator_service.reported_numbers import shown
-from aggregator_service.rounds.events import (
-    RunStarted,
-    RunStopped,
-)
+from aggregator_service.rounds.events import RunStarted, RunStopped
 from aggregator_service.rounds.ports import StateStore
 from aggregator_service.rounds.state import AdapterRecord, RunState
 from aggregator_service.rounds.summary import describe

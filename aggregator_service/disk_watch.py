@@ -15,13 +15,14 @@ import structlog
 
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["DiskWatch"]
+__all__ = ["DISK_REFUSES", "DiskWatch"]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_REFUSALS = frozenset({Reason.OUT_OF_SPACE, Reason.DISK_FAILED})
+DISK_REFUSES = frozenset({Reason.OUT_OF_SPACE, Reason.DISK_FAILED})
+"""reasons that lie with the state directory; what it refuses may be tried again later"""
 
 _FIRST_WAIT_SECONDS = 0.25
 _LONGEST_WAIT_SECONDS = 5.0
@@ -51,7 +52,7 @@ class DiskWatch:
 
     def noticed(self, error: FedLoraError) -> None:
         """Tells of a write that failed; any other error is none of its business."""
-        if error.reason in _REFUSALS and self._looking is None:
+        if error.reason in DISK_REFUSES and self._looking is None:
             log.warning("disk_refuses", reason=error.reason.value, error=str(error))
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._notify()
@@ -67,7 +68,7 @@ class DiskWatch:
             try:
                 return await attempt()
             except FedLoraError as error:
-                if error.reason not in _REFUSALS:
+                if error.reason not in DISK_REFUSES:
                     raise
                 self.noticed(error)
                 log.warning("tried_again", what=what, after_seconds=wait, error=str(error))

@@ -131,8 +131,7 @@ class RunActor:
     @property
     def has_live_workers(self) -> bool:
         """Some worker has neither left nor been lost."""
-        alive = (WorkerState.JOINING, WorkerState.READY)
-        return any(w.state in alive for w in self._state.workers.values())
+        return any(self._state.is_expected(name) for name in self._state.workers)
 
     @property
     def next_change(self) -> asyncio.Event:
@@ -306,12 +305,11 @@ class RunActor:
             self._clock_stored = now
 
     async def _look_for_silence(self) -> None:
-        for name, worker in list(self._state.workers.items()):
+        for name in list(self._state.workers):
             # One that has registered this very moment may not have been noted yet.
             heard = self._last_seen.setdefault(name, self._monotonic())
             silent = self._monotonic() - heard
-            alive = worker.state in (WorkerState.JOINING, WorkerState.READY)
-            if alive and silent > self._worker_timeout:
+            if self._state.is_expected(name) and silent > self._worker_timeout:
                 lost = functools.partial(self.apply_if_possible, WorkerLost(name))
                 await self._disk.insist("losing a worker", lost)
 

@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aggregator_service.disk_watch import DISK_REFUSES
 from aggregator_service.pace import Pace
 from aggregator_service.telemetry import Telemetry, UploadEnded, UploadResult
 from fedlora.errors import FedLoraError, Reason
 
-__all__ = ["CUT", "DISK", "UploadStory"]
+__all__ = ["CUT", "UploadStory"]
 
 CUT = frozenset(
     {
@@ -22,9 +23,6 @@ CUT = frozenset(
     }
 )
 """reasons for which a stream ended and its upload may go on"""
-
-DISK = frozenset({Reason.OUT_OF_SPACE, Reason.DISK_FAILED})
-"""reasons that lie with the state directory; the upload may go on later"""
 
 
 class UploadStory:
@@ -73,4 +71,4 @@ def _result_of(reason: Reason) -> UploadResult:
         return UploadResult.BUSY
     if reason in CUT:
         return UploadResult.CUT
-    return UploadResult.DISK if reason in DISK else UploadResult.REFUSED
+    return UploadResult.DISK if reason in DISK_REFUSES else UploadResult.REFUSED

@@ -23,6 +23,7 @@ from aggregator_service.admission import Admission
 from aggregator_service.aggregation.coded_update import check_codes
 from aggregator_service.aggregation.selected_components import check_selections
 from aggregator_service.coordinator import Coordinator
+from aggregator_service.disk_watch import DISK_REFUSES
 from aggregator_service.failpoints import Failpoint, reach
 from aggregator_service.pace import Pace, PaceRules
 from aggregator_service.replay import acknowledge_again, replay
@@ -32,8 +33,8 @@ from aggregator_service.rounds.events import UpdateCommitted
 from aggregator_service.rounds.manifests import plain_manifest
 from aggregator_service.rounds.state import RunState, UpdateRecord
 from aggregator_service.run_actor import RunActor
-from aggregator_service.store.blobs import UploadWriter
-from aggregator_service.upload_story import CUT, DISK, UploadStory
+from aggregator_service.store.upload_writer import UploadWriter
+from aggregator_service.upload_story import CUT, UploadStory
 from aggregator_service.worker_calls import WorkerCalls
 from aggregator_service.write_behind import WriteBehind
 from fedlora.adapters.names import Part, parse_key, split_extra
@@ -50,7 +51,7 @@ __all__ = ["Uploads"]
 
 T = TypeVar("T")
 
-_RESUMABLE = CUT | DISK
+_RESUMABLE = CUT | DISK_REFUSES
 
 _ANSWER_SECONDS = 0.02
 

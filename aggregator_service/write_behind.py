@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from aggregator_service.store.blobs import UploadWriter
+from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.wire.stream import Chunk
 
 __all__ = ["WriteBehind"]

@@ -153,8 +153,7 @@ def _adapter_confirmed(state: RunState, event: AdapterConfirmed, now: float) -> 
 
 
 def _worker_lost(state: RunState, event: WorkerLost, now: float) -> Transition:
-    worker = state.workers[event.worker]
-    if worker.state not in (WorkerState.JOINING, WorkerState.READY):
+    if not state.is_expected(event.worker):
         return Transition(state=state)
     state = set_worker_state(state, event.worker, WorkerState.LOST)
     fact = Fact(type=EventType.WORKER_LOST, round=state.round, worker=event.worker)

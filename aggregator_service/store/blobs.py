@@ -37,7 +37,7 @@ from fedlora.errors import FedLoraError, Reason
 from fedlora.folders import sync_folder
 from fedlora.tensors.manifest import TensorManifest
 
-__all__ = ["BlobStore", "Swept", "UploadWriter", "blob_path"]
+__all__ = ["BlobStore", "Swept", "blob_path"]
 
 _BLOCK_BYTES = 1024**2
 

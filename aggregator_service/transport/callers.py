@@ -17,7 +17,7 @@ import structlog
 from aggregator_service.caller import Caller
 from fedlora.errors import FedLoraError
 from fedlora.identity.bearer import BearerToken, read_bearer_tokens, token_digest
-from fedlora.identity.certificates import Certified, certified_of_pem
+from fedlora.identity.certificates import certified_of_pem
 from fedlora.identity.names import AccessRole
 
 __all__ = ["Callers", "CertificateCallers", "IsRevoked", "TokenCallers"]
@@ -98,9 +98,7 @@ class CertificateCallers(_Lapsing):
 
 
 # A call brings its connection's certificate anew each time: reading it costs more than a heartbeat.
-@functools.lru_cache(maxsize=4096)
-def _certified(pem: bytes) -> Certified:
-    return certified_of_pem(pem)
+_certified = functools.lru_cache(maxsize=4096)(certified_of_pem)
 
 
 class TokenCallers(_Lapsing):

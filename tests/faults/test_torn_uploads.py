@@ -26,7 +26,7 @@ from support.tcp_proxy import FaultProxy
 from support.uploading_process import uploading
 from support.waiting import until
 
-from aggregator_service.store.blobs import UploadWriter
+from aggregator_service.store.upload_writer import UploadWriter
 from client_worker.patience import Patience
 from client_worker.transport.client import FederationClient
 from fedlora.proto.v1 import federation_pb2 as pb

@@ -137,7 +137,7 @@ DURABILITY = (
         name="full_disk_ends_the_run",
         sentence="what a full disk refuses is given up at once",
         file="aggregator_service/disk_watch.py",
-        old="if error.reason not in _REFUSALS:",
+        old="if error.reason not in DISK_REFUSES:",
         new="if True:",
         killers=(_DISK + "test_what_the_disk_refuses_is_tried_again_until_it_is_taken",),
     ),

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from support.adversarial_files import manifest, tensors
 
 from aggregator_service.store import blobs
-from aggregator_service.store.blobs import BlobStore, Swept, UploadWriter
+from aggregator_service.store.blobs import BlobStore, Swept
+from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 

@@ -17,7 +17,8 @@ from support.adversarial_files import B, manifest, tensors
 
 from aggregator_service.store import files as files_module
 from aggregator_service.store import upload_writer
-from aggregator_service.store.blobs import BlobStore, UploadWriter
+from aggregator_service.store.blobs import BlobStore
+from aggregator_service.store.upload_writer import UploadWriter
 from fedlora.digests import new_digest
 from fedlora.errors import FedLoraError, Reason
 from fedlora.tensors.manifest import DataType
