@@ -111,9 +111,9 @@ _COLUMNS: Mapping[str, Callable[[Method], str]] = {
     "Down": lambda m: traffic(m)[1],
     "Server flops": lambda m: m.about.cost,
     "Keeps the clients' basis": lambda m: yes_or_no(promised(m).keeps_basis),
-    "Asks of workers": lambda m: asked(m),
-    "Runs with `fedlora worker`": lambda m: runs(m),
-    "Combines saved adapters": lambda m: saved(m),
+    "Asks of workers": asked,
+    "Runs with `fedlora worker`": runs,
+    "Combines saved adapters": saved,
     "Take it when": lambda m: m.about.choose,
 }
 

@@ -27,6 +27,8 @@ from fedlora_cli.processes import (
     ManagedProcess,
     child_environment,
     describe_exit,
+    metrics_address,
+    on_stop_signals,
     stop_all,
 )
 from fedlora_cli.supervision import Backoff, is_worth_restarting
@@ -107,16 +109,16 @@ class DeviceWorkers:
             last_signal.append(signum)
             self._stop_requests += 1
 
-        previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        with tempfile.TemporaryDirectory(prefix="fedlora-workers-") as scratch:
+        with (
+            tempfile.TemporaryDirectory(prefix="fedlora-workers-") as scratch,
+            on_stop_signals(on_signal),
+        ):
             try:
                 self._start(self._written_config(Path(scratch)))
                 self._tend()
             finally:
                 grace = _STOP_GRACE_SECONDS if self._stop_requests < 2 else 0.0
                 stop_all([[slot.process for slot in self._slots]], grace)
-                for signum, handler in previous.items():
-                    signal.signal(signum, handler)
         if last_signal:
             return ExitCode.INTERRUPTED if last_signal[0] == signal.SIGINT else ExitCode.OK
         bad = [slot.code for slot in self._slots if slot.code]
@@ -134,11 +136,11 @@ class DeviceWorkers:
         shared = child_environment(os.environ, threads=threads) | {
             CONFIG_VARIABLE: str(config_file)
         }
-        pages = _pages(self._config.section("worker")["metrics_address"], len(self._places))
-        for name, place, page in zip(self._names, self._places, pages, strict=True):
+        first_page = self._config.section("worker")["metrics_address"]
+        for index, (name, place) in enumerate(zip(self._names, self._places, strict=True)):
             log = self._log_dir / f"{name}.log"
             environment = shared | _own_variables(name, place, self._identities)
-            environment["FEDLORA_WORKER__METRICS_ADDRESS"] = page
+            environment["FEDLORA_WORKER__METRICS_ADDRESS"] = metrics_address(first_page, index)
             process = ManagedProcess(name, self._program, environment=environment, log=log)
             process.start()
             self._say(f"{name} started, log {log}")
@@ -219,14 +221,6 @@ def _checked(identities: Path | None, config: Config, places: tuple[Place, ...])
             hint="Use --identities DIR with a folder for each name; --list tells the names",
         )
     return identities
-
-
-def _pages(address: str, count: int) -> list[str]:
-    """Where each worker shows its metrics: at the first one's port, the next, and so on."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or int(port) == 0:
-        return [address] * count
-    return [f"{host}:{int(port) + index}" for index in range(count)]
 
 
 def _own_variables(name: str, place: Place, identities: Path | None) -> dict[str, str]:

@@ -7,7 +7,6 @@ children are bound to the thread that starts them (`fedlora_cli.child`).
 
 from __future__ import annotations
 
-import signal
 import time
 from dataclasses import dataclass, field
 from types import FrameType
@@ -19,7 +18,7 @@ from fedlora.runs.phase import RunPhase
 from fedlora.runs.report import RunEvent
 from fedlora_cli.display import Display
 from fedlora_cli.local_processes import LocalProcesses
-from fedlora_cli.processes import ManagedProcess, describe_exit, stop_all
+from fedlora_cli.processes import ManagedProcess, describe_exit, on_stop_signals, stop_all
 from fedlora_cli.run_folder import RunFolder
 from fedlora_cli.supervision import Backoff, is_worth_restarting
 from fedlora_cli.watcher import Watcher
@@ -116,22 +115,17 @@ class LocalFederation:
 
     def run(self) -> ExitCode:
         """Runs to the end; every process it has started is gone when it returns."""
-        previous = {
-            signum: signal.signal(signum, self._on_signal)
-            for signum in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            with self._display:
-                return self._run()
-        except _Stopped:
-            return ExitCode.INTERRUPTED
-        except _Failed as failure:
-            self.failure = str(failure)
-            return _exit_code(failure.code)
-        finally:
-            self._close()
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
+        with on_stop_signals(self._on_signal):
+            try:
+                with self._display:
+                    return self._run()
+            except _Stopped:
+                return ExitCode.INTERRUPTED
+            except _Failed as failure:
+                self.failure = str(failure)
+                return _exit_code(failure.code)
+            finally:
+                self._close()
 
     def _run(self) -> ExitCode:
         self._display.notice("starting the aggregator")
@@ -161,8 +155,7 @@ class LocalFederation:
 
     def _has_ended(self, code: int) -> bool:
         """Whether an aggregator's end is the end of the run; starts it again once if it is not."""
-        run = self._folder.run()
-        if run is not None and run.phase.is_final and code in (ExitCode.OK, ExitCode.RUN_FAILED):
+        if self._has_run_ended() and code in (ExitCode.OK, ExitCode.RUN_FAILED):
             return True
         if self._server.num_starts > 1 or (code > 0 and not is_worth_restarting(code)):
             raise _Failed(self._last_words(self._server, code), code)

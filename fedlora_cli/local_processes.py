@@ -15,11 +15,10 @@ from fedlora.errors import FedLoraError
 from fedlora.process_limits import available_cores
 from fedlora.runs.tasks import Role
 from fedlora_cli.forked import TRAINING_LIBRARIES, ForkServer, can_fork
-from fedlora_cli.processes import ManagedProcess, child_environment
+from fedlora_cli.processes import ManagedProcess, child_environment, metrics_address
 from fedlora_cli.run_folder import RunFolder
 
 __all__ = ["LocalProcesses"]
-
 
 # Of a file that also serves a federation over machines: here nobody else can call, and the command
 # line and the workers have no identity to show.
@@ -125,22 +124,16 @@ class LocalProcesses:
             "FEDLORA_WORKER__SHARE_DEVICE": "true",
             "FEDLORA_WORKER__THREADS": str(self.threads),
             "FEDLORA_WORKER__CACHE_DIR": str(self._folder.worker_cache_dir(name).absolute()),
+            "FEDLORA_WORKER__METRICS_ADDRESS": metrics_address(self._metrics_address, index),
             **_NO_WORKER_IDENTITY,
         }
         return ManagedProcess(
             name,
             "client_worker",
-            environment={**environment, **self._metrics_of(index), **settings},
+            environment={**environment, **settings},
             log=self._folder.log_dir / f"{name}.log",
             fork_server=self._fork_server,
         )
-
-    def _metrics_of(self, index: int) -> dict[str, str]:
-        """Where a worker shows its metrics: the configuration has one address, on one port."""
-        host, separator, port = self._metrics_address.rpartition(":")
-        if not separator or not port.isdigit() or int(port) == 0:
-            return {}
-        return {"FEDLORA_WORKER__METRICS_ADDRESS": f"{host}:{int(port) + index}"}
 
     def _environment(self, *, threads: int) -> dict[str, str]:
         environment = child_environment(os.environ, threads=threads)

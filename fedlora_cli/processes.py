@@ -8,13 +8,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from fedlora.exit_codes import ExitCode
 from fedlora_cli.forked import ForkedProcess, ForkServer
 
-__all__ = ["ManagedProcess", "child_environment", "describe_exit", "stop_all"]
+__all__ = ["ManagedProcess", "child_environment", "describe_exit", "metrics_address"]
+__all__ += ["on_stop_signals", "stop_all"]
 
 _TAIL_BYTES = 64 * 1024
 
@@ -151,6 +154,17 @@ def stop_all(groups: Sequence[Sequence[ManagedProcess]], grace_seconds: float) -
             process.close()
 
 
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within, SIGINT and SIGTERM are `handler`'s; only in the main thread."""
+    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
 def child_environment(environ: Mapping[str, str], *, threads: int) -> dict[str, str]:
     """The environment of a child: ours without FEDLORA_SECTION__KEY, and its share of threads.
 
@@ -166,6 +180,13 @@ def child_environment(environ: Mapping[str, str], *, threads: int) -> dict[str, 
     kept["TOKENIZERS_PARALLELISM"] = "false"
     kept["PYTHONUNBUFFERED"] = "1"
     return kept
+
+
+def metrics_address(first: str, index: int) -> str:
+    """Where a worker shows its metrics: at the first one's port, the next, and so on."""
+    host, separator, port = first.rpartition(":")
+    is_counted = separator and port.isdigit() and int(port) > 0
+    return f"{host}:{int(port) + index}" if is_counted else first
 
 
 def describe_exit(code: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from client_worker.adaptation.adapted_model import AdaptedModel, peft_state
 from client_worker.adaptation.base_model import LoadedBase
 from client_worker.adaptation.layers import adapted_layers, parameters_of
 from fedlora.adapters.names import Part, parse_key
+from fedlora.adapters.peft_files import peft_target_modules
 from fedlora.adapters.shape import AdapterShape
 from fedlora.adapters.spec import AdaptedModule, AdapterKind, AdapterLayout, AdapterSpec
 from fedlora.errors import FedLoraError, Reason
@@ -96,7 +96,7 @@ def _peft_model(model: Any, spec: AdapterSpec, rank: int) -> Any:
 def _config(spec: AdapterSpec, rank: int) -> LoraConfig | HiraConfig:
     everywhere: dict[str, Any] = {
         "r": rank,
-        "target_modules": _targets(spec.target_modules),
+        "target_modules": peft_target_modules(spec.target_modules),
         "modules_to_save": list(spec.modules_to_save) or None,
     }
     if spec.kind is AdapterKind.HIRA:
@@ -109,13 +109,6 @@ def _config(spec: AdapterSpec, rank: int) -> LoraConfig | HiraConfig:
         bias="none",
         **everywhere,
     )
-
-
-def _targets(modules: tuple[str, ...]) -> str | list[str]:
-    """For peft a string is a regular expression, a list holds trailing parts of names."""
-    if len(modules) == 1 and (modules[0] == "all-linear" or re.search(r"[^\w.-]", modules[0])):
-        return modules[0]
-    return list(modules)
 
 
 def _require_modules(model: nn.Module, wanted: tuple[str, ...]) -> None:

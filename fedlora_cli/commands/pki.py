@@ -167,18 +167,17 @@ def revoke(
 @app.command()
 def members(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
     """List those whom the server has certified or revoked."""
-    import json
     from dataclasses import asdict
 
     from rich.table import Table
 
     from fedlora_cli.connection import connect
-    from fedlora_cli.console import output
+    from fedlora_cli.console import output, print_json
 
     with connect(server) as client:
         found = client.members()
     if as_json:
-        typer.echo(json.dumps([asdict(member) for member in found]))
+        print_json([asdict(member) for member in found])
         return
     table = Table("role", "name", "certified until", "revoked", box=None, header_style="bold")
     for member in found:

@@ -10,11 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,6 +26,7 @@ from fedlora_cli.processes import (
     ManagedProcess,
     child_environment,
     describe_exit,
+    on_stop_signals,
     stop_all,
 )
 from fedlora_cli.run_folder import RunFolder
@@ -98,7 +97,7 @@ class StudyRunner:
             log = self._work_dir.with_name(f"{self._work_dir.name}.log")
             self._fork_server = ForkServer(_LIBRARIES, environment=environment, log=log)
         try:
-            with self._stopped_by_signals(), self._display:
+            with on_stop_signals(self._stop), self._display:
                 while (waiting or running) and not self._stopping:
                     while waiting and self._free:
                         running.append(self._start(waiting.popleft()))
@@ -157,17 +156,8 @@ class StudyRunner:
             self._display.failed(at.cell, describe_exit(code))
         return True
 
-    @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        def stop(_signum: int, _frame: FrameType | None) -> None:
-            self._stopping = True
-
-        before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    def _stop(self, _signum: int, _frame: FrameType | None) -> None:
+        self._stopping = True
 
 
 def _rounds_done(folder: RunFolder) -> int:

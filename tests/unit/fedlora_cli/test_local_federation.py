@@ -190,15 +190,15 @@ def test_a_worker_that_cannot_succeed_ends_the_run_with_its_words(config):
 
 @pytest.mark.parametrize(
     ("configured", "expected"),
-    [("127.0.0.1:9401", "127.0.0.1:9402"), ("127.0.0.1:0", None), ("", None)],
+    [("127.0.0.1:9401", "127.0.0.1:9402"), ("127.0.0.1:0", "127.0.0.1:0"), ("", "")],
 )
 def test_each_worker_shows_its_metrics_on_a_port_of_its_own(
-    config, tmp_path, configured: str, expected: str | None
+    config, tmp_path, configured: str, expected: str
 ):
     loaded = load(config, (f"worker.metrics_address={configured}",), environ={})
     processes = LocalProcesses(loaded, LocalWorkers(), RunFolder(tmp_path / "run"))
     worker = processes.worker(1, "127.0.0.1:8400")
-    assert worker.environment.get("FEDLORA_WORKER__METRICS_ADDRESS") == expected
+    assert worker.environment["FEDLORA_WORKER__METRICS_ADDRESS"] == expected
 
 
 @pytest.mark.parametrize(
