@@ -1,6 +1,6 @@
 """What rounds have come to: sums over them since the process began, and the last of each run.
 
-An Observer of commits (see `aggregator_service.run_actor`) on the event loop; a scrape reads from
+An Observer of commits (see `aggregator_service.observers`) on the event loop; a scrape reads from
 another thread, so a run's tally is replaced whole and never changed.
 """
 

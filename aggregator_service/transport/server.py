@@ -39,7 +39,6 @@ __all__ = ["ALIVE", "GrpcServer"]
 ALIVE = "alive"
 """health service by which liveness probes ask (deploy/kubernetes)"""
 
-
 _STRANGERS_SHARE = 8
 """of all calls at a time, one in so many may be of those that anyone may make"""
 
@@ -56,6 +55,7 @@ class GrpcServer:
 
     Args:
         coordinator: what is served.
+        workers: what workers may do.
         uploads: receives updates.
         enrolment: makes members, and knows who is revoked.
         config: addresses, identity, limits and grace.

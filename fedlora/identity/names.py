@@ -18,7 +18,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class AccessRole(enum.StrEnum):
-    """What an identity may do; `aggregator_service.access.table` says it call by call."""
+    """What an identity may do; `aggregator_service.transport.access_table` says it call by call."""
 
     SERVER = "server"
     """is dialled, and calls nobody"""

@@ -1,4 +1,4 @@
-"""Logs: one set-up for every fedlora process."""
+"""What every fedlora process tells of itself: its log, and metrics for Prometheus."""
 
 from fedlora.telemetry.logs import bind_context, configure_logging
 
