@@ -63,7 +63,7 @@ class RunView:
         if event.type is EventType.WORKER_PROGRESS:
             worker.completed_steps = int(_number(event.detail, "completed_steps") or 0)
             worker.total_steps = int(_number(event.detail, "total_steps") or 0)
-            worker.loss = _number(event.detail, "loss")
+            worker.loss = _number(event.detail, "train_loss")
             # Also while others score a version: a late worker trains on.
             worker.activity = "training"
             return

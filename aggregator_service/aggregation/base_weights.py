@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedlora.adapters.names import is_inside
 from fedlora.adapters.spec import AdaptedModule
 from fedlora.errors import FedLoraError, Reason
 
@@ -144,8 +145,7 @@ class BaseWeights:
         """`sha256:...`, as a worker makes it of the model it has loaded from these files."""
         total = hashlib.sha256()
         for name in sorted(self._tensors):
-            # A name of modules_to_save stands for every module whose path ends in it.
-            if any(f".{module}." in f".{name}" for module in trained):
+            if is_inside(name, trained):
                 continue
             stored = self._tensors[name].get_slice(name)
             shape, dtype, digest = stored.get_shape(), None, hashlib.sha256()

@@ -18,10 +18,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from client_worker.adaptation.fingerprint import fingerprint, is_inside
+from client_worker.adaptation.fingerprint import fingerprint
 from client_worker.adaptation.quantise import quantise
 from client_worker.adaptation.random_base import random_model
 from client_worker.adaptation.sources import RANDOM_PREFIX, find_source
+from fedlora.adapters.names import is_inside
 from fedlora.adapters.spec import AdapterSpec, Quantization, TaskType
 from fedlora.errors import FedLoraError, Reason
 from fedlora.runs.seeds import derive_seed

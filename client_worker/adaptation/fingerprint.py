@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from fedlora.adapters.names import is_inside
+
 __all__ = ["fingerprint"]
 
 
@@ -29,14 +31,6 @@ def fingerprint(state: Mapping[str, Tensor], *, trained: Collection[str]) -> str
         tensor = state[name]
         total.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0{digest}\n".encode())
     return f"sha256:{total.hexdigest()}"
-
-
-def is_inside(name: str, modules: Collection[str]) -> bool:
-    """Whether a tensor belongs to one of the modules, named as peft's modules_to_save are.
-
-    "classifier" stands for every module whose path ends so, DistilBERT's pre_classifier too.
-    """
-    return any(f"{module}." in name for module in modules)
 
 
 def _digest(tensor: Tensor) -> str:

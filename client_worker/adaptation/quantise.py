@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client_worker.adaptation.fingerprint import is_inside
+from fedlora.adapters.names import is_inside
 from fedlora.errors import FedLoraError, Reason
 
 __all__ = ["BITS", "compute_in", "decoded", "quantise", "quantised_layers"]

@@ -17,6 +17,7 @@ A plug-in's tensor belongs to one tensor of the adapter and has its shape: `<nam
 from __future__ import annotations
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fedlora.errors import FedLoraError, Reason
@@ -27,6 +28,7 @@ __all__ = [
     "ParsedKey",
     "Part",
     "extra_key",
+    "is_inside",
     "lora_key",
     "parse_key",
     "part_key",
@@ -154,3 +156,11 @@ def split_extra(key: str) -> tuple[str, str]:
     """The plug-in's name for a tensor, "" for one of the adapter, and the adapter's tensor."""
     extra, mark, rest = key.partition(_EXTRA)
     return (extra, rest) if mark else ("", key)
+
+
+def is_inside(name: str, modules: Collection[str]) -> bool:
+    """Whether a tensor belongs to one of the modules, named as peft's modules_to_save are.
+
+    "classifier" stands for every module whose path ends so, DistilBERT's pre_classifier too.
+    """
+    return any(f"{module}." in name for module in modules)

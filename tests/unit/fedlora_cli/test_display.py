@@ -21,7 +21,7 @@ PROGRESS = event(
     0,
     EventType.WORKER_PROGRESS,
     worker="a",
-    detail={"completed_steps": 3, "total_steps": 9, "loss": 0.5},
+    detail={"completed_steps": 3, "total_steps": 9, "train_loss": 0.5},
 )
 
 

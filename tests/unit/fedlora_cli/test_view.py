@@ -67,7 +67,7 @@ def test_an_event_that_comes_again_changes_nothing():
 
 def test_progress_moves_the_bar_and_a_commit_puts_it_back():
     view = seen(6)
-    progress = {"completed_steps": 3.0, "total_steps": 9.0, "loss": 0.5, "task_id": "t"}
+    progress = {"completed_steps": 3.0, "total_steps": 9.0, "train_loss": 0.5, "task_id": "t"}
     view.apply(event(0, EventType.WORKER_PROGRESS, round=1, worker="a", **progress))
     worker = view.workers["a"]
     assert (worker.completed_steps, worker.total_steps, worker.loss) == (3, 9, 0.5)

@@ -27,6 +27,7 @@ def state():
         "embeddings.position_ids": torch.arange(50)[None],
         "scale": torch.tensor(3.0),
         f"{HEAD}.weight": normal(4, 3, 24).float(),
+        f"pre_{HEAD}.weight": normal(5, 24, 24).float(),
     }
 
 

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from client_worker.adaptation.fingerprint import fingerprint, is_inside
-from fedlora.adapters.names import PREFIX
+from client_worker.adaptation.fingerprint import fingerprint
+from fedlora.adapters.names import PREFIX, is_inside
 
 
 def state() -> dict[str, torch.Tensor]:
